@@ -1,0 +1,3 @@
+//! The `autoscaling` API group: one file per kind.
+
+pub mod scale;

@@ -1,0 +1,3 @@
+//! certificates.k8s.io: requests for certificates from the cluster's signers.
+
+pub mod certificate_signing_request;

@@ -1,0 +1,101 @@
+//! The one visible list of kinds that are served. Adding a kind means one file and one line here.
+
+use crate::kind::{Erased, Resource};
+use k8s_openapi::api::apps::v1 as apps;
+use k8s_openapi::api::authentication::v1 as authentication;
+use k8s_openapi::api::authorization::v1 as authorization;
+use k8s_openapi::api::certificates::v1 as certificates;
+use k8s_openapi::api::coordination::v1 as coordination;
+use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::api::discovery::v1 as discovery;
+use k8s_openapi::api::events::v1 as events;
+use k8s_openapi::api::policy::v1 as policy;
+use k8s_openapi::api::rbac::v1 as rbac;
+use k8s_openapi::api::scheduling::v1 as scheduling;
+
+/// Every built-in resource, in discovery's order within its group.
+pub static ALL: &[&dyn Resource] = &[
+    &Erased::<core::Binding>::new(),
+    &Erased::<core::ConfigMap>::new(),
+    &Erased::<core::Endpoints>::new(),
+    &Erased::<core::Event>::new(),
+    &Erased::<core::Namespace>::new(),
+    &Erased::<core::Node>::new(),
+    &Erased::<core::Pod>::new(),
+    &Erased::<core::ReplicationController>::new(),
+    &Erased::<core::Secret>::new(),
+    &Erased::<core::Service>::new(),
+    &Erased::<core::ServiceAccount>::new(),
+    &Erased::<apps::Deployment>::new(),
+    &Erased::<apps::ReplicaSet>::new(),
+    &Erased::<authentication::SelfSubjectReview>::new(),
+    &Erased::<authentication::TokenReview>::new(),
+    &Erased::<authorization::LocalSubjectAccessReview>::new(),
+    &Erased::<authorization::SelfSubjectAccessReview>::new(),
+    &Erased::<authorization::SelfSubjectRulesReview>::new(),
+    &Erased::<authorization::SubjectAccessReview>::new(),
+    &Erased::<certificates::CertificateSigningRequest>::new(),
+    &Erased::<coordination::Lease>::new(),
+    &Erased::<discovery::EndpointSlice>::new(),
+    &Erased::<events::Event>::new(),
+    &Erased::<policy::PodDisruptionBudget>::new(),
+    &Erased::<rbac::ClusterRole>::new(),
+    &Erased::<rbac::ClusterRoleBinding>::new(),
+    &Erased::<rbac::Role>::new(),
+    &Erased::<rbac::RoleBinding>::new(),
+    &Erased::<scheduling::PriorityClass>::new(),
+];
+
+/// The built-in resource with this group, version and plural name.
+#[must_use]
+pub fn find(group: &str, version: &str, plural: &str) -> Option<&'static dyn Resource> {
+    ALL.iter().copied().find(|r| {
+        let i = r.info();
+        i.group == group && i.version == version && i.plural == plural
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kind::Context;
+    use k8s_openapi::jiff::Timestamp;
+    use serde_json::json;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn every_kind_is_listed_once_with_its_subresources_in_order() {
+        let mut seen = BTreeSet::new();
+        for r in ALL {
+            let i = r.info();
+            assert!(seen.insert((i.group, i.version, i.plural)), "{} is listed twice", i.qualified());
+            let subresources: Vec<&str> = i.subresources.iter().map(|s| s.name).collect();
+            assert!(subresources.is_sorted(), "{}: {subresources:?}", i.plural);
+            let verbs: Vec<&str> = i.verbs.iter().map(|v| v.as_str()).collect();
+            assert!(verbs.is_sorted(), "{}: {verbs:?}", i.plural);
+            assert!(find(i.group, i.version, i.plural).is_some());
+        }
+    }
+
+    #[test]
+    fn the_emptiest_object_of_every_kind_survives_its_life() {
+        let cx = Context { now: Timestamp::UNIX_EPOCH, username: "someone" };
+        for r in ALL {
+            let i = r.info();
+            let value = json!({"apiVersion": i.api_version(), "kind": i.kind, "metadata": {"name": "n"}});
+            let mut o = r.decode_value(value).unwrap_or_else(|e| panic!("{}: {e}", i.kind));
+            r.set_defaults(o.as_mut());
+            r.prepare_for_create(o.as_mut(), &cx);
+            let _ = r.validate(o.as_ref());
+            assert_eq!(r.cells(o.as_ref(), cx.now).len(), r.columns().len(), "{}", i.kind);
+            let old = o.boxed_clone();
+            r.prepare_for_update(o.as_mut(), old.as_ref(), &cx);
+            assert_eq!(o.to_value(), old.to_value(), "an update that changes nothing changed a {}", i.kind);
+            let _ = (r.validate_update(o.as_ref(), old.as_ref()), r.warnings(o.as_ref(), Some(old.as_ref())));
+            let again = r.decode(&o.to_json()).unwrap_or_else(|e| panic!("{}: {e}", i.kind));
+            assert_eq!(again.to_value(), o.to_value(), "{} reads back as written", i.kind);
+            let names: Vec<&str> = r.selectable_fields(o.as_ref()).iter().map(|f| f.0).collect();
+            assert_eq!(names.iter().collect::<BTreeSet<_>>().len(), names.len(), "{}: {names:?}", i.kind);
+        }
+    }
+}

@@ -1,0 +1,260 @@
+//! Decoding of lists and watch streams, without building JSON trees.
+
+use crate::api::{ObjectList, WatchEvent, WatchStream};
+use crate::transport::Body;
+use crate::{ApiError, Error};
+use bytes::{Buf, Bytes, BytesMut};
+use futures::StreamExt;
+use futures::stream;
+use gantry_api::ObjectMeta;
+use gantry_api::kind::Kind;
+use http_body_util::BodyExt;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ListMeta, Status};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use std::collections::BTreeMap;
+
+/// One line of a watch may be no longer than this: far above the largest object a server stores (some MiB).
+const MAX_FRAME: usize = 64 << 20;
+/// Annotation on the bookmark that ends the initial events.
+const INITIAL_EVENTS_END: &str = "k8s.io/initial-events-end";
+
+#[derive(Deserialize)]
+struct ListFrame<'a> {
+    #[serde(default)]
+    metadata: ListMeta,
+    #[serde(borrow, default)]
+    items: Option<Vec<&'a RawValue>>,
+}
+
+#[derive(Deserialize)]
+struct EventFrame<'a> {
+    r#type: String,
+    #[serde(borrow)]
+    object: &'a RawValue,
+}
+
+#[derive(Deserialize)]
+struct KindOnly {
+    #[serde(default)]
+    kind: String,
+}
+
+#[derive(Deserialize)]
+struct BookmarkFrame {
+    metadata: BookmarkMeta,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct BookmarkMeta {
+    #[serde(default)]
+    resource_version: String,
+    #[serde(default)]
+    annotations: Option<BTreeMap<String, String>>,
+}
+
+/// Something that can be read from one item of a list or one event of a watch: a [`Kind`] or a
+/// [`PartialObject`](crate::PartialObject).
+pub trait Item: Sized + Send + Sync + 'static {
+    /// Decodes JSON text.
+    ///
+    /// # Errors
+    /// Where it is not JSON or a field has the wrong type.
+    fn read(bytes: &[u8]) -> Result<Self, serde_json::Error>;
+    /// Object metadata.
+    fn metadata(&self) -> &ObjectMeta;
+    /// Drops what caches need not hold. Managed fields are often half an object's weight, and a write that leaves them out
+    /// keeps the server's.
+    fn slim(&mut self);
+}
+
+impl<K: Kind> Item for K {
+    fn read(bytes: &[u8]) -> Result<Self, serde_json::Error> {
+        K::from_json(bytes)
+    }
+    fn metadata(&self) -> &ObjectMeta {
+        self.meta()
+    }
+    fn slim(&mut self) {
+        self.meta_mut().managed_fields = None;
+    }
+}
+
+fn undecodable(what: &str, e: &serde_json::Error) -> Error {
+    Error::Decode { what: what.to_owned(), message: e.to_string() }
+}
+
+/// Whether an answer is a `Status` and not an object.
+pub(crate) fn is_status(bytes: &[u8]) -> bool {
+    serde_json::from_slice::<KindOnly>(bytes).is_ok_and(|k| k.kind == "Status")
+}
+
+/// Decodes a list answer.
+pub(crate) fn list<T: Item>(bytes: &[u8], plural: &str) -> Result<ObjectList<T>, Error> {
+    let frame: ListFrame<'_> =
+        serde_json::from_slice(bytes).map_err(|e| undecodable(&format!("list of {plural}"), &e))?;
+    let raw = frame.items.unwrap_or_default();
+    let mut items = Vec::with_capacity(raw.len());
+    for (n, r) in raw.into_iter().enumerate() {
+        items.push(
+            T::read(r.get().as_bytes()).map_err(|e| undecodable(&format!("item {n} of the list of {plural}"), &e))?,
+        );
+    }
+    Ok(ObjectList {
+        items,
+        resource_version: frame.metadata.resource_version.unwrap_or_default(),
+        continue_token: frame.metadata.continue_.unwrap_or_default(),
+    })
+}
+
+/// Decodes one line of a watch.
+fn event<T: Item>(line: &[u8], plural: &str) -> Result<WatchEvent<T>, Error> {
+    let what = || format!("watch event of {plural}");
+    let frame: EventFrame<'_> = serde_json::from_slice(line).map_err(|e| undecodable(&what(), &e))?;
+    let object = frame.object.get().as_bytes();
+    let item = || T::read(object).map_err(|e| undecodable(&what(), &e));
+    match frame.r#type.as_str() {
+        "ADDED" => Ok(WatchEvent::Added(item()?)),
+        "MODIFIED" => Ok(WatchEvent::Modified(item()?)),
+        "DELETED" => Ok(WatchEvent::Deleted(item()?)),
+        "BOOKMARK" => {
+            let b: BookmarkFrame = serde_json::from_slice(object).map_err(|e| undecodable(&what(), &e))?;
+            let end = b.metadata.annotations.is_some_and(|a| a.get(INITIAL_EVENTS_END).is_some_and(|v| v == "true"));
+            Ok(WatchEvent::Bookmark { resource_version: b.metadata.resource_version, initial_events_end: end })
+        }
+        "ERROR" => {
+            let status: Status = serde_json::from_slice(object).map_err(|e| undecodable(&what(), &e))?;
+            Err(ApiError::from_status(500, status).into())
+        }
+        other => Err(Error::Decode { what: what(), message: format!("unknown event type {other:?}") }),
+    }
+}
+
+struct Lines {
+    body: Body,
+    buffer: BytesMut,
+    scanned: usize,
+    ended: bool,
+}
+
+impl Lines {
+    /// The next line without its end, None at the end of the stream.
+    async fn next(&mut self, plural: &str) -> Option<Result<Bytes, Error>> {
+        loop {
+            if let Some(at) = self.buffer[self.scanned..].iter().position(|b| *b == b'\n') {
+                let line = self.buffer.split_to(self.scanned + at).freeze();
+                self.buffer.advance(1);
+                self.scanned = 0;
+                if line.iter().all(u8::is_ascii_whitespace) {
+                    continue;
+                }
+                return Some(Ok(line));
+            }
+            self.scanned = self.buffer.len();
+            if self.ended {
+                // What follows the last line end is a frame cut off by a broken connection, never a whole event.
+                return None;
+            }
+            if self.buffer.len() > MAX_FRAME {
+                self.ended = true;
+                return Some(Err(Error::Decode {
+                    what: format!("watch event of {plural}"),
+                    message: format!("longer than {MAX_FRAME} bytes"),
+                }));
+            }
+            match self.body.frame().await {
+                None => self.ended = true,
+                Some(Err(e)) => {
+                    self.ended = true;
+                    self.buffer.clear();
+                    self.scanned = 0;
+                    return Some(Err(e.into()));
+                }
+                Some(Ok(frame)) => {
+                    if let Some(data) = frame.data_ref() {
+                        self.buffer.extend_from_slice(data);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The events of a watch's body. Ends after the first failure.
+pub(crate) fn watch<T: Item>(body: Body, plural: &'static str) -> WatchStream<T> {
+    watch_named(body, plural.to_owned())
+}
+
+/// [`watch`] for a resource known only at run time.
+pub(crate) fn watch_named<T: Item>(body: Body, plural: String) -> WatchStream<T> {
+    let lines = Lines { body, buffer: BytesMut::new(), scanned: 0, ended: false };
+    stream::unfold(Some((lines, plural)), |state| async move {
+        let (mut lines, plural) = state?;
+        let item = match lines.next(&plural).await? {
+            Ok(line) => event(&line, &plural),
+            Err(e) => Err(e),
+        };
+        let next = item.is_ok().then_some((lines, plural));
+        Some((item, next))
+    })
+    .boxed()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::TransportError;
+    use http_body_util::StreamBody;
+    use k8s_openapi::api::core::v1::ConfigMap;
+
+    fn body(chunks: Vec<Result<&'static str, TransportError>>) -> Body {
+        let frames = chunks.into_iter().map(|c| c.map(|s| http_body::Frame::data(Bytes::from_static(s.as_bytes()))));
+        BodyExt::boxed(StreamBody::new(stream::iter(frames)))
+    }
+
+    #[test]
+    fn list_reads_items_without_type_meta() {
+        let text = br#"{"kind":"ConfigMapList","apiVersion":"v1","metadata":{"resourceVersion":"7","continue":"c"},
+            "items":[{"metadata":{"name":"a"},"data":{"k":"v"}},{"metadata":{"name":"b"}}]}"#;
+        let l: ObjectList<ConfigMap> = list(text, "configmaps").unwrap();
+        assert_eq!(l.items.len(), 2);
+        assert_eq!((l.resource_version.as_str(), l.continue_token.as_str()), ("7", "c"));
+        let empty: ObjectList<ConfigMap> = list(br#"{"metadata":{},"items":null}"#, "configmaps").unwrap();
+        assert!(empty.items.is_empty());
+        assert!(
+            list::<ConfigMap>(br#"{"items":[{"data":3}]}"#, "configmaps").unwrap_err().to_string().contains("item 0")
+        );
+    }
+
+    #[tokio::test]
+    async fn watch_joins_chunks_and_stops_at_an_error_event() {
+        let chunks = vec![
+            Ok("{\"type\":\"ADDED\",\"object\":{\"metadata\":{\"na"),
+            Ok(
+                "me\":\"a\"}}}\n{\"type\":\"BOOKMARK\",\"object\":{\"metadata\":{\"resourceVersion\":\"9\",\"annotations\":{\"k8s.io/initial-events-end\":\"true\"}}}}\n",
+            ),
+            Ok(
+                "{\"type\":\"ERROR\",\"object\":{\"kind\":\"Status\",\"status\":\"Failure\",\"code\":410,\"reason\":\"Expired\",\"message\":\"too old\"}}\n{\"type\":\"ADDED\"}\n",
+            ),
+        ];
+        let mut w = watch::<ConfigMap>(body(chunks), "configmaps");
+        assert!(matches!(w.next().await, Some(Ok(WatchEvent::Added(c))) if c.metadata.name.as_deref() == Some("a")));
+        assert!(matches!(
+            w.next().await,
+            Some(Ok(WatchEvent::Bookmark { resource_version, initial_events_end: true })) if resource_version == "9"
+        ));
+        assert!(w.next().await.unwrap().unwrap_err().is_expired());
+        assert!(w.next().await.is_none());
+    }
+
+    #[tokio::test]
+    async fn a_cut_off_frame_is_no_event_and_a_broken_connection_is_an_error() {
+        let mut w = watch::<ConfigMap>(body(vec![Ok("{\"type\":\"ADDED\",")]), "configmaps");
+        assert!(w.next().await.is_none());
+        let broken = TransportError { context: "read".into(), message: "reset".into() };
+        let mut w = watch::<ConfigMap>(body(vec![Err(broken)]), "configmaps");
+        assert!(matches!(w.next().await, Some(Err(Error::Transport(_)))));
+        assert!(w.next().await.is_none());
+    }
+}

@@ -1,0 +1,30 @@
+//! How requests reach an API server.
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::combinators::BoxBody;
+
+/// A streamed answer body.
+pub type Body = BoxBody<Bytes, TransportError>;
+
+/// The connection failed or broke; always retryable.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{context}: {message}")]
+pub struct TransportError {
+    /// What was being done, with the address.
+    pub context: String,
+    /// Why it failed.
+    pub message: String,
+}
+
+/// Sends one request and returns its answer with the body still streaming. The request's URI is path and query only;
+/// the transport adds scheme, authority and credentials.
+#[async_trait]
+pub trait Transport: Send + Sync {
+    /// Sends `request`.
+    ///
+    /// # Errors
+    /// Where no answer was received. An answer with a failure code is `Ok` here.
+    async fn send(&self, request: Request<Bytes>) -> Result<Response<Body>, TransportError>;
+}

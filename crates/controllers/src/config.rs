@@ -1,0 +1,76 @@
+//! What the controllers are given from outside.
+
+use gantry_api::clock::Clock;
+use gantry_api::entropy::Entropy;
+use gantry_client::Client;
+use gantry_reconcile::{EventRecorder, Informers};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+
+/// Gives the client of one controller, whose identity is `system:serviceaccount:kube-system:<name>`.
+pub type ClientFactory = Arc<dyn Fn(&str) -> Client + Send + Sync>;
+
+/// Settings of all controllers.
+#[derive(Clone)]
+pub struct ControllersConfig {
+    /// Time.
+    pub clock: Clock,
+    /// Chance.
+    pub entropy: Entropy,
+    /// Clients by controller name.
+    pub client_for: ClientFactory,
+    /// The cluster's CA certificate, PEM: published to every namespace and the issuer of node certificates.
+    pub ca_cert_pem: String,
+    /// The CA's private key, PEM. Without it no certificate is signed.
+    pub ca_key_pem: Option<String>,
+    /// Lifetime of signed certificates where the request asks for none.
+    pub certificate_duration: Duration,
+    /// A node silent for this long is taken for lost (`--node-monitor-grace-period`).
+    pub node_grace_period: Duration,
+    /// The same for a node that has never reported (`--node-startup-grace-period`).
+    pub node_startup_grace_period: Duration,
+    /// Finished pods beyond this number are deleted, oldest first (`--terminated-pod-gc-threshold`); 0 keeps all.
+    pub terminated_pod_threshold: usize,
+}
+
+impl ControllersConfig {
+    /// Kubernetes' settings.
+    #[must_use]
+    pub fn new(clock: Clock, entropy: Entropy, client_for: ClientFactory, ca_cert_pem: String) -> Self {
+        Self {
+            clock,
+            entropy,
+            client_for,
+            ca_cert_pem,
+            ca_key_pem: None,
+            certificate_duration: Duration::from_secs(365 * 24 * 3600),
+            node_grace_period: Duration::from_secs(50),
+            node_startup_grace_period: Duration::from_secs(60),
+            terminated_pod_threshold: 12500,
+        }
+    }
+}
+
+/// What one controller starts with.
+#[derive(Clone)]
+pub struct Setup {
+    /// The controller's name in the list.
+    pub name: &'static str,
+    /// Its own client.
+    pub client: Client,
+    /// Caches shared by all controllers.
+    pub informers: Informers,
+    /// Settings of all controllers.
+    pub config: Arc<ControllersConfig>,
+    /// Ends the controller.
+    pub cancel: CancellationToken,
+}
+
+impl Setup {
+    /// A recorder of events whose source is `component`.
+    #[must_use]
+    pub fn recorder(&self, component: &str) -> EventRecorder {
+        EventRecorder::new(self.client.clone(), self.config.clock, component, "")
+    }
+}

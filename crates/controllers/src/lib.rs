@@ -1,0 +1,25 @@
+//! The controllers: each watches some kinds and brings the world nearer to what they ask for. [`list::ALL`] is the one
+//! visible list; every entry says next to its code what it may do ([`rules::Rule`]), and acts under its own identity.
+
+pub mod certificate;
+pub mod cluster_role_aggregation;
+pub mod config;
+pub mod deployment;
+pub mod discovery;
+pub mod disruption;
+pub mod endpoints;
+pub mod garbage;
+pub mod list;
+pub mod namespace;
+pub mod node_lifecycle;
+pub mod pod_gc;
+pub mod pod_state;
+pub mod replicas;
+pub mod root_ca;
+pub mod rules;
+pub mod service_account;
+pub mod taint_eviction;
+
+pub use config::{ControllersConfig, Setup};
+pub use list::{ALL, Entry, run};
+pub use rules::Rule;

@@ -1,0 +1,90 @@
+//! The one visible list of controllers.
+
+use crate::config::{ControllersConfig, Setup};
+use crate::rules::Rule;
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use gantry_reconcile::Informers;
+use std::sync::Arc;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+/// A controller: its name, what it may do, how it starts.
+pub struct Entry {
+    /// Name; the identity is `system:serviceaccount:kube-system:<name>`, the role `system:controller:<name>`.
+    pub name: &'static str,
+    /// What its role allows.
+    pub rules: &'static [Rule],
+    /// Runs it until its token is cancelled.
+    pub start: fn(Setup) -> BoxFuture<'static, ()>,
+}
+
+macro_rules! entry {
+    ($name:literal, $rules:expr, $run:path) => {
+        Entry { name: $name, rules: $rules, start: |setup| $run(setup).boxed() }
+    };
+}
+
+/// Every controller.
+pub static ALL: &[Entry] = &[
+    entry!("certificate-controller", crate::certificate::RULES, crate::certificate::run),
+    entry!(
+        "clusterrole-aggregation-controller",
+        crate::cluster_role_aggregation::RULES,
+        crate::cluster_role_aggregation::run
+    ),
+    entry!("deployment-controller", crate::deployment::RULES, crate::deployment::run),
+    entry!("disruption-controller", crate::disruption::RULES, crate::disruption::run),
+    entry!("endpoint-controller", crate::endpoints::LEGACY_RULES, crate::endpoints::run_legacy),
+    entry!("endpointslice-controller", crate::endpoints::SLICE_RULES, crate::endpoints::run_slices),
+    entry!("endpointslicemirroring-controller", crate::endpoints::MIRROR_RULES, crate::endpoints::run_mirror),
+    entry!("generic-garbage-collector", crate::garbage::RULES, crate::garbage::run),
+    entry!("namespace-controller", crate::namespace::RULES, crate::namespace::run),
+    entry!("node-controller", crate::node_lifecycle::RULES, crate::node_lifecycle::run),
+    entry!("pod-garbage-collector", crate::pod_gc::RULES, crate::pod_gc::run),
+    entry!("replicaset-controller", crate::replicas::REPLICASET_RULES, crate::replicas::run_replicasets),
+    entry!("replication-controller", crate::replicas::REPLICATION_RULES, crate::replicas::run_replication_controllers),
+    entry!("root-ca-cert-publisher", crate::root_ca::RULES, crate::root_ca::run),
+    entry!("service-account-controller", crate::service_account::RULES, crate::service_account::run),
+    entry!("taint-eviction-controller", crate::taint_eviction::RULES, crate::taint_eviction::run),
+];
+
+/// Runs all controllers until `cancel`. The caches of `informers` are filled under an identity that may list and watch for
+/// all of them (`system:kube-controller-manager`); each controller writes through its own client from the config.
+pub async fn run(informers: &Informers, config: ControllersConfig, cancel: CancellationToken) {
+    informers.start(&cancel);
+    let config = Arc::new(config);
+    let mut tasks = JoinSet::new();
+    for entry in ALL {
+        let setup = Setup {
+            name: entry.name,
+            client: (config.client_for)(entry.name),
+            informers: informers.clone(),
+            config: config.clone(),
+            cancel: cancel.clone(),
+        };
+        tasks.spawn((entry.start)(setup).map(move |()| entry.name));
+    }
+    info!(controllers = ALL.len(), "controllers started");
+    while let Some(ended) = tasks.join_next().await {
+        match ended {
+            Ok(_) if cancel.is_cancelled() => {}
+            Ok(name) => warn!(controller = name, "controller ended early"),
+            Err(e) => warn!(error = %e, "controller broke"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_every_controller_states_its_rules() {
+        for (i, e) in ALL.iter().enumerate() {
+            assert!(!e.rules.is_empty(), "{}", e.name);
+            assert!(ALL[..i].iter().all(|o| o.name < e.name), "{} is out of order", e.name);
+        }
+    }
+}

@@ -1,0 +1,205 @@
+//! Deletes pods from nodes whose `NoExecute` taints they do not tolerate, or no longer.
+
+use crate::config::Setup;
+use crate::node_lifecycle::by_node;
+use crate::pod_state;
+use crate::rules::{EVENTS, Rule};
+use async_trait::async_trait;
+use gantry_api::meta::object::Meta;
+use gantry_client::{Api, DeleteParams, Patch, PatchParams};
+use gantry_reconcile::store::key_of;
+use gantry_reconcile::{Change, Controller, Error, EventRecorder, Informer, Outcome, Queue, runner, wait_synced};
+use k8s_openapi::api::core::v1::{Node, Pod, Taint, Toleration};
+use k8s_openapi::jiff::Timestamp;
+use serde_json::json;
+use std::sync::Arc;
+use std::time::Duration;
+
+const WORKERS: usize = 8;
+
+/// What the controller may do.
+pub const RULES: &[Rule] = &[
+    Rule::new(&[""], &["nodes"], &["get", "list", "watch"]),
+    Rule::new(&[""], &["pods"], &["delete", "get", "list", "watch"]),
+    Rule::new(&[""], &["pods/status"], &["patch"]),
+    EVENTS,
+];
+
+struct Evictions {
+    pods: Informer<Pod>,
+    nodes: Informer<Node>,
+    setup: Setup,
+    recorder: EventRecorder,
+}
+
+fn no_execute(node: &Node) -> Vec<&Taint> {
+    node.spec.iter().flat_map(|s| s.taints.iter().flatten()).filter(|t| t.effect == "NoExecute").collect()
+}
+
+/// Runs the controller.
+pub async fn run(setup: Setup) {
+    let pods = setup.informers.get::<Pod>();
+    let nodes = setup.informers.get::<Node>();
+    let pods_by_node = pods.index("node", by_node);
+    let queue = Queue::new(setup.name);
+    let (q, all) = (queue.clone(), nodes.store().clone());
+    pods.on_change(move |change| {
+        let pod = change.object();
+        let tolerations = |p: &Pod| p.spec.as_ref().and_then(|s| s.tolerations.clone());
+        let relevant = match change {
+            Change::Added(_) => true,
+            Change::Modified { old, new } => {
+                pod_state::node_name(old) != pod_state::node_name(new) || tolerations(old) != tolerations(new)
+            }
+            Change::Deleted(_) => false,
+        };
+        let node = pod_state::node_name(pod);
+        // Nearly no node has such taints: pods on the others cost nothing.
+        if relevant && !node.is_empty() && all.get("", node).is_some_and(|n| !no_execute(&n).is_empty()) {
+            q.add(key_of(&**pod));
+        }
+    });
+    let q = queue.clone();
+    nodes.on_change(move |change| {
+        let now = no_execute(change.object());
+        let before = change.old().map(|o| no_execute(o)).unwrap_or_default();
+        if now == before || matches!(change, Change::Deleted(_)) {
+            return;
+        }
+        for pod in pods_by_node.get(change.object().metadata.name()) {
+            q.add(key_of(&*pod));
+        }
+    });
+    if !wait_synced(&[&pods, &nodes], &setup.cancel).await {
+        return;
+    }
+    // Pods that arrived before their tainted node did.
+    for pod in pods.list() {
+        let node = nodes.get("", pod_state::node_name(&pod));
+        if node.is_some_and(|n| !no_execute(&n).is_empty()) {
+            queue.add(key_of(&*pod));
+        }
+    }
+    let (recorder, cancel) = (setup.recorder("taint-eviction-controller"), setup.cancel.clone());
+    runner::run(Arc::new(Evictions { pods, nodes, setup, recorder }), queue, WORKERS, cancel).await;
+}
+
+fn tolerates(t: &Toleration, taint: &Taint) -> bool {
+    let text = |s: &Option<String>| s.clone().unwrap_or_default();
+    let (key, effect) = (text(&t.key), text(&t.effect));
+    if !effect.is_empty() && effect != taint.effect || !key.is_empty() && key != taint.key {
+        return false;
+    }
+    match t.operator.as_deref().unwrap_or_default() {
+        "" | "Equal" => text(&t.value) == taint.value.clone().unwrap_or_default(),
+        "Exists" => true,
+        _ => false,
+    }
+}
+
+/// When a pod must go because of these taints: None for never, a time in the past or present for now.
+#[must_use]
+pub fn deadline(tolerations: &[Toleration], taints: &[&Taint], now: Timestamp) -> Option<Timestamp> {
+    let mut earliest: Option<Timestamp> = None;
+    for taint in taints {
+        let matching: Vec<&Toleration> = tolerations.iter().filter(|t| tolerates(t, taint)).collect();
+        if matching.is_empty() {
+            return Some(now);
+        }
+        let seconds = matching.iter().filter_map(|t| t.toleration_seconds).min();
+        if let Some(seconds) = seconds {
+            let since = taint.time_added.as_ref().map_or(now, |t| t.0);
+            let bearable = k8s_openapi::jiff::SignedDuration::from_secs(seconds.max(0));
+            let end = since.saturating_add(bearable).unwrap_or(Timestamp::MAX);
+            earliest = Some(earliest.map_or(end, |e| e.min(end)));
+        }
+    }
+    earliest
+}
+
+#[async_trait]
+impl Controller for Evictions {
+    fn name(&self) -> &'static str {
+        self.setup.name
+    }
+
+    async fn reconcile(&self, key: &str) -> Result<Outcome, Error> {
+        let Some(pod) = self.pods.store().by_key(key) else { return Ok(Outcome::done()) };
+        let Some(node) = self.nodes.get("", pod_state::node_name(&pod)) else { return Ok(Outcome::done()) };
+        let taints = no_execute(&node);
+        if taints.is_empty() || pod.metadata.deletion_timestamp.is_some() {
+            return Ok(Outcome::done());
+        }
+        let clock = &self.setup.config.clock;
+        let tolerations = pod.spec.as_ref().and_then(|s| s.tolerations.as_deref()).unwrap_or_default();
+        let Some(end) = deadline(tolerations, &taints, clock.now()) else { return Ok(Outcome::done()) };
+        let left = Duration::try_from(end.duration_since(clock.now())).unwrap_or(Duration::ZERO);
+        if !left.is_zero() {
+            return Ok(Outcome::after(left));
+        }
+        self.recorder.normal(&*pod, "TaintManagerEviction", &format!("Marking for deletion Pod {key}"));
+        let api = Api::<Pod>::namespaced(self.setup.client.clone(), pod.metadata.namespace());
+        let mark = json!({
+            "metadata": {"uid": pod.metadata.uid()},
+            "status": {"conditions": [{
+                "type": "DisruptionTarget", "status": "True", "reason": "DeletionByTaintManager",
+                "message": "Taint manager: deleting due to NoExecute taint",
+                "lastTransitionTime": clock.time().0.to_string(),
+            }]},
+        });
+        let name = pod.metadata.name();
+        match api.patch_status(name, &PatchParams::default(), &Patch::Strategic(mark)).await {
+            Ok(_) => {}
+            Err(e) if e.is("NotFound") || e.is("Conflict") => return Ok(Outcome::done()),
+            Err(e) => return Err(Error::api(format!("mark pod {key} for eviction"), e)),
+        }
+        let params = DeleteParams { precondition_uid: pod.metadata.uid.clone(), ..Default::default() };
+        match api.delete(name, &params).await {
+            Ok(_) => Ok(Outcome::done()),
+            Err(e) if e.is("NotFound") || e.is("Conflict") => Ok(Outcome::done()),
+            Err(e) => Err(Error::api(format!("evict pod {key}"), e)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn toleration(key: &str, seconds: Option<i64>) -> Toleration {
+        Toleration {
+            key: Some(key.into()),
+            operator: Some("Exists".into()),
+            effect: Some("NoExecute".into()),
+            toleration_seconds: seconds,
+            value: None,
+        }
+    }
+
+    #[test]
+    fn deadlines() {
+        let at = |s: i64| Timestamp::from_second(s).unwrap();
+        let taint = |key: &str| Taint {
+            key: key.into(),
+            effect: "NoExecute".into(),
+            time_added: Some(gantry_api::Time(at(100))),
+            value: None,
+        };
+        let (a, b) = (taint("a"), taint("b"));
+        let now = at(150);
+        type Case<'a> = (Vec<Toleration>, Vec<&'a Taint>, Option<i64>);
+        let cases: Vec<Case<'_>> = vec![
+            (vec![], vec![&a], Some(150)),
+            (vec![toleration("a", None)], vec![&a], None),
+            (vec![toleration("a", Some(300))], vec![&a], Some(400)),
+            (vec![toleration("a", Some(300)), toleration("b", Some(200))], vec![&a, &b], Some(300)),
+            (vec![toleration("a", Some(300)), toleration("b", None)], vec![&a, &b], Some(400)),
+            (vec![toleration("a", Some(300))], vec![&a, &b], Some(150)),
+            (vec![toleration("", Some(-1))], vec![&a], Some(100)),
+            (vec![], vec![], None),
+        ];
+        for (tolerations, taints, want) in cases {
+            assert_eq!(deadline(&tolerations, &taints, now).map(|t| t.as_second()), want, "{tolerations:?}");
+        }
+    }
+}

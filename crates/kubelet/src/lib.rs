@@ -1,0 +1,192 @@
+//! The node agent: brings the pods bound to this node to life and reports on them. It meets the cluster only through the
+//! API client, and the machine only through the container runtime, the image store and the node's network.
+
+mod agent;
+mod config;
+mod error;
+mod logs;
+mod node;
+mod pod;
+mod pod_network;
+mod probe;
+mod references;
+mod server;
+#[cfg(test)]
+mod testing;
+mod volumes;
+
+pub use config::{KubeletConfig, Serving};
+pub use error::Error;
+
+use agent::{Agent, PARALLEL_PULLS};
+use gantry_api::clock::Clock;
+use gantry_client::Client;
+use gantry_container::image_service::ImageService;
+use gantry_container::runtime::Runtime;
+use gantry_network::NodeNetwork;
+use gantry_reconcile::{EventRecorder, Informers};
+use k8s_openapi::api::core::v1::{Node, Pod, Service};
+use node::machine::Machine;
+use node::object::Pressure;
+use pod::manager::Manager;
+use references::References;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use volumes::token::Tokens;
+
+/// How often the node's status is looked at.
+const STATUS_PERIOD: Duration = Duration::from_secs(10);
+/// A status that did not change is written this often all the same.
+const STATUS_HEARTBEAT: Duration = Duration::from_secs(300);
+/// How long registration waits between tries.
+const REGISTER_RETRY: Duration = Duration::from_millis(200);
+
+/// Runs the node agent until `shutdown`. Containers keep running; a later run takes them over.
+///
+/// # Errors
+/// Where the machine cannot be inspected, directories cannot be made or the server cannot listen. An API server that
+/// cannot be reached is waited for.
+pub async fn run(
+    client: Client,
+    runtime: Arc<dyn Runtime>,
+    images: Arc<dyn ImageService>,
+    network: Arc<NodeNetwork>,
+    cfg: KubeletConfig,
+    clock: Clock,
+    shutdown: CancellationToken,
+) -> Result<(), Error> {
+    for directory in [cfg.pods_directory(), cfg.log_dir.clone(), cfg.seccomp_dir.clone()] {
+        std::fs::create_dir_all(&directory).map_err(|source| Error::Io { what: "create", path: directory, source })?;
+    }
+    let machine = Machine::inspect(&cfg).map_err(Error::Machine)?;
+    let informers = Informers::new(client.clone());
+    let pods = informers.get_filtered::<Pod>(Some(&format!("spec.nodeName={}", cfg.node_name)), None);
+    let recorder = EventRecorder::new(client.clone(), clock, "kubelet", &cfg.node_name);
+    let agent = Arc::new(Agent {
+        client: client.clone(),
+        recorder,
+        clock,
+        services: informers.get::<Service>(),
+        node: informers.get_filtered::<Node>(Some(&format!("metadata.name={}", cfg.node_name)), None),
+        config_maps: References::new(client.clone()),
+        secrets: References::new(client.clone()),
+        tokens: Tokens::new(client.clone()),
+        pulls: Semaphore::new(PARALLEL_PULLS),
+        admissions: Default::default(),
+        runtime: runtime.clone(),
+        images,
+        network,
+        machine,
+        cfg,
+    });
+    // Subscribed before the list, so that no exit is missed.
+    let events = runtime.events();
+    let sandboxes = runtime.list_sandboxes().await?;
+    let manager = Manager::new(agent.clone(), sandboxes);
+
+    let registered = tokio::select! {
+        node = register(&agent) => node,
+        () = shutdown.cancelled() => return Ok(()),
+    };
+    informers.start(&shutdown);
+    let tasks = tokio_util::task::TaskTracker::new();
+    let background = shutdown.child_token();
+    let spawn = |task: std::pin::Pin<Box<dyn Future<Output = ()> + Send>>| {
+        let stop = background.clone();
+        tasks.spawn(async move {
+            tokio::select! {
+                () = task => {}
+                () = stop.cancelled() => {}
+            }
+        });
+    };
+    let server = Arc::new(server::Server {
+        agent: agent.clone(),
+        manager: manager.clone(),
+        pods: pods.clone(),
+        samples: Default::default(),
+        auth: Default::default(),
+        shutdown: shutdown.clone(),
+    });
+    let serving = tokio::spawn(server::run(server));
+    spawn(Box::pin(node::lease::run(client.clone(), registered.clone(), clock)));
+    let (pressure, pressed) = tokio::sync::watch::channel(Pressure::default());
+    spawn(Box::pin(keep_status(agent.clone(), registered, pressed)));
+    spawn(Box::pin(node::housekeeping::run(agent.clone(), manager.clone(), pressure)));
+    // Pods may name services and be matched against the node: both must be known first.
+    let known = gantry_reconcile::wait_synced(&[&agent.services, &agent.node], &shutdown).await;
+    if known {
+        let receiving = manager.clone();
+        pods.on_change(move |change| receiving.change(change));
+        let following = manager.clone();
+        spawn(Box::pin(async move { following.follow(events).await }));
+        let cleaning = manager.clone();
+        let stop = shutdown.clone();
+        spawn(Box::pin(async move {
+            if gantry_reconcile::wait_synced(&[&pods], &stop).await {
+                cleaning.remove_orphans().await;
+            }
+        }));
+    }
+    // A server that cannot serve ends the agent: logs, exec and the like would silently be missing.
+    let result = tokio::select! {
+        ended = serving => ended.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic())),
+        () = shutdown.cancelled() => Ok(()),
+    };
+    background.cancel();
+    manager.stop();
+    tasks.close();
+    tasks.wait().await;
+    result
+}
+
+async fn register(agent: &Agent) -> Node {
+    loop {
+        let (cfg, clock) = (&agent.cfg, &agent.clock);
+        let status =
+            node::object::status(cfg, &agent.machine, agent.images.as_ref(), None, Pressure::default(), clock).await;
+        let attempt = async {
+            let node = node::object::register(&agent.client, cfg, status.clone()).await?;
+            let reported = node::object::report(&agent.client, &node, &status, true).await?;
+            Ok::<_, gantry_client::Error>(reported.unwrap_or(node))
+        };
+        match attempt.await {
+            Ok(node) => return node,
+            Err(error) => {
+                tracing::warn!(node = cfg.node_name, %error, "cannot register the node");
+                tokio::time::sleep(REGISTER_RETRY).await;
+            }
+        }
+    }
+}
+
+async fn keep_status(agent: Arc<Agent>, registered: Node, mut pressure: tokio::sync::watch::Receiver<Pressure>) {
+    agent.recorder.normal(&registered, "Starting", "Starting kubelet.");
+    let mut written = tokio::time::Instant::now();
+    let mut current = registered;
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(STATUS_PERIOD) => {}
+            // The sender lives in a task of its own, which ends only at shutdown.
+            Ok(()) = pressure.changed() => {}
+        }
+        let pressed = *pressure.borrow_and_update();
+        if let Some(node) = agent.node.get("", &agent.cfg.node_name) {
+            current = (*node).clone();
+        }
+        let (cfg, clock) = (&agent.cfg, &agent.clock);
+        let images = agent.images.as_ref();
+        let new = node::object::status(cfg, &agent.machine, images, current.status.as_ref(), pressed, clock).await;
+        let heartbeat = written.elapsed() >= STATUS_HEARTBEAT;
+        match node::object::report(&agent.client, &current, &new, heartbeat).await {
+            Ok(Some(node)) => {
+                current = node;
+                written = tokio::time::Instant::now();
+            }
+            Ok(None) => {}
+            Err(error) => tracing::warn!(%error, "cannot write the node's status"),
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! In-place changes of resources: what the spec asks for now against what was applied.
+
+use super::plan::{Kill, Observed};
+use super::worker::Worker;
+use super::{names, resources};
+use gantry_container::runtime::{ContainerState, ContainerStatus, Resources};
+use k8s_openapi::api::core::v1::Container;
+
+/// Why a change waits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Pending {
+    /// `Deferred` (may fit later) or `Infeasible` (never will).
+    pub reason: &'static str,
+    pub message: String,
+}
+
+/// Which of the values a pod can change in place differ. A value that is not asked for stays as it is.
+fn changed(have: &Resources, want: &Resources) -> (bool, bool) {
+    let differs = |have: Option<i64>, want: Option<i64>| want.is_some() && have != want;
+    let shares = |r: &Resources| r.cpu_shares.and_then(|s| i64::try_from(s).ok());
+    let cpu = differs(shares(have), shares(want)) || differs(have.cpu_quota, want.cpu_quota);
+    (cpu, differs(have.memory_limit, want.memory_limit))
+}
+
+/// Whether the container's policy demands a restart for these changes.
+fn needs_restart(container: &Container, cpu: bool, memory: bool) -> bool {
+    container.resize_policy.iter().flatten().any(|p| {
+        p.restart_policy == "RestartContainer"
+            && ((cpu && p.resource_name == "cpu") || (memory && p.resource_name == "memory"))
+    })
+}
+
+impl Worker {
+    fn resizes(&self, observed: &Observed) -> Vec<(ContainerStatus, Container, Resources, bool)> {
+        let running = observed.alive().filter(|c| c.state == ContainerState::Running);
+        let spec = self.pod.spec.as_ref();
+        let of = running.filter_map(|c| {
+            let container = names::container(spec?, &c.name)?;
+            // Another image means another container, which is made with the new values anyway.
+            if c.annotations.get(names::HASH).is_some_and(|h| *h != names::hash(&container)) {
+                return None;
+            }
+            let want = resources::of_container(&container);
+            let have = self.applied.get(&c.id).unwrap_or(&c.resources);
+            let (cpu, memory) = changed(have, &want);
+            let restart = needs_restart(&container, cpu, memory);
+            (cpu || memory).then(|| (c.clone(), container, want, restart))
+        });
+        of.collect()
+    }
+
+    /// Applies changed resources. Returns containers that have to be restarted for it.
+    pub(crate) async fn resize(&mut self, observed: &Observed) -> Vec<Kill> {
+        let due = self.resizes(observed);
+        if due.is_empty() {
+            self.resize_pending = None;
+            return Vec::new();
+        }
+        let agent = self.agent.clone();
+        if let Err(refusal) = agent.admissions.admit(&self.pod, None, &agent.machine.allocatable()) {
+            let request =
+                self.pod.spec.as_ref().map(gantry_api::core::pod::resources::pod_requests).unwrap_or_default();
+            let allocatable = agent.machine.allocatable();
+            let never = request.iter().any(|(k, a)| allocatable.get(k).is_none_or(|c| a > c));
+            let reason = if never { "Infeasible" } else { "Deferred" };
+            self.resize_pending = Some(Pending { reason, message: refusal.message });
+            return Vec::new();
+        }
+        self.resize_pending = None;
+        if let (Some(sandbox), Some(spec)) = (&self.sandbox, self.pod.spec.as_ref()) {
+            let whole = resources::of_pod(spec, agent.cfg.pod_pids_limit);
+            if let Err(error) = agent.runtime.update_sandbox_resources(&sandbox.id, whole).await {
+                self.resize_failed(&error.to_string());
+                return Vec::new();
+            }
+        }
+        let mut kills = Vec::new();
+        for (status, container, want, restart) in due {
+            if restart {
+                let message = format!("Container {} resize requires restart", container.name);
+                kills.push(Kill { id: status.id, name: container.name, message, grace_seconds: None });
+                continue;
+            }
+            match agent.runtime.update_resources(&status.id, want.clone()).await {
+                Ok(()) => {
+                    tracing::info!(pod = %names::pod_description(&self.pod), container = container.name, "resized");
+                    self.applied.insert(status.id, want);
+                }
+                Err(error) => self.resize_failed(&error.to_string()),
+            }
+        }
+        kills
+    }
+
+    fn resize_failed(&mut self, error: &str) {
+        let message = format!("Error resizing the pod: {error}");
+        self.agent.recorder.warning(&*self.pod, "ResizeError", &message);
+        self.resize_pending = Some(Pending { reason: "Error", message: error.to_owned() });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn only_what_is_asked_for_counts_as_a_change() {
+        let r = |shares, quota, memory| Resources {
+            cpu_shares: shares,
+            cpu_quota: quota,
+            memory_limit: memory,
+            ..Resources::default()
+        };
+        let have = r(Some(2), Some(1000), Some(64));
+        for (want, expected) in [
+            (have.clone(), (false, false)),
+            (r(None, None, None), (false, false)),
+            (r(Some(4), None, None), (true, false)),
+            (r(Some(2), Some(2000), Some(64)), (true, false)),
+            (r(Some(2), Some(1000), Some(32)), (false, true)),
+        ] {
+            assert_eq!(changed(&have, &want), expected, "{want:?}");
+        }
+    }
+
+    #[test]
+    fn policies_are_per_resource() {
+        let c: Container = serde_json::from_value(json!({"name": "a", "resizePolicy": [
+            {"resourceName": "memory", "restartPolicy": "RestartContainer"},
+            {"resourceName": "cpu", "restartPolicy": "NotRequired"}]}))
+        .unwrap();
+        assert!(needs_restart(&c, false, true) && !needs_restart(&c, true, false));
+    }
+}

@@ -1,0 +1,463 @@
+//! Shared caches fed by list and watch.
+//!
+//! An [`Informer`] lists once, watches from there, and after a broken or ended watch goes on from the last version it saw;
+//! only where that version is no longer held does it list anew, and then tells the difference as changes. Handlers are
+//! called one change at a time, in order, by the informer's own task: they map an object to queue keys and return. As
+//! queues hold each key once, nothing is ever buffered beyond the number of objects, and no handler can miss a change.
+//! Cached objects come without their managed fields ([`Item::slim`]).
+
+use crate::backoff::Backoff;
+use crate::store::{Index, Store, key_of};
+use async_trait::async_trait;
+use futures::StreamExt;
+use gantry_api::kind::Kind;
+use gantry_client::{
+    Api, Client, Error, Item, ListParams, MetadataApi, ObjectList, PartialObject, ResourceRef, WatchEvent, WatchParams,
+    WatchStream,
+};
+use parking_lot::Mutex;
+use std::any::{Any, TypeId};
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+
+/// Objects are listed in pages of this many, so that no single answer grows without bound.
+const PAGE: u64 = 1000;
+
+/// A change of one object, as its cache saw it.
+#[derive(Clone, Debug)]
+pub enum Change<T> {
+    /// Came into being or into view.
+    Added(Arc<T>),
+    /// Changed.
+    Modified {
+        /// Before.
+        old: Arc<T>,
+        /// After.
+        new: Arc<T>,
+    },
+    /// Went away or out of view; its last known state.
+    Deleted(Arc<T>),
+}
+
+impl<T> Change<T> {
+    /// The object after the change (its last state where it was deleted).
+    #[must_use]
+    pub fn object(&self) -> &Arc<T> {
+        match self {
+            Change::Added(o) | Change::Deleted(o) | Change::Modified { new: o, .. } => o,
+        }
+    }
+
+    /// The object before the change, where there was one and it remains.
+    #[must_use]
+    pub fn old(&self) -> Option<&Arc<T>> {
+        match self {
+            Change::Modified { old, .. } => Some(old),
+            _ => None,
+        }
+    }
+}
+
+type Handler<T> = Box<dyn Fn(&Change<T>) + Send + Sync>;
+
+/// Where an informer lists and watches.
+#[async_trait]
+trait Source<T>: Send + Sync {
+    async fn list(&self, page: ListParams) -> Result<ObjectList<T>, Error>;
+    async fn watch(&self, from: WatchParams) -> Result<WatchStream<T>, Error>;
+    fn name(&self) -> String;
+}
+
+struct Typed<K> {
+    api: Api<K>,
+    field_selector: Option<String>,
+    label_selector: Option<String>,
+}
+
+#[async_trait]
+impl<K: Kind> Source<K> for Typed<K> {
+    async fn list(&self, page: ListParams) -> Result<ObjectList<K>, Error> {
+        let selectors = ListParams {
+            field_selector: self.field_selector.clone(),
+            label_selector: self.label_selector.clone(),
+            ..page
+        };
+        self.api.list(&selectors).await
+    }
+    async fn watch(&self, from: WatchParams) -> Result<WatchStream<K>, Error> {
+        let selectors = WatchParams {
+            field_selector: self.field_selector.clone(),
+            label_selector: self.label_selector.clone(),
+            ..from
+        };
+        self.api.watch(&selectors).await
+    }
+    fn name(&self) -> String {
+        K::INFO.qualified()
+    }
+}
+
+#[async_trait]
+impl Source<PartialObject> for MetadataApi {
+    async fn list(&self, page: ListParams) -> Result<ObjectList<PartialObject>, Error> {
+        MetadataApi::list(self, "", &page).await
+    }
+    async fn watch(&self, from: WatchParams) -> Result<WatchStream<PartialObject>, Error> {
+        MetadataApi::watch(self, &from).await
+    }
+    fn name(&self) -> String {
+        self.resource().qualified()
+    }
+}
+
+struct Shared<T> {
+    source: Box<dyn Source<T>>,
+    store: Store<T>,
+    handlers: Mutex<Vec<Handler<T>>>,
+    /// Cancelled once the first list has been told. (A watch channel would wake those who wait in random order.)
+    synced: CancellationToken,
+    changes: watch::Sender<u64>,
+    watch_seconds: u64,
+}
+
+/// A cache of one kind, kept up to date by a watch. Cheap to clone; all clones are one cache.
+pub struct Informer<T>(Arc<Shared<T>>);
+
+impl<T> Clone for Informer<T> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<T: Item> Informer<T> {
+    fn new(source: Box<dyn Source<T>>, watch_seconds: u64) -> Self {
+        Self(Arc::new(Shared {
+            source,
+            store: Store::default(),
+            handlers: Mutex::new(Vec::new()),
+            synced: CancellationToken::new(),
+            changes: watch::Sender::new(0),
+            watch_seconds,
+        }))
+    }
+
+    /// The cache.
+    #[must_use]
+    pub fn store(&self) -> &Store<T> {
+        &self.0.store
+    }
+
+    /// The cached object of this name. `namespace` is empty for cluster-scoped kinds.
+    #[must_use]
+    pub fn get(&self, namespace: &str, name: &str) -> Option<Arc<T>> {
+        self.0.store.get(namespace, name)
+    }
+
+    /// All cached objects, in key order.
+    #[must_use]
+    pub fn list(&self) -> Vec<Arc<T>> {
+        self.0.store.list()
+    }
+
+    /// See [`Store::index`].
+    pub fn index(&self, name: &'static str, of: impl Fn(&T) -> Vec<String> + Send + Sync + 'static) -> Index<T> {
+        self.0.store.index(name, of)
+    }
+
+    /// Calls `handler` for every object cached now (as added) and then for every change, in order. It runs in the
+    /// informer's task: it must be quick, must not block and must not register handlers on the same informer.
+    pub fn on_change(&self, handler: impl Fn(&Change<T>) + Send + Sync + 'static) {
+        let mut handlers = self.0.handlers.lock();
+        for object in self.0.store.list() {
+            handler(&Change::Added(object));
+        }
+        handlers.push(Box::new(handler));
+    }
+
+    /// A counter that moves with every change, for those who rebuild from the whole cache.
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.0.changes.subscribe()
+    }
+
+    fn apply(&self, change: impl FnOnce(&Store<T>) -> Option<Change<T>>) {
+        let handlers = self.0.handlers.lock();
+        let Some(change) = change(&self.0.store) else {
+            return;
+        };
+        for handler in &*handlers {
+            handler(&change);
+        }
+        drop(handlers);
+        self.0.changes.send_modify(|n| *n += 1);
+    }
+
+    fn put(&self, mut object: T) {
+        object.slim();
+        let object = Arc::new(object);
+        self.apply(|store| match store.put(object.clone()) {
+            None => Some(Change::Added(object)),
+            Some(old) => {
+                let same = old.metadata().resource_version == object.metadata().resource_version
+                    && old.metadata().resource_version.is_some();
+                (!same).then_some(Change::Modified { old, new: object })
+            }
+        });
+    }
+
+    fn remove(&self, key: &str, last: Option<T>) {
+        self.apply(|store| {
+            let known = store.take(key);
+            last.map(Arc::new).or(known).map(Change::Deleted)
+        });
+    }
+
+    /// Lists everything and tells the difference; returns the version.
+    async fn relist(&self) -> Result<String, Error> {
+        let mut page = ListParams { limit: PAGE, ..Default::default() };
+        let mut seen = BTreeSet::new();
+        loop {
+            let list = self.0.source.list(page.clone()).await?;
+            for object in list.items {
+                seen.insert(key_of(&object));
+                self.put(object);
+            }
+            if list.continue_token.is_empty() {
+                for key in self.0.store.keys() {
+                    if !seen.contains(&key) {
+                        self.remove(&key, None);
+                    }
+                }
+                return Ok(list.resource_version);
+            }
+            page.continue_token = Some(list.continue_token);
+        }
+    }
+
+    /// Watches from `version` until the watch ends, moving `version` along.
+    async fn follow(&self, version: &mut String, progress: &mut bool) -> Result<(), Error> {
+        let params = WatchParams {
+            resource_version: version.clone(),
+            timeout_seconds: Some(self.0.watch_seconds),
+            bookmarks: true,
+            ..Default::default()
+        };
+        let mut stream = self.0.source.watch(params).await?;
+        while let Some(event) = stream.next().await {
+            let seen = |o: &T, v: &mut String| {
+                if let Some(rv) = &o.metadata().resource_version {
+                    v.clone_from(rv);
+                }
+            };
+            match event? {
+                WatchEvent::Added(o) | WatchEvent::Modified(o) => {
+                    seen(&o, version);
+                    self.put(o);
+                }
+                WatchEvent::Deleted(o) => {
+                    seen(&o, version);
+                    self.remove(&key_of(&o), Some(o));
+                }
+                WatchEvent::Bookmark { resource_version, .. } => *version = resource_version,
+            }
+            *progress = true;
+        }
+        Ok(())
+    }
+
+    async fn run(self, cancel: CancellationToken) {
+        let name = self.0.source.name();
+        let mut backoff = Backoff::new(Duration::from_millis(800), Duration::from_secs(30));
+        let work = async {
+            loop {
+                let mut version = match self.relist().await {
+                    Ok(v) => v,
+                    Err(e) => {
+                        warn!(resource = %name, error = %e, "cannot list");
+                        tokio::time::sleep(backoff.next_delay()).await;
+                        continue;
+                    }
+                };
+                self.0.synced.cancel();
+                backoff.reset();
+                loop {
+                    let mut progress = false;
+                    let end = self.follow(&mut version, &mut progress).await;
+                    if progress {
+                        backoff.reset();
+                    }
+                    match end {
+                        Err(e) if e.is_expired() => {
+                            debug!(resource = %name, %version, "version no longer held, listing anew");
+                            break;
+                        }
+                        Err(e @ Error::Decode { .. }) => {
+                            // The stream cannot be resumed past what cannot be read; listing shows whether it is still there.
+                            warn!(resource = %name, error = %e, "cannot read watch");
+                            tokio::time::sleep(backoff.next_delay()).await;
+                            break;
+                        }
+                        Err(e) => {
+                            warn!(resource = %name, error = %e, "watch broke");
+                            tokio::time::sleep(backoff.next_delay()).await;
+                        }
+                        Ok(()) if progress => {}
+                        Ok(()) => tokio::time::sleep(backoff.next_delay()).await,
+                    }
+                }
+            }
+        };
+        tokio::select! {
+            biased;
+            () = cancel.cancelled() => {}
+            () = work => {}
+        }
+    }
+}
+
+/// Something whose first list has or has not arrived.
+#[async_trait]
+pub trait Synced: Send + Sync {
+    /// Whether the first list has been cached and handed to the handlers.
+    fn has_synced(&self) -> bool;
+    /// Returns once [`Synced::has_synced`].
+    async fn synced(&self);
+}
+
+#[async_trait]
+impl<T: Item> Synced for Informer<T> {
+    fn has_synced(&self) -> bool {
+        self.0.synced.is_cancelled()
+    }
+    async fn synced(&self) {
+        self.0.synced.cancelled().await;
+    }
+}
+
+/// Waits for all of `informers`; false where `cancel` came first.
+pub async fn wait_synced(informers: &[&dyn Synced], cancel: &CancellationToken) -> bool {
+    let all = async {
+        for i in informers {
+            i.synced().await;
+        }
+    };
+    tokio::select! {
+            biased;
+        () = cancel.cancelled() => false,
+        () = all => true,
+    }
+}
+
+type InformerKey = (TypeId, String, String);
+
+struct Registry {
+    client: Client,
+    state: Mutex<RegistryState>,
+}
+
+#[derive(Default)]
+struct RegistryState {
+    by_kind: HashMap<InformerKey, Box<dyn Any + Send>>,
+    all: Vec<Arc<dyn Synced>>,
+    waiting: Vec<Box<dyn FnOnce(CancellationToken) + Send>>,
+    started: Option<CancellationToken>,
+}
+
+/// The informers of one process and identity: each kind is cached once, whoever asks. Cheap to clone.
+#[derive(Clone)]
+pub struct Informers(Arc<Registry>);
+
+impl Informers {
+    /// Informers that list and watch through `client`.
+    #[must_use]
+    pub fn new(client: Client) -> Self {
+        Self(Arc::new(Registry { client, state: Mutex::new(RegistryState::default()) }))
+    }
+
+    /// The client.
+    #[must_use]
+    pub fn client(&self) -> &Client {
+        &self.0.client
+    }
+
+    /// The cache of all objects of kind `K`. Begins when [`Informers::start`] is called, at once where it was before.
+    #[must_use]
+    pub fn get<K: Kind>(&self) -> Informer<K> {
+        self.get_filtered(None, None)
+    }
+
+    /// The cache of those objects of kind `K` that the selectors (query-string syntax) find.
+    #[must_use]
+    pub fn get_filtered<K: Kind>(&self, field_selector: Option<&str>, label_selector: Option<&str>) -> Informer<K> {
+        let key = (
+            TypeId::of::<K>(),
+            field_selector.unwrap_or_default().to_owned(),
+            label_selector.unwrap_or_default().to_owned(),
+        );
+        self.obtain(key, || {
+            Box::new(Typed::<K> {
+                api: Api::all(self.0.client.clone()),
+                field_selector: field_selector.map(str::to_owned),
+                label_selector: label_selector.map(str::to_owned),
+            })
+        })
+    }
+
+    /// The cache of the metadata of a resource known at run time.
+    #[must_use]
+    pub fn metadata(&self, resource: &ResourceRef) -> Informer<PartialObject> {
+        let key = (TypeId::of::<PartialObject>(), resource.qualified(), resource.version.clone());
+        self.obtain(key, || Box::new(MetadataApi::new(self.0.client.clone(), resource.clone())))
+    }
+
+    fn obtain<T: Item>(&self, key: InformerKey, source: impl FnOnce() -> Box<dyn Source<T>>) -> Informer<T> {
+        let mut state = self.0.state.lock();
+        if let Some(known) = state.by_kind.get(&key) {
+            return known.downcast_ref::<Informer<T>>().expect("the key holds the type").clone();
+        }
+        // Watches are renewed at different times, so that they do not all come back at once.
+        let watch_seconds = 300 + (state.by_kind.len() as u64 * 37) % 300;
+        let informer = Informer::new(source(), watch_seconds);
+        state.by_kind.insert(key, Box::new(informer.clone()));
+        state.all.push(Arc::new(informer.clone()));
+        let run = informer.clone();
+        match &state.started {
+            Some(cancel) => {
+                tokio::spawn(run.run(cancel.clone()));
+            }
+            None => state.waiting.push(Box::new(move |cancel| {
+                tokio::spawn(run.run(cancel));
+            })),
+        }
+        informer
+    }
+
+    /// Starts listing and watching, until `cancel`. Must be called inside a tokio runtime; calling again does nothing.
+    pub fn start(&self, cancel: &CancellationToken) {
+        let waiting = {
+            let mut state = self.0.state.lock();
+            if state.started.is_some() {
+                return;
+            }
+            state.started = Some(cancel.clone());
+            std::mem::take(&mut state.waiting)
+        };
+        for begin in waiting {
+            begin(cancel.clone());
+        }
+    }
+
+    /// Waits until every informer asked for so far has its first list; false where `cancel` came first.
+    pub async fn wait_synced(&self, cancel: &CancellationToken) -> bool {
+        let all = self.0.state.lock().all.clone();
+        let all: Vec<&dyn Synced> = all.iter().map(|s| &**s).collect();
+        wait_synced(&all, cancel).await
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,50 @@
+//! NodeResourcesFit.
+
+use super::Rejection;
+use crate::pod::Amounts;
+
+/// Whether what a pod requests is free.
+///
+/// # Errors
+/// Every resource there is too little of; unresolvable where even the empty node has too little.
+pub fn fits(allocatable: &Amounts, requested: &Amounts, pod: &Amounts) -> Result<(), Rejection> {
+    let mut reasons = Vec::new();
+    let mut unresolvable = false;
+    if requested.pods + 1 > allocatable.pods {
+        reasons.push("Too many pods".to_owned());
+        unresolvable |= allocatable.pods < 1;
+    }
+    let mut check = |name: &str, want: i64, have: i64, taken: i64| {
+        if want > 0 && want > have - taken {
+            reasons.push(format!("Insufficient {name}"));
+            unresolvable |= want > have;
+        }
+    };
+    check("cpu", pod.cpu_milli, allocatable.cpu_milli, requested.cpu_milli);
+    check("memory", pod.memory, allocatable.memory, requested.memory);
+    check("ephemeral-storage", pod.ephemeral, allocatable.ephemeral, requested.ephemeral);
+    for (name, want) in &pod.scalars {
+        let (have, taken) = (allocatable.scalars.get(name), requested.scalars.get(name));
+        check(name, *want, have.copied().unwrap_or(0), taken.copied().unwrap_or(0));
+    }
+    if reasons.is_empty() { Ok(()) } else { Err(Rejection { plugin: "NodeResourcesFit", reasons, unresolvable }) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reasons_name_every_resource() {
+        let node = Amounts { cpu_milli: 1000, memory: 100, pods: 1, ..Default::default() };
+        let used = Amounts { cpu_milli: 600, memory: 90, pods: 1, ..Default::default() };
+        let pod = Amounts { cpu_milli: 500, memory: 20, ephemeral: 0, pods: 1, ..Default::default() };
+        let e = fits(&node, &used, &pod).unwrap_err();
+        assert_eq!(e.reasons, ["Too many pods", "Insufficient cpu", "Insufficient memory"]);
+        assert!(!e.unresolvable);
+        let gpu = Amounts { scalars: [("example.com/gpu".into(), 1)].into(), ..Default::default() };
+        let e = fits(&node, &Amounts::default(), &gpu).unwrap_err();
+        assert_eq!((e.reasons, e.unresolvable), (vec!["Insufficient example.com/gpu".to_owned()], true));
+        assert!(fits(&node, &Amounts::default(), &pod).is_ok());
+    }
+}

@@ -1,0 +1,21 @@
+//! kube-scheduler's job: for every pod without a node, filter the nodes, score what is left, bind; preempt where only
+//! that helps; say why where nothing does.
+//!
+//! Semantics are those of upstream's default profile. State lives in two places only: the columnar [`snapshot`] of
+//! nodes and placed pods, and the [`queue`] of waiting pods; both are kept by informer changes and by the scheduler's own
+//! assumptions. One task decides, so decisions never race; bindings run concurrently.
+
+pub mod affinity;
+pub mod cycle;
+pub mod diagnosis;
+pub mod filter;
+pub mod node_selector;
+pub mod pod;
+pub mod preempt;
+pub mod queue;
+mod run;
+pub mod score;
+pub mod snapshot;
+pub mod spread;
+
+pub use run::{SchedulerConfig, run};

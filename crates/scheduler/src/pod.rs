@@ -1,0 +1,280 @@
+//! A pod as the scheduler sees it: everything the plugins ask for, computed once.
+
+use gantry_api::k8s_openapi::api::core::v1 as core;
+use gantry_api::meta::labels::Selector;
+use gantry_api::meta::quantity::amount_of;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+/// Requests counted for scoring where a container names none (`schedutil.DefaultMilliCPURequest`, `DefaultMemoryRequest`).
+const DEFAULT_CPU_MILLI: i64 = 100;
+const DEFAULT_MEMORY_BYTES: i64 = 200 << 20;
+
+/// What a pod occupies, or a node offers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Amounts {
+    /// Thousandths of a core.
+    pub cpu_milli: i64,
+    /// Bytes.
+    pub memory: i64,
+    /// Bytes of local ephemeral storage.
+    pub ephemeral: i64,
+    /// Number of pods.
+    pub pods: i64,
+    /// Every other resource by name, in its own units.
+    pub scalars: BTreeMap<String, i64>,
+}
+
+impl Amounts {
+    /// From a resource list; `pods` is taken from it too (a node's).
+    #[must_use]
+    pub fn of_list(list: Option<&BTreeMap<String, core_quantity::Quantity>>) -> Self {
+        let mut out = Self::default();
+        for name in list.into_iter().flat_map(BTreeMap::keys) {
+            let amount = amount_of(list, name);
+            match name.as_str() {
+                "cpu" => out.cpu_milli = amount.milli_value(),
+                "memory" => out.memory = amount.value(),
+                "ephemeral-storage" => out.ephemeral = amount.value(),
+                "pods" => out.pods = amount.value(),
+                other => {
+                    out.scalars.insert(other.to_owned(), amount.value());
+                }
+            }
+        }
+        out
+    }
+
+    /// Adds (`sign` 1) or takes away (`sign` -1).
+    pub fn add(&mut self, other: &Self, sign: i64) {
+        self.cpu_milli += sign * other.cpu_milli;
+        self.memory += sign * other.memory;
+        self.ephemeral += sign * other.ephemeral;
+        self.pods += sign * other.pods;
+        for (name, n) in &other.scalars {
+            *self.scalars.entry(name.clone()).or_default() += sign * n;
+        }
+    }
+}
+
+use gantry_api::k8s_openapi::apimachinery::pkg::api::resource as core_quantity;
+
+/// A port of the node that a pod takes.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct HostPort {
+    /// Address, `0.0.0.0` for all.
+    pub ip: String,
+    /// `TCP`, `UDP` or `SCTP`.
+    pub protocol: String,
+    /// Port number.
+    pub port: i32,
+}
+
+impl HostPort {
+    /// Whether both cannot be on one node.
+    #[must_use]
+    pub fn conflicts(&self, other: &Self) -> bool {
+        self.port == other.port
+            && self.protocol == other.protocol
+            && (self.ip == other.ip || self.ip == "0.0.0.0" || other.ip == "0.0.0.0")
+    }
+}
+
+/// A pod (anti-)affinity term, compiled.
+#[derive(Clone, Debug)]
+pub struct AffinityTerm {
+    /// Namespaces named.
+    pub namespaces: BTreeSet<String>,
+    /// Namespaces selected by their labels.
+    pub namespace_selector: Option<Selector>,
+    /// Pods selected; nothing where the term has no selector.
+    pub selector: Selector,
+    /// The node label that makes a domain.
+    pub topology_key: String,
+    /// 1–100 for preferred terms, 0 for required ones.
+    pub weight: i64,
+}
+
+/// The most restrictive reading of a selector that cannot be compiled: it selects nothing. Validation refuses such
+/// selectors when they are written.
+fn compile(selector: Option<&gantry_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector>) -> Selector {
+    Selector::from_label_selector(selector).unwrap_or_else(|_| Selector::nothing())
+}
+
+impl AffinityTerm {
+    fn new(term: &core::PodAffinityTerm, pod_namespace: &str, weight: i64) -> Self {
+        let mut namespaces: BTreeSet<String> = term.namespaces.iter().flatten().cloned().collect();
+        if namespaces.is_empty() && term.namespace_selector.is_none() {
+            namespaces.insert(pod_namespace.to_owned());
+        }
+        Self {
+            namespaces,
+            namespace_selector: term.namespace_selector.as_ref().map(|s| compile(Some(s))),
+            // matchLabelKeys and mismatchLabelKeys were merged into the selector when the pod was created.
+            selector: compile(term.label_selector.as_ref()),
+            topology_key: term.topology_key.clone(),
+            weight,
+        }
+    }
+
+    /// Whether `pod` is selected. `namespace_labels` are those of its namespace.
+    #[must_use]
+    pub fn matches(&self, pod: &PodInfo, namespace_labels: Option<&BTreeMap<String, String>>) -> bool {
+        let in_namespace = self.namespaces.contains(&pod.namespace)
+            || self.namespace_selector.as_ref().is_some_and(|s| s.matches_optional(namespace_labels));
+        in_namespace && self.selector.matches(pod.labels())
+    }
+}
+
+/// A pod with what the plugins need.
+#[derive(Debug)]
+pub struct PodInfo {
+    /// The pod.
+    pub pod: Arc<core::Pod>,
+    /// `namespace/name`.
+    pub key: String,
+    /// UID.
+    pub uid: String,
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+    /// What it occupies.
+    pub requests: Amounts,
+    /// CPU counted in scores, never 0.
+    pub score_cpu_milli: i64,
+    /// Memory counted in scores, never 0.
+    pub score_memory: i64,
+    /// Node ports it takes.
+    pub host_ports: Vec<HostPort>,
+    /// Required affinity.
+    pub affinity: Vec<AffinityTerm>,
+    /// Required anti-affinity.
+    pub anti_affinity: Vec<AffinityTerm>,
+    /// Preferred affinity; negative weights are preferred anti-affinity.
+    pub preferred: Vec<AffinityTerm>,
+    /// Priority.
+    pub priority: i32,
+    labels: BTreeMap<String, String>,
+}
+
+impl PodInfo {
+    /// Computes everything once.
+    #[must_use]
+    pub fn new(pod: Arc<core::Pod>) -> Self {
+        static NO_SPEC: std::sync::LazyLock<core::PodSpec> = std::sync::LazyLock::new(core::PodSpec::default);
+        let spec = pod.spec.as_ref().unwrap_or(&NO_SPEC);
+        let namespace = pod.metadata.namespace.clone().unwrap_or_default();
+        let name = pod.metadata.name.clone().unwrap_or_default();
+        let mut requests = Amounts { pods: 1, ..Amounts::default() };
+        for (resource, amount) in gantry_api::core::pod::resources::pod_requests(spec) {
+            match resource.as_str() {
+                "cpu" => requests.cpu_milli = amount.milli_value(),
+                "memory" => requests.memory = amount.value(),
+                "ephemeral-storage" => requests.ephemeral = amount.value(),
+                _ => {
+                    requests.scalars.insert(resource.clone(), amount.value());
+                }
+            }
+        }
+        let (score_cpu_milli, score_memory) = score_requests(spec, &requests);
+        let mut host_ports = Vec::new();
+        let restartable =
+            spec.init_containers.iter().flatten().filter(|c| gantry_api::core::pod::resources::is_sidecar(c));
+        for port in spec.containers.iter().chain(restartable).flat_map(|c| c.ports.iter().flatten()) {
+            if let Some(number) = port.host_port.filter(|p| *p > 0) {
+                host_ports.push(HostPort {
+                    ip: port.host_ip.clone().filter(|ip| !ip.is_empty()).unwrap_or_else(|| "0.0.0.0".into()),
+                    protocol: port.protocol.clone().unwrap_or_else(|| "TCP".into()),
+                    port: number,
+                });
+            }
+        }
+        let affinity = spec.affinity.as_ref();
+        let (aff, anti) =
+            (affinity.and_then(|a| a.pod_affinity.as_ref()), affinity.and_then(|a| a.pod_anti_affinity.as_ref()));
+        let required = |terms: Option<&Vec<core::PodAffinityTerm>>| -> Vec<AffinityTerm> {
+            terms.into_iter().flatten().map(|t| AffinityTerm::new(t, &namespace, 0)).collect()
+        };
+        let weighted = |terms: Option<&Vec<core::WeightedPodAffinityTerm>>, sign: i64| -> Vec<AffinityTerm> {
+            terms
+                .into_iter()
+                .flatten()
+                .map(|t| AffinityTerm::new(&t.pod_affinity_term, &namespace, sign * i64::from(t.weight)))
+                .collect()
+        };
+        let mut preferred =
+            weighted(aff.and_then(|a| a.preferred_during_scheduling_ignored_during_execution.as_ref()), 1);
+        preferred
+            .extend(weighted(anti.and_then(|a| a.preferred_during_scheduling_ignored_during_execution.as_ref()), -1));
+        Self {
+            key: format!("{namespace}/{name}"),
+            uid: pod.metadata.uid.clone().unwrap_or_default(),
+            requests,
+            score_cpu_milli,
+            score_memory,
+            host_ports,
+            affinity: required(aff.and_then(|a| a.required_during_scheduling_ignored_during_execution.as_ref())),
+            anti_affinity: required(anti.and_then(|a| a.required_during_scheduling_ignored_during_execution.as_ref())),
+            preferred,
+            priority: spec.priority.unwrap_or(0),
+            labels: pod.metadata.labels.clone().unwrap_or_default(),
+            namespace,
+            name,
+            pod,
+        }
+    }
+
+    /// The pod's spec.
+    #[must_use]
+    pub fn spec(&self) -> &core::PodSpec {
+        static NO_SPEC: std::sync::LazyLock<core::PodSpec> = std::sync::LazyLock::new(core::PodSpec::default);
+        self.pod.spec.as_ref().unwrap_or(&NO_SPEC)
+    }
+
+    /// The pod's labels.
+    #[must_use]
+    pub fn labels(&self) -> &BTreeMap<String, String> {
+        &self.labels
+    }
+
+    /// The node the pod is bound to, if any.
+    #[must_use]
+    pub fn node(&self) -> Option<&str> {
+        self.spec().node_name.as_deref().filter(|n| !n.is_empty())
+    }
+
+    /// Whether deletion has begun.
+    #[must_use]
+    pub fn is_terminating(&self) -> bool {
+        self.pod.metadata.deletion_timestamp.is_some()
+    }
+
+    /// Whether it has run to its end; such pods occupy nothing.
+    #[must_use]
+    pub fn is_finished(&self) -> bool {
+        matches!(self.pod.status.as_ref().and_then(|s| s.phase.as_deref()), Some("Succeeded" | "Failed"))
+    }
+
+    /// The node nominated for it by preemption, if any.
+    #[must_use]
+    pub fn nominated_node(&self) -> Option<&str> {
+        self.pod.status.as_ref().and_then(|s| s.nominated_node_name.as_deref()).filter(|n| !n.is_empty())
+    }
+}
+
+/// CPU and memory as scores count them: each container that names none counts the defaults.
+fn score_requests(spec: &core::PodSpec, requests: &Amounts) -> (i64, i64) {
+    let lacks = |resource: &str| {
+        let missing = |c: &core::Container| {
+            !c.resources.as_ref().and_then(|r| r.requests.as_ref()).is_some_and(|r| r.contains_key(resource))
+        };
+        i64::try_from(spec.containers.iter().filter(|c| missing(c)).count()).unwrap_or(i64::MAX)
+    };
+    let pod_level = |resource: &str| {
+        spec.resources.as_ref().and_then(|r| r.requests.as_ref()).is_some_and(|r| r.contains_key(resource))
+    };
+    let cpu = if pod_level("cpu") { 0 } else { lacks("cpu") * DEFAULT_CPU_MILLI };
+    let memory = if pod_level("memory") { 0 } else { lacks("memory") * DEFAULT_MEMORY_BYTES };
+    (requests.cpu_milli + cpu, requests.memory + memory)
+}

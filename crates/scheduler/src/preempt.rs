@@ -1,0 +1,172 @@
+//! DefaultPreemption: find the node where evicting pods of lower priority hurts least.
+
+use crate::cycle::Cycle;
+use crate::diagnosis::Diagnosis;
+use crate::filter::{self, Usage};
+use crate::pod::PodInfo;
+use crate::snapshot::{Row, Snapshot};
+use gantry_api::k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use gantry_api::meta::labels::Selector;
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// A node and the pods to evict from it.
+#[derive(Debug)]
+pub struct Candidate {
+    /// The node.
+    pub row: Row,
+    /// Victims, by falling priority.
+    pub victims: Vec<Arc<PodInfo>>,
+    /// Victims whose disruption budget would be violated.
+    pub budget_violations: usize,
+}
+
+/// A disruption budget, compiled.
+pub struct Budget {
+    namespace: String,
+    selector: Selector,
+    allowed: i32,
+    disrupted: Vec<String>,
+}
+
+impl Budget {
+    /// From the object; `None` where it selects nothing.
+    #[must_use]
+    pub fn new(pdb: &PodDisruptionBudget) -> Option<Self> {
+        let selector = Selector::from_label_selector(pdb.spec.as_ref()?.selector.as_ref()).ok()?;
+        let status = pdb.status.as_ref();
+        Some(Self {
+            namespace: pdb.metadata.namespace.clone().unwrap_or_default(),
+            selector,
+            allowed: status.and_then(|s| s.disruptions_allowed).unwrap_or(0),
+            disrupted: status
+                .and_then(|s| s.disrupted_pods.as_ref())
+                .map(|d| d.keys().cloned().collect())
+                .unwrap_or_default(),
+        })
+    }
+}
+
+/// Whether a pod may preempt at all; the reason where not.
+///
+/// # Errors
+/// The reason, as events word it.
+pub fn eligible(snapshot: &Snapshot, pod: &PodInfo) -> Result<(), &'static str> {
+    if pod.spec().preemption_policy.as_deref() == Some("Never") {
+        return Err("not eligible due to preemptionPolicy=Never.");
+    }
+    if let Some(row) = pod.nominated_node().and_then(|n| snapshot.row(n))
+        && snapshot.pods[row].iter().any(|p| p.is_terminating() && p.priority < pod.priority)
+    {
+        return Err("not eligible due to a terminating pod on the nominated node.");
+    }
+    Ok(())
+}
+
+/// Finds the best candidate among the nodes that rejected the pod; fills in why there is none.
+#[must_use]
+pub fn find(
+    snapshot: &Snapshot,
+    cycle: &Cycle,
+    diagnosis: &mut Diagnosis,
+    budgets: &[Budget],
+    nominated: &dyn Fn(&str) -> Vec<Arc<PodInfo>>,
+) -> Option<Candidate> {
+    let mut best: Option<Candidate> = None;
+    let mut reasons: BTreeMap<String, usize> = BTreeMap::new();
+    let mut count = |reason: &str| *reasons.entry(reason.to_owned()).or_default() += 1;
+    for (row, rejection) in &diagnosis.rejections {
+        if rejection.unresolvable {
+            count("Preemption is not helpful for scheduling");
+            continue;
+        }
+        match victims_on(snapshot, *row, cycle, budgets, &nominated(&snapshot.names[*row])) {
+            Some(candidate) => {
+                if best.as_ref().is_none_or(|b| badness(&candidate) < badness(b)) {
+                    best = Some(candidate);
+                }
+            }
+            None => count("No preemption victims found for incoming pod"),
+        }
+    }
+    diagnosis.preemption = if best.is_some() { BTreeMap::new() } else { reasons };
+    best
+}
+
+/// Smaller is better: budget violations, then the highest priority hurt, the sum of priorities, the number of victims,
+/// and last the node whose most important victims started latest.
+fn badness(c: &Candidate) -> (usize, i32, i64, usize, Reverse<i64>) {
+    let highest = c.victims.iter().map(|v| v.priority).max().unwrap_or(i32::MIN);
+    // Shifted so that many pods of low negative priority do not look better than few.
+    let sum = c.victims.iter().map(|v| i64::from(v.priority) + (1 << 31)).sum();
+    let earliest = c.victims.iter().filter(|v| v.priority == highest).map(|v| started(v)).min().unwrap_or(0);
+    (c.budget_violations, highest, sum, c.victims.len(), Reverse(earliest))
+}
+
+fn started(pod: &PodInfo) -> i64 {
+    pod.pod.status.as_ref().and_then(|s| s.start_time.as_ref()).map_or(i64::MAX, |t| t.0.as_second())
+}
+
+fn victims_on(
+    snapshot: &Snapshot,
+    row: Row,
+    cycle: &Cycle,
+    budgets: &[Budget],
+    nominated: &[Arc<PodInfo>],
+) -> Option<Candidate> {
+    let pod = &cycle.pod;
+    let mut potential: Vec<Arc<PodInfo>> =
+        snapshot.pods[row].iter().filter(|p| p.priority < pod.priority).cloned().collect();
+    if potential.is_empty() {
+        return None;
+    }
+    let mut what_if = cycle.clone();
+    let mut usage = Usage::of(snapshot, row);
+    for other in nominated.iter().filter(|n| n.priority >= pod.priority) {
+        what_if.add(snapshot, row, other);
+        usage.add(other);
+    }
+    for victim in &potential {
+        what_if.remove(snapshot, row, victim);
+        usage.remove(victim);
+    }
+    filter::run(snapshot, row, &what_if, Some(&usage)).ok()?;
+
+    // Spare as many as possible: first those whose budget would be violated, the most important first.
+    potential.sort_by_key(|p| (Reverse(p.priority), started(p)));
+    let mut allowed: Vec<i32> = budgets.iter().map(|b| b.allowed).collect();
+    let (violating, other): (Vec<_>, Vec<_>) = potential.into_iter().partition(|p| {
+        let mut violates = false;
+        for (budget, left) in budgets.iter().zip(&mut allowed) {
+            let covered = budget.namespace == p.namespace
+                && !budget.selector.is_empty()
+                && budget.selector.matches(p.labels())
+                && !budget.disrupted.contains(&p.name);
+            if covered {
+                *left -= 1;
+                violates |= *left < 0;
+            }
+        }
+        violates
+    });
+    let mut victims = Vec::new();
+    let mut budget_violations = 0;
+    for (candidates, violates) in [(violating, true), (other, false)] {
+        for candidate in candidates {
+            what_if.add(snapshot, row, &candidate);
+            usage.add(&candidate);
+            if filter::run(snapshot, row, &what_if, Some(&usage)).is_err() {
+                what_if.remove(snapshot, row, &candidate);
+                usage.remove(&candidate);
+                budget_violations += usize::from(violates);
+                victims.push(candidate);
+            }
+        }
+    }
+    if victims.is_empty() {
+        return None;
+    }
+    victims.sort_by_key(|p| (Reverse(p.priority), started(p)));
+    Some(Candidate { row, victims, budget_violations })
+}

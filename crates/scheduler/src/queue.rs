@@ -1,0 +1,326 @@
+//! Pods that wait: ready ones by priority, others for a back-off to pass or for something to change that may help.
+
+use crate::pod::PodInfo;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// First back-off after a failed attempt; doubles with each.
+const BACKOFF_INITIAL: Duration = Duration::from_secs(1);
+/// Longest back-off.
+const BACKOFF_MAX: Duration = Duration::from_secs(10);
+/// A pod nothing helped is tried again after this long all the same, in case a change was missed.
+const UNSCHEDULABLE_MAX: Duration = Duration::from_secs(300);
+
+/// Something that happened and may let a pod be placed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClusterChange {
+    /// A node came.
+    NodeAdded,
+    /// A node's allocatable, labels, taints or schedulability changed.
+    NodeUpdated,
+    /// A placed pod came or changed its labels.
+    PodPlaced,
+    /// A placed pod went, or shrank.
+    PodGone,
+    /// A namespace's labels changed.
+    NamespaceUpdated,
+}
+
+impl ClusterChange {
+    /// Whether it may undo a rejection by `plugin` (the default queueing hints).
+    #[must_use]
+    pub fn may_help(self, plugin: &str) -> bool {
+        use ClusterChange::{NamespaceUpdated, NodeAdded, NodeUpdated, PodGone, PodPlaced};
+        match plugin {
+            "NodeResourcesFit" | "NodePorts" => matches!(self, NodeAdded | NodeUpdated | PodGone),
+            "NodeAffinity" | "TaintToleration" | "NodeUnschedulable" | "NodeName" => {
+                matches!(self, NodeAdded | NodeUpdated)
+            }
+            "InterPodAffinity" => {
+                matches!(self, NodeAdded | NodeUpdated | PodPlaced | PodGone | NamespaceUpdated)
+            }
+            _ => matches!(self, NodeAdded | NodeUpdated | PodPlaced | PodGone),
+        }
+    }
+}
+
+/// A waiting pod.
+#[derive(Clone, Debug)]
+pub struct Waiting {
+    /// The pod.
+    pub pod: Arc<PodInfo>,
+    /// Failed attempts so far.
+    pub attempts: u32,
+    /// Order of arrival, for pods of equal priority.
+    pub sequence: u64,
+    rejected_by: BTreeSet<&'static str>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Place {
+    Active,
+    Backoff(Instant),
+    Unschedulable(Instant),
+    Gated,
+    InFlight,
+}
+
+type Rank = (std::cmp::Reverse<i32>, u64);
+
+/// The queue. Keyed by pod UID.
+#[derive(Debug, Default)]
+pub struct Queue {
+    pods: HashMap<String, (Waiting, Place)>,
+    active: BTreeMap<Rank, String>,
+    timers: BTreeSet<(Instant, String)>,
+    next_sequence: u64,
+    /// Waiting pods that were promised a node, by UID; almost always empty.
+    nominated: BTreeMap<String, Arc<PodInfo>>,
+    /// What happened since the pod in flight was taken.
+    since_pop: Vec<ClusterChange>,
+}
+
+fn rank(waiting: &Waiting) -> Rank {
+    (std::cmp::Reverse(waiting.pod.priority), waiting.sequence)
+}
+
+fn is_gated(pod: &PodInfo) -> bool {
+    pod.spec().scheduling_gates.as_ref().is_some_and(|g| !g.is_empty())
+}
+
+impl Queue {
+    /// Adds or replaces a pod that has no node yet. A changed pod is tried at once, unless it is in flight.
+    pub fn put(&mut self, pod: Arc<PodInfo>, spec_changed: bool) {
+        let uid = pod.uid.clone();
+        let (mut waiting, place) = match self.pods.get(&uid) {
+            Some((w, p)) => (w.clone(), Some(*p)),
+            None => {
+                self.next_sequence += 1;
+                let sequence = self.next_sequence;
+                (Waiting { pod: pod.clone(), attempts: 0, sequence, rejected_by: BTreeSet::new() }, None)
+            }
+        };
+        if place == Some(Place::Active) {
+            self.active.remove(&rank(&waiting));
+        }
+        waiting.pod = pod;
+        let next = match place {
+            Some(Place::InFlight) => Place::InFlight,
+            _ if is_gated(&waiting.pod) => Place::Gated,
+            Some(p @ (Place::Backoff(_) | Place::Unschedulable(_))) if !spec_changed => p,
+            _ => Place::Active,
+        };
+        self.set(uid, waiting, next);
+    }
+
+    fn set(&mut self, uid: String, waiting: Waiting, place: Place) {
+        if let Some((_, Place::Backoff(at) | Place::Unschedulable(at))) = self.pods.get(&uid) {
+            self.timers.remove(&(*at, uid.clone()));
+        }
+        match place {
+            Place::Active => {
+                self.active.insert(rank(&waiting), uid.clone());
+            }
+            Place::Backoff(at) | Place::Unschedulable(at) => {
+                self.timers.insert((at, uid.clone()));
+            }
+            Place::Gated | Place::InFlight => {}
+        }
+        if waiting.pod.nominated_node().is_some() {
+            self.nominated.insert(uid.clone(), waiting.pod.clone());
+        } else {
+            self.nominated.remove(&uid);
+        }
+        self.pods.insert(uid, (waiting, place));
+    }
+
+    /// Forgets a pod that was bound or deleted.
+    pub fn remove(&mut self, uid: &str) {
+        self.nominated.remove(uid);
+        if let Some((waiting, place)) = self.pods.remove(uid) {
+            match place {
+                Place::Active => {
+                    self.active.remove(&rank(&waiting));
+                }
+                Place::Backoff(at) | Place::Unschedulable(at) => {
+                    self.timers.remove(&(at, uid.to_owned()));
+                }
+                Place::Gated | Place::InFlight => {}
+            }
+        }
+    }
+
+    /// Takes the pod to place next.
+    pub fn pop(&mut self, now: Instant) -> Option<Waiting> {
+        self.expire(now);
+        let (_, uid) = self.active.pop_first()?;
+        self.since_pop.clear();
+        let (waiting, place) = self.pods.get_mut(&uid)?;
+        *place = Place::InFlight;
+        Some(waiting.clone())
+    }
+
+    /// When the next timer fires.
+    #[must_use]
+    pub fn next_timer(&self) -> Option<Instant> {
+        self.timers.first().map(|(at, _)| *at)
+    }
+
+    fn expire(&mut self, now: Instant) {
+        while let Some((at, uid)) = self.timers.first().cloned() {
+            if at > now {
+                break;
+            }
+            self.timers.remove(&(at, uid.clone()));
+            if let Some((waiting, _)) = self.pods.remove(&uid) {
+                self.set(uid, waiting, Place::Active);
+            }
+        }
+    }
+
+    /// Puts back a pod no node took. Waits for a change that may help, or for the back-off where one came meanwhile.
+    pub fn unschedulable(&mut self, uid: &str, rejected_by: BTreeSet<&'static str>, now: Instant) {
+        let Some((mut waiting, _)) = self.pods.remove(uid) else {
+            return;
+        };
+        waiting.attempts += 1;
+        let helped = self.since_pop.iter().any(|c| rejected_by.is_empty() || rejected_by.iter().any(|p| c.may_help(p)));
+        waiting.rejected_by = rejected_by;
+        let place = if helped {
+            Place::Backoff(now + backoff(waiting.attempts))
+        } else {
+            Place::Unschedulable(now + UNSCHEDULABLE_MAX)
+        };
+        self.set(uid.to_owned(), waiting, place);
+    }
+
+    /// Puts back a pod whose binding failed.
+    pub fn failed(&mut self, uid: &str, now: Instant) {
+        let Some((mut waiting, _)) = self.pods.remove(uid) else {
+            return;
+        };
+        waiting.attempts += 1;
+        let at = now + backoff(waiting.attempts);
+        self.set(uid.to_owned(), waiting, Place::Backoff(at));
+    }
+
+    /// Moves pods that `change` may help from unschedulable to back-off (or at once, where that has passed).
+    pub fn changed(&mut self, change: ClusterChange, now: Instant) {
+        self.since_pop.push(change);
+        let helped: Vec<String> = self
+            .pods
+            .iter()
+            .filter(|(_, (w, place))| {
+                matches!(place, Place::Unschedulable(_))
+                    && (w.rejected_by.is_empty() || w.rejected_by.iter().any(|p| change.may_help(p)))
+            })
+            .map(|(uid, _)| uid.clone())
+            .collect();
+        for uid in helped {
+            let Some((waiting, place)) = self.pods.remove(&uid) else {
+                continue;
+            };
+            let Place::Unschedulable(expires) = place else {
+                continue;
+            };
+            self.timers.remove(&(expires, uid.clone()));
+            let failed_at = expires.checked_sub(UNSCHEDULABLE_MAX).unwrap_or(now);
+            let ready = failed_at + backoff(waiting.attempts);
+            let next = if ready <= now { Place::Active } else { Place::Backoff(ready) };
+            self.set(uid, waiting, next);
+        }
+    }
+
+    /// Number of pods waiting: active, backing off, unschedulable, gated.
+    #[must_use]
+    pub fn depths(&self) -> (usize, usize, usize, usize) {
+        let mut depths = (0, 0, 0, 0);
+        for (_, place) in self.pods.values() {
+            match place {
+                Place::Active | Place::InFlight => depths.0 += 1,
+                Place::Backoff(_) => depths.1 += 1,
+                Place::Unschedulable(_) => depths.2 += 1,
+                Place::Gated => depths.3 += 1,
+            }
+        }
+        depths
+    }
+
+    /// Waiting pods nominated for `node`, except `uid`.
+    #[must_use]
+    pub fn nominated_for(&self, node: &str, uid: &str) -> Vec<Arc<PodInfo>> {
+        let rivals = self.nominated.values().filter(|p| p.uid != uid && p.nominated_node() == Some(node));
+        rivals.cloned().collect()
+    }
+
+    /// Waiting pods that were promised a node, with its name.
+    #[must_use]
+    pub fn nominations(&self) -> Vec<(String, Arc<PodInfo>)> {
+        self.nominated.values().filter_map(|p| p.nominated_node().map(|n| (n.to_owned(), p.clone()))).collect()
+    }
+}
+
+fn backoff(attempts: u32) -> Duration {
+    BACKOFF_INITIAL.saturating_mul(1 << attempts.saturating_sub(1).min(8)).min(BACKOFF_MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use gantry_api::k8s_openapi::api::core::v1::{Pod, PodSchedulingGate, PodSpec};
+
+    fn pod(uid: &str, priority: i32, gated: bool) -> Arc<PodInfo> {
+        let mut pod = Pod::default();
+        pod.metadata.uid = Some(uid.into());
+        pod.spec = Some(PodSpec {
+            priority: Some(priority),
+            scheduling_gates: gated.then(|| vec![PodSchedulingGate { name: "g".into() }]),
+            ..Default::default()
+        });
+        Arc::new(PodInfo::new(Arc::new(pod)))
+    }
+
+    fn popped(q: &mut Queue) -> Option<String> {
+        q.pop(Instant::now()).map(|w| w.pod.uid.clone())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn by_priority_then_arrival() {
+        let mut q = Queue::default();
+        q.put(pod("a", 0, false), false);
+        q.put(pod("b", 5, false), false);
+        q.put(pod("c", 0, false), false);
+        q.put(pod("g", 9, true), false);
+        assert_eq!(
+            [popped(&mut q), popped(&mut q), popped(&mut q), popped(&mut q)],
+            [Some("b".into()), Some("a".into()), Some("c".into()), None]
+        );
+        q.put(pod("g", 9, false), true);
+        assert_eq!(popped(&mut q), Some("g".into()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn unschedulable_pods_wait_for_what_helps() {
+        let mut q = Queue::default();
+        q.put(pod("a", 0, false), false);
+        popped(&mut q);
+        q.unschedulable("a", ["TaintToleration"].into(), Instant::now());
+        q.changed(ClusterChange::PodGone, Instant::now());
+        assert_eq!((popped(&mut q), q.depths()), (None, (0, 0, 1, 0)));
+        q.changed(ClusterChange::NodeUpdated, Instant::now());
+        assert_eq!((popped(&mut q), q.depths()), (None, (0, 1, 0, 0)));
+        tokio::time::advance(Duration::from_millis(1001)).await;
+        assert_eq!(popped(&mut q), Some("a".into()));
+        // A change while in flight is not lost.
+        q.changed(ClusterChange::NodeAdded, Instant::now());
+        q.unschedulable("a", ["TaintToleration"].into(), Instant::now());
+        assert_eq!(q.depths(), (0, 1, 0, 0));
+        tokio::time::advance(Duration::from_secs(2)).await;
+        assert_eq!(popped(&mut q), Some("a".into()));
+        q.unschedulable("a", ["TaintToleration"].into(), Instant::now());
+        tokio::time::advance(Duration::from_secs(301)).await;
+        assert_eq!(popped(&mut q), Some("a".into()));
+    }
+}

@@ -1,0 +1,503 @@
+//! Writes and their effect on ownership.
+
+use serde_json::{Map, Value};
+
+use super::managed::{self, Managed, ManagerId, Owned};
+use super::path::{self, PathElement};
+use super::set::FieldSet;
+use super::typed::{self, Comparison};
+use crate::go_text;
+use crate::schema::Schema;
+
+/// Annotation in which client-side apply keeps what it applied last.
+pub const LAST_APPLIED_ANNOTATION: &str = "kubectl.kubernetes.io/last-applied-configuration";
+
+/// Most bytes all annotations of an object may have together.
+const ANNOTATIONS_BYTES_MAX: usize = 256 << 10;
+
+/// Manager of what an object without ownership had before it was first applied to.
+const BEFORE_FIRST_APPLY: &str = "before-first-apply";
+
+/// The manager that moves an object from client-side to server-side apply.
+const KUBECTL: &str = "kubectl";
+
+/// Other versions of a kind, for owners that wrote through them.
+pub trait Versions {
+    /// The object in another version (`autoscaling/v1`); nothing when that version is not served, and then its owners
+    /// are forgotten.
+    fn convert(&self, object: &Value, api_version: &str) -> Option<Value>;
+
+    /// The type of the kind in that version.
+    fn schema(&self, api_version: &str) -> Option<Schema<'_>>;
+}
+
+/// A kind that has one version only.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct SingleVersion;
+
+impl Versions for SingleVersion {
+    fn convert(&self, _object: &Value, _api_version: &str) -> Option<Value> {
+        None
+    }
+
+    fn schema(&self, _api_version: &str) -> Option<Schema<'_>> {
+        None
+    }
+}
+
+/// A field two managers want different values for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Conflict {
+    /// The manager that has it, as messages name it: `"kubectl-client-side-apply" using apps/v1`.
+    pub manager: String,
+    /// `.spec.template.spec.containers[name="a"].image`
+    pub field: String,
+    id: ManagerId,
+    path: Vec<PathElement>,
+}
+
+impl Conflict {
+    /// Message of the status cause (its type is `FieldManagerConflict`).
+    pub fn message(&self) -> String {
+        format!("conflict with {}", self.manager)
+    }
+}
+
+/// Why an apply fails.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ApplyError {
+    /// The request is wrong: 400.
+    #[error("{0}")]
+    BadRequest(String),
+    /// Others own fields with other values: 409, reason `Conflict`, with one cause per conflict. Retryable with force.
+    #[error("{}", conflict_message(.0))]
+    Conflict(Vec<Conflict>),
+    /// The configuration does not fit its type, or the stored ownership is damaged: upstream's 500 with an empty reason.
+    #[error("{0}")]
+    Unfit(String),
+}
+
+/// Message of a 409.
+pub fn conflict_message(conflicts: &[Conflict]) -> String {
+    if let [one] = conflicts {
+        return format!("Apply failed with 1 conflict: conflict with {}: {}", one.manager, one.field);
+    }
+    let mut lines = Vec::new();
+    let mut current = None;
+    for conflict in conflicts {
+        if current != Some(&conflict.id) {
+            current = Some(&conflict.id);
+            lines.push(format!("conflicts with {}:", conflict.manager));
+        }
+        lines.push(format!("- {}", conflict.field));
+    }
+    format!("Apply failed with {} conflicts: {}", conflicts.len(), lines.join("\n"))
+}
+
+/// Ownership of the fields of one kind, seen from one endpoint (the main resource or a subresource).
+#[derive(Clone, Copy)]
+pub struct FieldManager<'a> {
+    /// Type of the kind.
+    pub schema: Schema<'a>,
+    /// `apps/v1`, or `v1` for the core group.
+    pub api_version: &'a str,
+    /// `Deployment`
+    pub kind: &'a str,
+    /// Empty for the main resource.
+    pub subresource: &'a str,
+    /// Fields this endpoint does not write, which nobody comes to own through it.
+    pub reset_fields: Option<&'a FieldSet>,
+    /// Other versions served.
+    pub versions: &'a dyn Versions,
+}
+
+impl std::fmt::Debug for FieldManager<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "FieldManager({}, {} {:?})", self.api_version, self.kind, self.subresource)
+    }
+}
+
+/// An object and its version while it is compared in several.
+struct Versioned {
+    api_version: String,
+    object: Value,
+}
+
+impl<'a> FieldManager<'a> {
+    /// Sets `metadata.managedFields` of an object that is about to be written by anything but apply. `live` is absent
+    /// for a create. `now` is RFC 3339 in whole seconds.
+    ///
+    /// An object whose ownership was given up (`managedFields: []`) stays without until it is applied to.
+    pub fn update(&self, live: Option<&Value>, mut new: Value, manager: &str, now: &str) -> Value {
+        let empty = Value::Object(Map::new());
+        let live = live.unwrap_or(&empty);
+        let live_managed = || managed::decode(live).unwrap_or_default();
+        let mut owners = if !self.subresource.is_empty() {
+            // Ownership cannot be set by hand through a subresource.
+            live_managed()
+        } else if managed::is_reset(&new) {
+            Managed::new()
+        } else {
+            match managed::decode(&new) {
+                Ok(owners) if !owners.is_empty() => owners,
+                // Clients that do not know the field drop it, or send it damaged.
+                _ => live_managed(),
+            }
+        };
+        managed::strip(&mut new);
+        let exists = live.pointer("/metadata/uid").and_then(Value::as_str).is_some_and(|uid| !uid.is_empty());
+        if !owners.is_empty() || !exists {
+            let id = ManagerId::new(manager, false, self.api_version, self.subresource);
+            let mut bare = live.clone();
+            managed::strip(&mut bare);
+            self.track(&bare, &new, &mut owners, id, now);
+        }
+        managed::encode(&mut new, &owners);
+        new
+    }
+
+    /// Merges an applied configuration into the live object; the result has its `metadata.managedFields` set. `live` is
+    /// absent when there is no object of the name yet. `now` is RFC 3339 in whole seconds.
+    ///
+    /// Defaults are not set here, and the result may differ from the live object in nothing but its ownership.
+    ///
+    /// # Errors
+    /// See [`ApplyError`].
+    pub fn apply(
+        &self,
+        live: Option<&Value>,
+        config: &Value,
+        manager: &str,
+        force: bool,
+        now: &str,
+    ) -> Result<Value, ApplyError> {
+        self.check_config(config)?;
+        let mut object = live.cloned().unwrap_or_else(|| Value::Object(Map::new()));
+        let mut owners = managed::decode(&object)
+            .map_err(|error| ApplyError::Unfit(format!("failed to decode managed fields: {error}")))?;
+        managed::strip(&mut object);
+        if owners.is_empty() && live.is_some() {
+            let empty = Value::Object(Map::new());
+            let id = ManagerId::new(BEFORE_FIRST_APPLY, false, self.api_version, self.subresource);
+            self.track(&empty, &object, &mut owners, id, now);
+        }
+        let mut result = self.merge(&object, config, owners.clone(), manager, force, now);
+        if manager == KUBECTL
+            && let Err(ApplyError::Conflict(conflicts)) = &result
+            && let Some(allowed) = self.owned_by_last_applied(&object)
+        {
+            let left: Vec<Conflict> =
+                conflicts.iter().filter(|conflict| !allowed.has(&conflict.path)).cloned().collect();
+            result = if left.is_empty() {
+                self.merge(&object, config, owners, manager, true, now)
+            } else {
+                Err(ApplyError::Conflict(left))
+            };
+        }
+        let (mut merged, owners) = result?;
+        if manager == KUBECTL {
+            renew_last_applied(&mut merged, config);
+        }
+        managed::encode(&mut merged, &owners);
+        Ok(merged)
+    }
+
+    fn describe(&self, config: &Value) -> String {
+        let part =
+            |name: &str| config.pointer(&format!("/metadata/{name}")).and_then(Value::as_str).unwrap_or_default();
+        format!("{}/{}; {}, Kind={}", part("namespace"), part("name"), group_version(self.api_version), self.kind)
+    }
+
+    fn check_config(&self, config: &Value) -> Result<(), ApplyError> {
+        let part = |name: &str| config.get(name).and_then(Value::as_str).unwrap_or_default();
+        let (api_version, kind) = (part("apiVersion"), part("kind"));
+        if (api_version, kind) != (self.api_version, self.kind) {
+            let found = format!("{}, Kind={kind}", group_version(api_version));
+            return Err(ApplyError::BadRequest(format!("invalid object type: {found}")));
+        }
+        if managed::entries(config).is_some() {
+            return Err(ApplyError::BadRequest("metadata.managedFields must be nil".to_owned()));
+        }
+        typed::validate(config, self.schema).map_err(|error| {
+            ApplyError::Unfit(format!("failed to create typed patch object ({}): {error}", self.describe(config)))
+        })
+    }
+
+    /// Updates ownership for a write from `live` to `new`, both without their entries.
+    fn track(&self, live: &Value, new: &Value, owners: &mut Managed, id: ManagerId, now: &str) {
+        let comparison = self.yield_to(live, new, owners, None);
+        let changed = comparison.modified.union(&comparison.added);
+        let changed = match self.reset_fields {
+            Some(fields) => changed.recursive_difference(fields),
+            None => changed,
+        };
+        let changed = changed.difference(&untracked());
+        if !changed.is_empty() {
+            let set = match owners.get(&id) {
+                Some(previous) => changed.union(&previous.set),
+                None => changed,
+            };
+            let api_version = self.api_version.to_owned();
+            owners.insert(id, Owned { api_version, set, time: Some(now.to_owned()) });
+        }
+        managed::cap(owners);
+    }
+
+    /// Takes from all owners but `except` what a write changed or removed, and forgets those of versions not served.
+    /// Returns how the objects differ in this endpoint's version.
+    fn yield_to(&self, live: &Value, new: &Value, owners: &mut Managed, except: Option<&ManagerId>) -> Comparison {
+        let (comparisons, whole) = self.compare_all(live, new, owners, except);
+        owners.retain(|id, owned| {
+            if Some(id) == except {
+                return !owned.set.is_empty();
+            }
+            let Some(comparison) = comparisons.get(&owned.api_version) else {
+                return false;
+            };
+            let taken = comparison.modified.union(&comparison.added).union(&comparison.removed);
+            owned.set = owned.set.difference(&taken);
+            !owned.set.is_empty()
+        });
+        whole
+    }
+
+    /// How the objects differ in each version that has an owner (without the reset fields), and in this one (with them).
+    fn compare_all(
+        &self,
+        live: &Value,
+        new: &Value,
+        owners: &Managed,
+        except: Option<&ManagerId>,
+    ) -> (std::collections::BTreeMap<String, Comparison>, Comparison) {
+        let whole = typed::compare(live, new, Some(self.schema));
+        let mut comparisons = std::collections::BTreeMap::new();
+        comparisons.insert(self.api_version.to_owned(), whole.without(self.reset_fields));
+        for (id, owned) in owners {
+            if Some(id) == except || comparisons.contains_key(&owned.api_version) {
+                continue;
+            }
+            let version = &owned.api_version;
+            if let (Some(live), Some(new), Some(schema)) = (
+                self.versions.convert(live, version),
+                self.versions.convert(new, version),
+                self.versions.schema(version),
+            ) {
+                let comparison = typed::compare(&live, &new, Some(schema)).without(self.reset_fields);
+                comparisons.insert(version.clone(), comparison);
+            }
+        }
+        (comparisons, whole)
+    }
+
+    /// One apply on an object without its entries.
+    fn merge(
+        &self,
+        live: &Value,
+        config: &Value,
+        mut owners: Managed,
+        manager: &str,
+        force: bool,
+        now: &str,
+    ) -> Result<(Value, Managed), ApplyError> {
+        let merged = typed::merge(live, config, Some(self.schema))
+            .map_err(|error| ApplyError::Unfit(format!("failed to merge config: {error}")))?;
+        let id = ManagerId::new(manager, true, self.api_version, self.subresource);
+        let last = owners.get(&id).cloned();
+        let set = typed::field_set(config, Some(self.schema));
+        let set = match self.reset_fields {
+            Some(fields) => set.recursive_difference(fields),
+            None => set,
+        };
+        let time = last.as_ref().and_then(|last| last.time.clone());
+        owners.insert(id.clone(), Owned { api_version: self.api_version.to_owned(), set, time });
+        let merged = match last {
+            Some(last) if !last.set.is_empty() => self.prune(merged, &owners, &last),
+            _ => merged,
+        };
+        let (comparisons, _) = self.compare_all(live, &merged, &owners, Some(&id));
+        if !force {
+            let mut conflicts = Vec::new();
+            for (other, owned) in owners.iter().filter(|(other, _)| **other != id) {
+                let Some(comparison) = comparisons.get(&owned.api_version) else {
+                    continue;
+                };
+                let taken = owned.set.intersection(&comparison.modified.union(&comparison.added));
+                conflicts.extend(taken.paths().into_iter().map(|path| Conflict {
+                    manager: other.describe(),
+                    field: path::display(&path),
+                    id: other.clone(),
+                    path,
+                }));
+            }
+            if !conflicts.is_empty() {
+                return Err(ApplyError::Conflict(conflicts));
+            }
+        }
+        self.yield_to(live, &merged, &mut owners, Some(&id));
+        let changed = !path::equal(live, &merged);
+        if let Some(owned) = owners.get_mut(&id) {
+            owned.set = owned.set.difference(&untracked());
+            if changed {
+                owned.time = Some(now.to_owned());
+            }
+            if owned.set.is_empty() {
+                owners.remove(&id);
+            }
+        }
+        Ok((merged, owners))
+    }
+
+    fn in_version(&self, from: &Versioned, api_version: &str) -> Option<Versioned> {
+        let object = if from.api_version == api_version {
+            from.object.clone()
+        } else {
+            self.versions.convert(&from.object, api_version)?
+        };
+        Some(Versioned { api_version: api_version.to_owned(), object })
+    }
+
+    fn schema_in(&self, api_version: &str) -> Option<Schema<'_>> {
+        if api_version == self.api_version { Some(self.schema) } else { self.versions.schema(api_version) }
+    }
+
+    /// Takes away what this manager applied last time, does not apply now, and nobody else owns.
+    fn prune(&self, merged: Value, owners: &Managed, last: &Owned) -> Value {
+        let whole = Versioned { api_version: self.api_version.to_owned(), object: merged };
+        let version = last.api_version.as_str();
+        let (Some(converted), Some(schema)) = (self.in_version(&whole, version), self.schema_in(version)) else {
+            return whole.object;
+        };
+        let root = |value: Option<Value>| value.unwrap_or_else(|| Value::Object(Map::new()));
+        let last_set = last.set.with_named_fields(Some(schema));
+        let mut pruned = Versioned {
+            api_version: version.to_owned(),
+            object: root(typed::remove(&converted.object, &last_set, Some(schema))),
+        };
+        // What others own comes back, the version of the last apply first: other versions may need those fields to be
+        // converted to.
+        let mut by_version: Vec<(&str, FieldSet)> = Vec::new();
+        for owned in owners.values() {
+            match by_version.iter_mut().find(|(version, _)| *version == owned.api_version) {
+                Some((_, set)) => *set = set.union(&owned.set),
+                None => by_version.push((&owned.api_version, owned.set.clone())),
+            }
+        }
+        by_version.sort_by_key(|(owner_version, _)| *owner_version != version);
+        let mut current = Versioned { api_version: version.to_owned(), object: converted.object.clone() };
+        for (owner_version, owned) in by_version {
+            let (Some(all), Some(left), Some(schema)) = (
+                self.in_version(&current, owner_version),
+                self.in_version(&pruned, owner_version),
+                self.schema_in(owner_version),
+            ) else {
+                continue;
+            };
+            let named = |set: &FieldSet| set.with_named_fields(Some(schema));
+            let all_set = named(&typed::field_set(&all.object, Some(schema)));
+            let left_set = named(&typed::field_set(&left.object, Some(schema)));
+            let gone = all_set.difference(&left_set.union(&named(&owned)));
+            let object = root(typed::remove(&all.object, &gone, Some(schema)));
+            pruned = Versioned { api_version: owner_version.to_owned(), object };
+            current = all;
+        }
+        // What nobody owns, or was not this manager's, comes back as well.
+        let Some(left) = self.in_version(&pruned, version) else {
+            return whole.object;
+        };
+        let named = |set: &FieldSet| set.with_named_fields(Some(schema));
+        let all_set = named(&typed::field_set(&converted.object, Some(schema)));
+        let left_set = named(&typed::field_set(&left.object, Some(schema)));
+        let gone = all_set.difference(&left_set).intersection(&last_set);
+        let object = root(typed::remove(&converted.object, &gone, Some(schema)));
+        let result = Versioned { api_version: version.to_owned(), object };
+        match self.in_version(&result, self.api_version) {
+            Some(result) => result.object,
+            None => whole.object,
+        }
+    }
+
+    /// The fields client-side apply wrote and nobody changed since: those a server-side apply may take without force.
+    fn owned_by_last_applied(&self, live: &Value) -> Option<FieldSet> {
+        let annotation = live.pointer("/metadata/annotations")?.get(LAST_APPLIED_ANNOTATION)?.as_str()?;
+        let last: Value = serde_json::from_str(annotation).ok()?;
+        if last.get("apiVersion")?.as_str()? != self.api_version {
+            return None;
+        }
+        typed::validate(&last, self.schema).ok()?;
+        let set = typed::field_set(&last, Some(self.schema));
+        let differing = typed::compare(&last, live, Some(self.schema));
+        Some(set.difference(&differing.modified).difference(&differing.added).difference(&differing.removed))
+    }
+}
+
+/// `apps/v1`, or `/v1` for the core group, as upstream prints a group and version.
+fn group_version(api_version: &str) -> String {
+    if api_version.contains('/') { api_version.to_owned() } else { format!("/{api_version}") }
+}
+
+/// Fields that are nobody's: they identify the object or are kept by the server.
+fn untracked() -> FieldSet {
+    FieldSet::from_paths(&[
+        &["apiVersion"],
+        &["kind"],
+        &["metadata"],
+        &["metadata", "name"],
+        &["metadata", "namespace"],
+        &["metadata", "creationTimestamp"],
+        &["metadata", "selfLink"],
+        &["metadata", "uid"],
+        &["metadata", "clusterName"],
+        &["metadata", "generation"],
+        &["metadata", "managedFields"],
+        &["metadata", "resourceVersion"],
+    ])
+}
+
+/// Keeps the annotation of client-side apply in step, so that one may go back to it.
+fn renew_last_applied(object: &mut Value, config: &Value) {
+    let Some(annotations) = object.pointer_mut("/metadata/annotations").and_then(Value::as_object_mut) else {
+        return;
+    };
+    match annotations.get(LAST_APPLIED_ANNOTATION).and_then(Value::as_str) {
+        None | Some("") => return,
+        Some(_) => {}
+    }
+    let mut config = config.clone();
+    if let Some(own) = config.pointer_mut("/metadata/annotations").and_then(Value::as_object_mut) {
+        own.remove(LAST_APPLIED_ANNOTATION);
+    }
+    annotations.insert(LAST_APPLIED_ANNOTATION.to_owned(), Value::from(format!("{config}\n")));
+    let bytes: usize = annotations.iter().map(|(name, value)| name.len() + go_text::format(value).len()).sum();
+    if bytes > ANNOTATIONS_BYTES_MAX {
+        annotations.remove(LAST_APPLIED_ANNOTATION);
+    }
+}
+
+/// Gives a new object the live object's ownership times when nothing but those differ, so that a write without effect
+/// stays one.
+pub fn keep_times(live: &Value, new: &mut Value) {
+    let (Some(old), Some(fresh)) = (managed::entries(live), managed::entries(new)) else {
+        return;
+    };
+    let untimed = |entries: &[Value]| -> Vec<Value> {
+        let drop_time = |entry: &Value| {
+            let mut entry = entry.clone();
+            if let Some(entry) = entry.as_object_mut() {
+                entry.remove("time");
+            }
+            entry
+        };
+        let mut entries: Vec<Value> = entries.iter().map(drop_time).collect();
+        entries.sort_by(path::compare_values);
+        entries
+    };
+    if untimed(old) != untimed(fresh) {
+        return;
+    }
+    let (mut bare_live, mut bare_new) = (live.clone(), new.clone());
+    managed::strip(&mut bare_live);
+    managed::strip(&mut bare_new);
+    if path::equal(&bare_live, &bare_new) {
+        *new = live.clone();
+    }
+}

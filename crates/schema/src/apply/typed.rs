@@ -1,0 +1,568 @@
+//! Values seen through their type: which paths a value has, how two values differ, how one merges into another, and
+//! what is left of a value without some paths.
+//!
+//! A value without known type (`None`) is taken as it looks: objects merge field by field, lists are atomic.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::LazyLock;
+
+use serde_json::{Map, Value};
+
+use super::path::{PathElement, equal};
+use super::set::FieldSet;
+use crate::schema::{Field, List, ListKind, Object, Rest, Scalar, Schema, Shape};
+
+/// How one node is walked.
+#[derive(Clone, Copy)]
+enum Atom<'a> {
+    Scalar,
+    /// A list, with its type when it is known.
+    List(Option<List<'a>>),
+    /// An object, with its type when it is known.
+    Map(Option<Object<'a>>),
+}
+
+fn atom<'a>(schema: Option<Schema<'a>>, value: Option<&Value>) -> Atom<'a> {
+    match schema.map(Schema::shape) {
+        Some(Shape::Scalar(_)) => Atom::Scalar,
+        Some(Shape::List(list)) => Atom::List(Some(list)),
+        Some(Shape::Object(object)) => Atom::Map(Some(object)),
+        Some(Shape::Any) | None => match value {
+            Some(Value::Array(_)) => Atom::List(None),
+            Some(Value::Object(_) | Value::Null) | None => Atom::Map(None),
+            Some(_) => Atom::Scalar,
+        },
+    }
+}
+
+fn same_atom(a: Atom<'_>, b: Atom<'_>) -> bool {
+    matches!((a, b), (Atom::Scalar, Atom::Scalar) | (Atom::List(_), Atom::List(_)) | (Atom::Map(_), Atom::Map(_)))
+}
+
+fn child<'a>(object: Option<Object<'a>>, name: &str) -> Option<Schema<'a>> {
+    object.and_then(|object| object.child(name))
+}
+
+/// The list type to go by when its items are told apart; nothing for an atomic list.
+fn keyed(list: Option<List<'_>>) -> Option<List<'_>> {
+    list.filter(|list| !matches!(list.kind, ListKind::Atomic))
+}
+
+fn is_atomic(object: Option<Object<'_>>) -> bool {
+    object.is_some_and(|object| object.atomic)
+}
+
+/// The paths a value has.
+pub(super) fn field_set(value: &Value, schema: Option<Schema<'_>>) -> FieldSet {
+    let mut set = FieldSet::new();
+    add_fields(value, schema, &mut Vec::new(), &mut set);
+    set
+}
+
+fn add_fields(value: &Value, schema: Option<Schema<'_>>, path: &mut Vec<PathElement>, set: &mut FieldSet) {
+    match atom(schema, Some(value)) {
+        Atom::Scalar => set.insert(path),
+        Atom::List(list) => {
+            let Some(list) = keyed(list) else {
+                return set.insert(path);
+            };
+            let Value::Array(items) = value else { return };
+            let steps: Vec<Option<PathElement>> =
+                items.iter().map(|item| PathElement::of_item(list, item).ok()).collect();
+            let mut seen = BTreeSet::new();
+            let mut duplicates = BTreeSet::new();
+            for step in steps.iter().flatten() {
+                if !seen.insert(step) {
+                    duplicates.insert(step);
+                }
+            }
+            for (item, step) in items.iter().zip(&steps) {
+                let Some(step) = step else { continue };
+                path.push(step.clone());
+                // Items that cannot be told apart are owned whole.
+                if !duplicates.contains(step) {
+                    add_fields(item, Some(list.items), path, set);
+                }
+                set.insert(path);
+                path.pop();
+            }
+        }
+        Atom::Map(object) => {
+            if is_atomic(object) {
+                return set.insert(path);
+            }
+            let Value::Object(map) = value else { return };
+            for (name, inner) in map {
+                path.push(PathElement::field(name));
+                add_fields(inner, child(object, name), path, set);
+                let declared = object.is_some_and(|object| object.field(name).is_some());
+                if inner.is_null() || inner.as_object().is_some_and(Map::is_empty) || !declared {
+                    set.insert(path);
+                }
+                path.pop();
+            }
+        }
+    }
+}
+
+/// How two values differ; no path is in two of the sets.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Comparison {
+    /// Paths only the new value has.
+    pub added: FieldSet,
+    /// Paths both have, with different values.
+    pub modified: FieldSet,
+    /// Paths only the old value has.
+    pub removed: FieldSet,
+}
+
+impl Comparison {
+    /// Without these fields and all below them.
+    pub fn without(&self, fields: Option<&FieldSet>) -> Comparison {
+        let Some(fields) = fields else {
+            return self.clone();
+        };
+        Comparison {
+            added: self.added.recursive_difference(fields),
+            modified: self.modified.recursive_difference(fields),
+            removed: self.removed.recursive_difference(fields),
+        }
+    }
+}
+
+/// Compares two values of a type.
+pub(super) fn compare(old: &Value, new: &Value, schema: Option<Schema<'_>>) -> Comparison {
+    let mut comparison = Comparison::default();
+    compare_at(Some(old), Some(new), schema, &mut Vec::new(), &mut comparison);
+    comparison
+}
+
+fn compare_at(
+    old: Option<&Value>,
+    new: Option<&Value>,
+    schema: Option<Schema<'_>>,
+    path: &mut Vec<PathElement>,
+    out: &mut Comparison,
+) {
+    let (old_atom, new_atom) = (atom(schema, old), atom(schema, new));
+    let leaf = match (old, new) {
+        (None, None) => return,
+        (_, None) => compare_atom(old_atom, old, new, path, out),
+        (None, Some(_)) => compare_atom(new_atom, old, new, path, out),
+        (Some(_), Some(_)) if same_atom(old_atom, new_atom) => compare_atom(new_atom, old, new, path, out),
+        (Some(_), Some(_)) => {
+            compare_atom(old_atom, old, new, path, out);
+            compare_atom(new_atom, old, new, path, out)
+        }
+    };
+    if !leaf {
+        if old.is_none() {
+            out.added.insert(path);
+        } else if new.is_none() {
+            out.removed.insert(path);
+        }
+    }
+}
+
+/// Compares two values in one way of walking; whether they were taken as a leaf.
+fn compare_atom(
+    atom: Atom<'_>,
+    old: Option<&Value>,
+    new: Option<&Value>,
+    path: &mut Vec<PathElement>,
+    out: &mut Comparison,
+) -> bool {
+    match atom {
+        Atom::Scalar => {}
+        Atom::List(list) => {
+            let (old_items, new_items) = (items_of(old), items_of(new));
+            if let Some(list) = keyed(list)
+                && !(old_items.is_empty() && new_items.is_empty())
+            {
+                compare_items(list, old_items, new_items, path, out);
+                return false;
+            }
+        }
+        Atom::Map(object) => {
+            let empty = Map::new();
+            let (old_map, new_map) = (map_of(old).unwrap_or(&empty), map_of(new).unwrap_or(&empty));
+            let leaf = is_atomic(object) || (old_map.is_empty() && new_map.is_empty());
+            if !leaf {
+                let mut names: BTreeSet<&str> = old_map.keys().chain(new_map.keys()).map(String::as_str).collect();
+                names.extend(
+                    object.into_iter().flat_map(|object| object.fields().filter(by_value(object)).map(|f| f.name)),
+                );
+                for name in names {
+                    let implied = object.and_then(|object| implied(object, name));
+                    let there = |value: Option<&Value>| implied.filter(|_| value.is_some_and(Value::is_object));
+                    let (old_inner, new_inner) = (old_map.get(name).or(there(old)), new_map.get(name).or(there(new)));
+                    path.push(PathElement::field(name));
+                    compare_at(old_inner, new_inner, child(object, name), path, out);
+                    path.pop();
+                }
+                return false;
+            }
+        }
+    }
+    match (old, new) {
+        (None, _) => out.added.insert(path),
+        (_, None) => out.removed.insert(path),
+        (Some(old), Some(new)) if !equal(old, new) => out.modified.insert(path),
+        _ => {}
+    }
+    true
+}
+
+/// The fields of a built-in object that are there whatever was sent, because upstream holds them by value: an empty
+/// object takes their place. Nobody comes to own such a field by being the first to set something in it.
+fn by_value(object: Object<'_>) -> impl Fn(&Field<'_>) -> bool {
+    let owner = object.name().rsplit('.').next().unwrap_or_default();
+    let builtin = object.name().starts_with("io.k8s.");
+    move |field| {
+        let structure = matches!(field.schema.shape(), Shape::Object(inner) if inner.has_fields());
+        let named = match field.name {
+            "metadata" | "spec" | "status" | "strategy" | "updateStrategy" | "loadBalancer" | "state" | "lastState" => {
+                true
+            }
+            "daemonEndpoints" | "kubeletEndpoint" | "nodeInfo" => true,
+            "resources" => owner != "PodSpec",
+            _ => false,
+        };
+        builtin && structure && (named || field.required)
+    }
+}
+
+static EMPTY: LazyLock<Value> = LazyLock::new(|| Value::Object(Map::new()));
+static NULL: Value = Value::Null;
+
+/// What stands for an absent field: nothing, unless upstream holds the field by value.
+fn implied(object: Object<'_>, name: &str) -> Option<&'static Value> {
+    let field = object.field(name)?;
+    if by_value(object)(&field) {
+        return Some(&EMPTY);
+    }
+    let list = object.name().starts_with("io.k8s.") && field.required && matches!(field.schema.shape(), Shape::List(_));
+    list.then_some(&NULL)
+}
+
+fn items_of(value: Option<&Value>) -> &[Value] {
+    value.and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default()
+}
+
+fn map_of(value: Option<&Value>) -> Option<&Map<String, Value>> {
+    value.and_then(Value::as_object)
+}
+
+fn compare_items(list: List<'_>, old: &[Value], new: &[Value], path: &mut Vec<PathElement>, out: &mut Comparison) {
+    let mut by_step: BTreeMap<PathElement, (Vec<&Value>, Vec<&Value>)> = BTreeMap::new();
+    for item in old {
+        if let Ok(step) = PathElement::of_item(list, item) {
+            by_step.entry(step).or_default().0.push(item);
+        }
+    }
+    for item in new {
+        if let Ok(step) = PathElement::of_item(list, item) {
+            by_step.entry(step).or_default().1.push(item);
+        }
+    }
+    for (step, (old, new)) in by_step {
+        path.push(step);
+        match (old.len(), new.len()) {
+            (0 | 1, 0 | 1) => {
+                compare_at(old.first().copied(), new.first().copied(), Some(list.items), path, out);
+            }
+            // Items that cannot be told apart are compared together, as one value.
+            (2.., 2..) => {
+                if old.len() != new.len() || old.iter().zip(&new).any(|(old, new)| !equal(old, new)) {
+                    out.modified.insert(path);
+                }
+            }
+            (2.., _) => {
+                if let Some(new) = new.first() {
+                    compare_at(None, Some(new), Some(list.items), path, out);
+                }
+                out.removed.insert(path);
+            }
+            (_, _) => {
+                if let Some(old) = old.first() {
+                    compare_at(Some(old), None, Some(list.items), path, out);
+                }
+                out.added.insert(path);
+            }
+        }
+        path.pop();
+    }
+}
+
+/// Merges an applied configuration into the live value.
+///
+/// # Errors
+/// An item of a list that cannot be told apart, with its path.
+pub(super) fn merge(live: &Value, config: &Value, schema: Option<Schema<'_>>) -> Result<Value, String> {
+    let merged = merge_at(Some(live), Some(config), schema).map_err(|errors| join(&errors))?;
+    Ok(merged.unwrap_or(Value::Null))
+}
+
+type Errors = Vec<(String, String)>;
+
+fn join(errors: &Errors) -> String {
+    let text = |(path, message): &(String, String)| match path.as_str() {
+        "" => message.clone(),
+        path => format!("{path}: {message}"),
+    };
+    match errors.as_slice() {
+        [one] => text(one),
+        many => {
+            let lines: Vec<String> = many.iter().map(|error| format!("  {}", text(error))).collect();
+            format!("errors:\n{}", lines.join("\n"))
+        }
+    }
+}
+
+fn prefixed(step: &PathElement, errors: Errors) -> Errors {
+    errors.into_iter().map(|(path, message)| (format!("{step}{path}"), message)).collect()
+}
+
+fn merge_at(live: Option<&Value>, config: Option<&Value>, schema: Option<Schema<'_>>) -> Result<Option<Value>, Errors> {
+    let atom = if config.is_some() { atom(schema, config) } else { atom(schema, live) };
+    match atom {
+        Atom::Scalar => {}
+        Atom::List(list) => {
+            let (live_items, config_items) = (items_of(live), items_of(config));
+            if let Some(list) = keyed(list)
+                && !(live_items.is_empty() && config_items.is_empty())
+            {
+                return merge_items(list, live_items, config_items);
+            }
+        }
+        Atom::Map(object) => {
+            let empty = Map::new();
+            let (live_map, config_map) = (map_of(live).unwrap_or(&empty), map_of(config).unwrap_or(&empty));
+            let leaf = is_atomic(object) || (live_map.is_empty() && config_map.is_empty());
+            if !leaf {
+                let mut out = Map::new();
+                let mut errors = Errors::new();
+                let names: BTreeSet<&String> = live_map.keys().chain(config_map.keys()).collect();
+                for name in names {
+                    match merge_at(live_map.get(name), config_map.get(name), child(object, name)) {
+                        Ok(Some(value)) => {
+                            out.insert(name.clone(), value);
+                        }
+                        Ok(None) => {}
+                        Err(inner) => errors.extend(prefixed(&PathElement::field(name), inner)),
+                    }
+                }
+                if !errors.is_empty() {
+                    return Err(errors);
+                }
+                return Ok((!out.is_empty()).then_some(Value::Object(out)));
+            }
+        }
+    }
+    Ok(config.or(live).cloned())
+}
+
+/// Merges lists by item. Items of the configuration keep their relative order; items only the server has stay where
+/// they stand relative to their neighbours.
+fn merge_items(list: List<'_>, live: &[Value], config: &[Value]) -> Result<Option<Value>, Errors> {
+    let mut errors = Errors::new();
+    let mut steps_of = |items: &[Value], duplicates_allowed: bool| {
+        let mut steps: Vec<(PathElement, usize)> = Vec::with_capacity(items.len());
+        let mut count: BTreeMap<PathElement, (usize, usize)> = BTreeMap::new();
+        for (index, item) in items.iter().enumerate() {
+            match PathElement::of_item(list, item) {
+                Err(reason) => errors.push((String::new(), format!("element {index}: {reason}"))),
+                Ok(step) => {
+                    let entry = count.entry(step.clone()).or_insert((0, index));
+                    entry.0 += 1;
+                    if entry.0 > 1 && !duplicates_allowed {
+                        errors.push((String::new(), format!("duplicate entries for key {step}")));
+                        continue;
+                    }
+                    steps.push((step, index));
+                }
+            }
+        }
+        (steps, count)
+    };
+    let (config_steps, in_config) = steps_of(config, false);
+    let (live_steps, in_live) = steps_of(live, true);
+    if !errors.is_empty() {
+        return Err(errors);
+    }
+    // An item that is in the live list more than once is not merged with the new one but replaced by it.
+    let live_item = |step: &PathElement| match in_live.get(step) {
+        Some((1, index)) => live.get(*index),
+        _ => None,
+    };
+    let mut shared = config_steps.iter().map(|(step, _)| step).filter(|step| in_live.contains_key(*step));
+    let mut next_shared = shared.next();
+    let mut merged: BTreeSet<&PathElement> = BTreeSet::new();
+    let mut out = Vec::with_capacity(live.len().max(config.len()));
+    let mut take = |step: &PathElement, live: Option<&Value>, config: Option<&Value>| -> Result<(), Errors> {
+        let value = merge_at(live, config, Some(list.items)).map_err(|inner| prefixed(step, inner))?;
+        out.extend(value);
+        Ok(())
+    };
+    let (mut left, mut right) = (0, 0);
+    while left < live_steps.len() || right < config_steps.len() {
+        if let (Some((live_step, _)), Some((config_step, index))) = (live_steps.get(left), config_steps.get(right)) {
+            if live_step == config_step {
+                merged.insert(config_step);
+                take(config_step, live_item(config_step), config.get(*index))?;
+                left += 1;
+                right += 1;
+                next_shared = shared.next();
+                continue;
+            }
+            if in_config.contains_key(live_step) && next_shared.is_some_and(|next| next != live_step) {
+                left += 1;
+                continue;
+            }
+        }
+        if let Some((live_step, index)) = live_steps.get(left) {
+            if !in_config.contains_key(live_step) {
+                take(live_step, live.get(*index), None)?;
+                left += 1;
+                continue;
+            }
+            if merged.contains(live_step) {
+                left += 1;
+            }
+        }
+        if let Some((config_step, index)) = config_steps.get(right) {
+            merged.insert(config_step);
+            take(config_step, live_item(config_step), config.get(*index))?;
+            right += 1;
+            if next_shared == Some(config_step) {
+                next_shared = shared.next();
+            }
+        }
+    }
+    Ok((!out.is_empty()).then_some(Value::Array(out)))
+}
+
+/// What is left of a value without some paths. An object or list of which nothing is left goes as well.
+pub(super) fn remove(value: &Value, gone: &FieldSet, schema: Option<Schema<'_>>) -> Option<Value> {
+    match atom(schema, Some(value)) {
+        Atom::Scalar => Some(value.clone()),
+        Atom::List(list) => {
+            let (Some(list), Value::Array(items)) = (keyed(list), value) else {
+                return None;
+            };
+            let mut left = Vec::with_capacity(items.len());
+            for item in items {
+                let Ok(step) = PathElement::of_item(list, item) else {
+                    left.push(item.clone());
+                    continue;
+                };
+                if gone.has_member(&step) {
+                    continue;
+                }
+                match gone.below(&step) {
+                    Some(below) => left.extend(remove(item, below, Some(list.items))),
+                    None => left.push(item.clone()),
+                }
+            }
+            (!left.is_empty()).then_some(Value::Array(left))
+        }
+        Atom::Map(object) => {
+            let Value::Object(map) = value else {
+                return None;
+            };
+            if is_atomic(object) {
+                return None;
+            }
+            let mut left = Map::new();
+            for (name, inner) in map {
+                let step = PathElement::field(name);
+                if gone.has_member(&step) {
+                    continue;
+                }
+                let kept = match gone.below(&step) {
+                    Some(below) => remove(inner, below, child(object, name)),
+                    None => Some(inner.clone()),
+                };
+                if let Some(kept) = kept {
+                    left.insert(name.clone(), kept);
+                }
+            }
+            (!left.is_empty()).then_some(Value::Object(left))
+        }
+    }
+}
+
+/// Checks an applied configuration against its type.
+///
+/// # Errors
+/// Unknown fields, wrong types, items that cannot be told apart: `.spec.foo: field not declared in schema`.
+pub(super) fn validate(value: &Value, schema: Schema<'_>) -> Result<(), String> {
+    let mut errors = Errors::new();
+    validate_at(value, Some(schema), &mut String::new(), &mut errors);
+    if errors.is_empty() { Ok(()) } else { Err(join(&errors)) }
+}
+
+fn validate_at(value: &Value, schema: Option<Schema<'_>>, path: &mut String, errors: &mut Errors) {
+    if value.is_null() {
+        return;
+    }
+    let mut fail = |path: &str, message: String| errors.push((path.to_owned(), message));
+    let shown = || crate::go_text::format(value);
+    match schema.map(Schema::shape) {
+        None | Some(Shape::Any) => {}
+        Some(Shape::Scalar(scalar)) => match scalar {
+            Scalar::String | Scalar::Bytes if !value.is_string() => {
+                fail(path, format!("expected string, got &value.valueUnstructured{{Value:{}}}", shown()));
+            }
+            Scalar::Int32 | Scalar::Int64 | Scalar::Number if !value.is_number() => {
+                let found = crate::go_text::type_name(value);
+                fail(path, format!("expected numeric (int or float), got {found}"));
+            }
+            Scalar::Boolean if !value.is_boolean() => fail(path, format!("expected boolean, got {}", shown())),
+            _ if value.is_array() || value.is_object() => fail(path, format!("expected any scalar, got {}", shown())),
+            _ => {}
+        },
+        Some(Shape::List(list)) => {
+            let Value::Array(items) = value else {
+                return fail(path, format!("expected list, got {}", shown()));
+            };
+            let mut seen = BTreeSet::new();
+            for (index, item) in items.iter().enumerate() {
+                let step = match keyed(Some(list)) {
+                    None => PathElement::Index(i64::try_from(index).unwrap_or(i64::MAX)),
+                    Some(list) => match PathElement::of_item(list, item) {
+                        Ok(step) => {
+                            if !seen.insert(step.clone()) {
+                                errors.push((path.clone(), format!("duplicate entries for key {step}")));
+                            }
+                            step
+                        }
+                        Err(reason) => {
+                            errors.push((path.clone(), format!("element {index}: {reason}")));
+                            return;
+                        }
+                    },
+                };
+                let length = path.len();
+                path.push_str(&step.to_string());
+                validate_at(item, Some(list.items), path, errors);
+                path.truncate(length);
+            }
+        }
+        Some(Shape::Object(object)) => {
+            let Value::Object(map) = value else {
+                return fail(path, format!("expected map, got {}", shown()));
+            };
+            for (name, inner) in map {
+                let length = path.len();
+                path.push('.');
+                path.push_str(name);
+                match (object.child(name), object.rest()) {
+                    (None, Rest::Unknown) => errors.push((path.clone(), "field not declared in schema".to_owned())),
+                    (inner_schema, _) => validate_at(inner, inner_schema, path, errors),
+                }
+                path.truncate(length);
+            }
+        }
+    }
+}

@@ -1,0 +1,210 @@
+//! Admission: plugins that may change (mutating) or refuse (validating) a write, in one visible order.
+
+mod certificate;
+mod default_toleration_seconds;
+#[cfg(test)]
+pub mod memory_objects;
+mod mirror_pod;
+mod namespace_lifecycle;
+mod node_restriction;
+mod priority;
+mod rbac_escalation;
+mod service_account;
+pub mod service_allocation;
+mod taint_nodes;
+#[cfg(test)]
+mod tests;
+mod token_secret;
+
+use crate::authz::Authorizer;
+use crate::config::ServerConfig;
+use crate::registry::hooks::Hook;
+use gantry_api::kind::{Kind, downcast, downcast_mut};
+use gantry_api::meta::object::Meta;
+use std::sync::Arc;
+
+use crate::authn::UserInfo;
+use crate::cluster::Cluster;
+use async_trait::async_trait;
+use gantry_api::kind::{Object, Resource};
+use gantry_api::meta::status::ApiError;
+use serde_json::Value;
+
+/// What is being done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Operation {
+    Create,
+    Update,
+    Delete,
+    Connect,
+}
+
+impl Operation {
+    /// `CREATE`, `UPDATE`, `DELETE`, `CONNECT`.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Operation::Create => "CREATE",
+            Operation::Update => "UPDATE",
+            Operation::Delete => "DELETE",
+            Operation::Connect => "CONNECT",
+        }
+    }
+}
+
+/// A write on its way to the store.
+pub struct Attributes<'a> {
+    /// What is being done.
+    pub operation: Operation,
+    /// The resource addressed.
+    pub resource: &'a dyn Resource,
+    /// The subresource addressed, may be empty.
+    pub subresource: &'a str,
+    /// Namespace, empty for cluster scope.
+    pub namespace: &'a str,
+    /// Name, may be empty on create with generateName.
+    pub name: &'a str,
+    /// Who asks.
+    pub user: &'a UserInfo,
+    /// Whether nothing will be persisted; plugins must then have no side effects.
+    pub dry_run: bool,
+    /// The new object; None on delete and connect.
+    pub object: Option<&'a mut dyn Object>,
+    /// The object as stored; None on create.
+    pub old_object: Option<&'a dyn Object>,
+    /// Create/update/delete options, or the connect options, as JSON.
+    pub options: Value,
+    /// Texts for `Warning` headers.
+    pub warnings: Vec<String>,
+}
+
+impl Attributes<'_> {
+    /// Whether this resource (by group and plural) and subresource are addressed.
+    #[must_use]
+    pub fn is(&self, group: &str, resource: &str, subresource: &str) -> bool {
+        let info = self.resource.info();
+        info.group == group && info.plural == resource && self.subresource == subresource
+    }
+
+    /// The new object as kind `K`.
+    #[must_use]
+    pub fn object_as<K: Kind>(&self) -> Option<&K> {
+        self.object.as_deref().and_then(downcast::<K>)
+    }
+
+    /// The new object as kind `K`, to be changed.
+    #[must_use]
+    pub fn object_as_mut<K: Kind>(&mut self) -> Option<&mut K> {
+        self.object.as_deref_mut().and_then(downcast_mut::<K>)
+    }
+
+    /// The stored object as kind `K`.
+    #[must_use]
+    pub fn old_as<K: Kind>(&self) -> Option<&K> {
+        self.old_object.and_then(downcast::<K>)
+    }
+
+    /// 403 naming the object, or what its name will begin with.
+    #[must_use]
+    pub fn forbidden(&self, why: &str) -> ApiError {
+        let info = self.resource.info();
+        let of_object = || {
+            let meta = self.object.as_deref().map(Object::meta)?;
+            let name =
+                if meta.name().is_empty() { meta.generate_name.as_deref().unwrap_or_default() } else { meta.name() };
+            Some(name.to_owned())
+        };
+        let name = if self.name.is_empty() { of_object().unwrap_or_default() } else { self.name.to_owned() };
+        let name = if name.is_empty() { "Unknown".to_owned() } else { name };
+        ApiError::forbidden(info.group, info.plural, &name, why)
+    }
+}
+
+/// A plugin that may change the object.
+#[async_trait]
+pub trait MutatingPlugin: Send + Sync {
+    /// Name as in `--enable-admission-plugins`.
+    fn name(&self) -> &'static str;
+    /// Changes `attributes.object` or refuses.
+    ///
+    /// # Errors
+    /// A refusal, answered to the client as it is.
+    async fn admit(&self, attributes: &mut Attributes<'_>, cluster: &Cluster) -> Result<(), ApiError>;
+}
+
+/// A plugin that may refuse.
+#[async_trait]
+pub trait ValidatingPlugin: Send + Sync {
+    /// Name as in `--enable-admission-plugins`.
+    fn name(&self) -> &'static str;
+    /// Accepts or refuses.
+    ///
+    /// # Errors
+    /// A refusal, answered to the client as it is.
+    async fn validate(&self, attributes: &mut Attributes<'_>, cluster: &Cluster) -> Result<(), ApiError>;
+}
+
+/// The plugins in the order they run.
+#[derive(Default)]
+pub struct Chain {
+    /// Mutating plugins, in order.
+    pub mutating: Vec<Box<dyn MutatingPlugin>>,
+    /// Validating plugins, in order.
+    pub validating: Vec<Box<dyn ValidatingPlugin>>,
+}
+
+impl Chain {
+    /// Runs the mutating plugins, then the validating ones, for what is not a write through the registry (connections,
+    /// bindings, evictions, token requests).
+    ///
+    /// # Errors
+    /// The first refusal.
+    pub async fn run(&self, attributes: &mut Attributes<'_>, cluster: &Cluster) -> Result<(), ApiError> {
+        for plugin in &self.mutating {
+            plugin.admit(attributes, cluster).await?;
+        }
+        for plugin in &self.validating {
+            plugin.validate(attributes, cluster).await?;
+        }
+        Ok(())
+    }
+}
+
+/// The plugins every cluster has, in upstream's order. `authorizer` is asked about approving, signing, granting and binding.
+#[must_use]
+pub fn default_chain(authorizer: Arc<dyn Authorizer>) -> Chain {
+    Chain {
+        mutating: vec![
+            Box::new(namespace_lifecycle::NamespaceLifecycle::default()),
+            Box::new(service_account::ServiceAccountPlugin),
+            Box::new(node_restriction::NodeRestriction),
+            Box::new(taint_nodes::TaintNodesByCondition),
+            Box::new(priority::Priority),
+            Box::new(default_toleration_seconds::DefaultTolerationSeconds),
+            Box::new(certificate::Requestor),
+        ],
+        validating: vec![
+            Box::new(service_account::ServiceAccountPlugin),
+            Box::new(mirror_pod::MirrorPod),
+            Box::new(priority::Priority),
+            Box::new(certificate::Approval(authorizer.clone())),
+            Box::new(certificate::Signing(authorizer.clone())),
+            Box::new(certificate::SubjectRestriction),
+            Box::new(rbac_escalation::RbacEscalation(authorizer)),
+        ],
+    }
+}
+
+/// The steps of writes that allocate what is unique in the cluster, and those that keep derived objects right.
+pub async fn hooks(config: &ServerConfig, _cluster: &Cluster) -> Vec<Arc<dyn Hook>> {
+    let mut hooks: Vec<Arc<dyn Hook>> = vec![
+        Arc::new(service_allocation::ServiceAllocation::new(config)),
+        Arc::new(rbac_escalation::AggregateClusterRoles),
+    ];
+    match token_secret::TokenSecret::new(config) {
+        Ok(hook) => hooks.push(Arc::new(hook)),
+        Err(e) => tracing::error!(error = %e, "token secrets are not filled"),
+    }
+    hooks
+}

@@ -1,0 +1,212 @@
+//! The Node authorizer: a node reads only what the pods bound to it need, and writes only what is its own.
+
+use super::bootstrap::node_rules;
+use super::{Attributes, Authorizer, Decision, Rules, rbac};
+use crate::authn::UserInfo;
+use crate::cluster::Cluster;
+use async_trait::async_trait;
+use gantry_api::k8s_openapi::api::core::v1::{Container, EphemeralContainer, Pod, PodSpec};
+use gantry_api::k8s_openapi::api::rbac::v1::PolicyRule;
+use gantry_api::meta::fields::FieldSelector;
+
+const LEASE_NAMESPACE: &str = "kube-node-lease";
+
+/// Decides for users `system:node:NAME` in `system:nodes`; has no opinion on others.
+pub struct NodeAuthorizer {
+    cluster: Cluster,
+    rules: Vec<PolicyRule>,
+}
+
+impl NodeAuthorizer {
+    /// Decides from the pods of `cluster`.
+    #[must_use]
+    pub fn new(cluster: Cluster) -> Self {
+        Self { cluster, rules: node_rules() }
+    }
+
+    /// Whether a pod of `namespace` that is bound to `node` satisfies `wanted`.
+    async fn any_pod(&self, namespace: &str, node: &str, wanted: impl Fn(&Pod) -> bool + Send) -> bool {
+        let resource = crate::cluster::resource_of::<Pod>();
+        let pods = match self.cluster.objects.list_by_field(resource, namespace, "spec.nodeName", node).await {
+            Ok(pods) => pods,
+            Err(e) => {
+                tracing::warn!(namespace, error = %e, "the node authorizer cannot list pods");
+                return false;
+            }
+        };
+        pods.iter()
+            .filter_map(|o| gantry_api::kind::downcast::<Pod>(o.as_ref()))
+            .any(|p| p.spec.as_ref().and_then(|s| s.node_name.as_deref()) == Some(node) && wanted(p))
+    }
+
+    async fn decide(&self, a: &Attributes, node: &str) -> Result<(), String> {
+        let unrelated = || format!("no relationship found between node '{node}' and this object");
+        let reads = matches!(a.verb.as_str(), "get" | "list" | "watch");
+        match (a.group.as_str(), a.resource.as_str()) {
+            ("", resource @ ("secrets" | "configmaps" | "persistentvolumeclaims")) => {
+                let of_claims = resource == "persistentvolumeclaims";
+                if of_claims && a.subresource == "status" {
+                    return Err("can only update PersistentVolumeClaim status of expanded volumes".into());
+                }
+                if !reads || (of_claims && a.verb != "get") {
+                    return Err("can only read resources of this type".into());
+                }
+                if !a.subresource.is_empty() {
+                    return Err("cannot read subresource".into());
+                }
+                if a.namespace.is_empty() {
+                    return Err("can only read namespaced object of this type".into());
+                }
+                let name = single_name(a).ok_or("No Object name found")?;
+                let found = self
+                    .any_pod(&a.namespace, node, |p| {
+                        p.spec.as_ref().is_some_and(|s| references(s, p.metadata.name.as_deref(), resource, &name))
+                    })
+                    .await;
+                found.then_some(()).ok_or_else(unrelated)
+            }
+            ("", "serviceaccounts") => {
+                if a.subresource != "token" {
+                    return Err("can only create token subresource of service account".into());
+                }
+                if a.verb != "create" || a.name.is_empty() {
+                    return Err("can only create tokens for individual service accounts".into());
+                }
+                let account = |p: &Pod| {
+                    let named = p.spec.as_ref().and_then(|s| s.service_account_name.as_deref());
+                    named.filter(|n| !n.is_empty()).unwrap_or("default") == a.name
+                };
+                self.any_pod(&a.namespace, node, account).await.then_some(()).ok_or_else(unrelated)
+            }
+            ("coordination.k8s.io", "leases") => {
+                if !matches!(a.verb.as_str(), "get" | "create" | "update" | "patch" | "delete") {
+                    return Err("can only get, create, update, patch, or delete a node lease".into());
+                }
+                if a.namespace != LEASE_NAMESPACE {
+                    return Err(format!("can only access leases in the {LEASE_NAMESPACE:?} system namespace"));
+                }
+                // The name in a create is only in the body; NodeRestriction sees it.
+                if a.verb != "create" && a.name != node {
+                    return Err("can only access node lease with the same name as the requesting node".into());
+                }
+                Ok(())
+            }
+            ("", "nodes") => match (a.subresource.as_str(), a.verb.as_str()) {
+                ("", "create" | "update" | "patch") | ("status", "update" | "patch") => Ok(()),
+                ("", _) if reads => match single_name(a) {
+                    Some(name) if name == node => Ok(()),
+                    Some(name) => Err(format!("node '{node}' cannot read '{name}', only its own Node object")),
+                    None => Err(format!("node '{node}' cannot read all nodes, only its own Node object")),
+                },
+                _ => self.by_rules(a),
+            },
+            ("", "pods") => match (a.subresource.as_str(), a.verb.as_str()) {
+                ("", "get") => {
+                    let same = |p: &Pod| p.metadata.name.as_deref() == Some(a.name.as_str());
+                    self.any_pod(&a.namespace, node, same).await.then_some(()).ok_or_else(unrelated)
+                }
+                ("", "list" | "watch") => {
+                    let selector = a.field_selector.as_deref().and_then(|s| FieldSelector::parse(s).ok());
+                    match selector.as_ref().and_then(|s| s.requires_exact_match("spec.nodeName")) {
+                        Some(n) if n == node => Ok(()),
+                        _ => Err("can only list/watch pods with spec.nodeName field selector".into()),
+                    }
+                }
+                ("", "create" | "delete") | ("status", "update" | "patch") | ("eviction", "create") => Ok(()),
+                _ => self.by_rules(a),
+            },
+            _ => self.by_rules(a),
+        }
+    }
+
+    fn by_rules(&self, a: &Attributes) -> Result<(), String> {
+        self.rules.iter().any(|r| rbac::rule_allows(r, a)).then_some(()).ok_or_else(String::new)
+    }
+}
+
+/// The one name asked for, by path or by a field selector.
+fn single_name(a: &Attributes) -> Option<String> {
+    if !a.name.is_empty() {
+        return Some(a.name.clone());
+    }
+    let selector = FieldSelector::parse(a.field_selector.as_deref()?).ok()?;
+    selector.requires_exact_match("metadata.name").map(ToOwned::to_owned)
+}
+
+/// Whether a pod needs the secret, configmap or claim `name`.
+fn references(spec: &PodSpec, pod_name: Option<&str>, resource: &str, name: &str) -> bool {
+    let is = |n: Option<&str>| n == Some(name);
+    let env = |c: EnvOf<'_>| {
+        let single = c.env.iter().flatten().filter_map(|e| e.value_from.as_ref()).any(|v| match resource {
+            "secrets" => v.secret_key_ref.as_ref().is_some_and(|r| r.name == name),
+            "configmaps" => v.config_map_key_ref.as_ref().is_some_and(|r| r.name == name),
+            _ => false,
+        });
+        single
+            || c.env_from.iter().flatten().any(|f| match resource {
+                "secrets" => f.secret_ref.as_ref().is_some_and(|r| r.name == name),
+                "configmaps" => f.config_map_ref.as_ref().is_some_and(|r| r.name == name),
+                _ => false,
+            })
+    };
+    let pull = resource == "secrets" && spec.image_pull_secrets.iter().flatten().any(|r| r.name == name);
+    let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten()).map(EnvOf::container);
+    let ephemeral = spec.ephemeral_containers.iter().flatten().map(EnvOf::ephemeral);
+    let volumes = spec.volumes.iter().flatten().any(|v| {
+        let projected = || v.projected.iter().flat_map(|p| p.sources.iter().flatten());
+        match resource {
+            "secrets" => {
+                v.secret.as_ref().is_some_and(|s| is(s.secret_name.as_deref()))
+                    || projected().any(|s| s.secret.as_ref().is_some_and(|r| r.name == name))
+                    || v.csi.as_ref().and_then(|c| c.node_publish_secret_ref.as_ref()).is_some_and(|r| r.name == name)
+            }
+            "configmaps" => {
+                v.config_map.as_ref().is_some_and(|c| c.name == name)
+                    || projected().any(|s| s.config_map.as_ref().is_some_and(|r| r.name == name))
+            }
+            _ => {
+                let generated = || pod_name.is_some_and(|p| format!("{p}-{}", v.name) == name);
+                v.persistent_volume_claim.as_ref().is_some_and(|c| c.claim_name == name)
+                    || (v.ephemeral.is_some() && generated())
+            }
+        }
+    });
+    pull || volumes || containers.chain(ephemeral).any(env)
+}
+
+/// The environment of any sort of container.
+struct EnvOf<'a> {
+    env: &'a Option<Vec<gantry_api::k8s_openapi::api::core::v1::EnvVar>>,
+    env_from: &'a Option<Vec<gantry_api::k8s_openapi::api::core::v1::EnvFromSource>>,
+}
+
+impl<'a> EnvOf<'a> {
+    fn container(c: &'a Container) -> Self {
+        Self { env: &c.env, env_from: &c.env_from }
+    }
+    fn ephemeral(c: &'a EphemeralContainer) -> Self {
+        Self { env: &c.env, env_from: &c.env_from }
+    }
+}
+
+#[async_trait]
+impl Authorizer for NodeAuthorizer {
+    async fn authorize(&self, attributes: &Attributes) -> Decision {
+        let Some(node) = attributes.user.node_name() else {
+            return Decision::NoOpinion(String::new());
+        };
+        let decided = match attributes.is_resource {
+            true => self.decide(attributes, node).await,
+            false => self.by_rules(attributes),
+        };
+        match decided {
+            Ok(()) => Decision::Allow(String::new()),
+            Err(reason) => Decision::NoOpinion(reason),
+        }
+    }
+
+    async fn rules_for(&self, user: &UserInfo, _namespace: &str) -> Rules {
+        // What a node may read depends on its pods and cannot be told as rules.
+        Rules { incomplete: user.node_name().is_some(), ..Rules::default() }
+    }
+}

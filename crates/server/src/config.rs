@@ -1,0 +1,51 @@
+//! Configuration of the API server. Every default carries its reason.
+
+use ipnet::IpNet;
+use std::net::{IpAddr, SocketAddr};
+
+/// Everything the server needs to know; built by the binary's bootstrap.
+#[derive(Clone, Debug)]
+pub struct ServerConfig {
+    /// Addresses to listen on with TLS.
+    pub listen: Vec<SocketAddr>,
+    /// Serving certificate chain, PEM.
+    pub serving_cert_pem: String,
+    /// Serving key, PEM.
+    pub serving_key_pem: String,
+    /// CA that client certificates are verified against, PEM.
+    pub client_ca_pem: String,
+    /// CA published in `kube-root-ca.crt` and trusted for kubelet serving certificates, PEM.
+    pub cluster_ca_pem: String,
+    /// Client certificate the server shows to kubelets (`kube-apiserver-kubelet-client`), PEM chain and key.
+    pub kubelet_client_cert_pem: String,
+    /// Key of the above, PEM.
+    pub kubelet_client_key_pem: String,
+    /// Private key that signs ServiceAccount tokens (PKCS#8 PEM, ECDSA P-256, ES256).
+    pub service_account_key_pem: String,
+    /// Issuer URL of ServiceAccount tokens.
+    pub service_account_issuer: String,
+    /// Audiences accepted; the first is the default.
+    pub api_audiences: Vec<String>,
+    /// Static bearer tokens: token, user, uid, groups.
+    pub static_tokens: Vec<(String, String, String, Vec<String>)>,
+    /// Range for ClusterIPs.
+    pub service_cidr: IpNet,
+    /// Range for node ports, inclusive.
+    pub node_port_range: (u16, u16),
+    /// Address and port the `kubernetes` Service's endpoint points at.
+    pub advertise: Option<(IpAddr, u16)>,
+    /// Largest request body in bytes; upstream's limit is 3 MiB.
+    pub request_body_bytes_max: usize,
+    /// Extra RBAC: cluster roles of in-process components `(name, rules)` where a rule is (groups, resources, verbs); each is
+    /// bound to the ServiceAccount of the same name (without the `system:controller:` prefix) in kube-system.
+    pub component_roles: Vec<ComponentRole>,
+}
+
+/// RBAC that an in-process component needs.
+#[derive(Clone, Debug)]
+pub struct ComponentRole {
+    /// Controller name, e.g. `deployment-controller`.
+    pub name: String,
+    /// (API groups, resources, verbs).
+    pub rules: Vec<(Vec<String>, Vec<String>, Vec<String>)>,
+}

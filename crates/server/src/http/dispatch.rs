@@ -1,0 +1,321 @@
+//! From an authorized resource request to the registry or handler that answers it.
+
+use super::negotiate::{self, Accepted, Form, accept};
+use super::respond;
+use crate::registry::draft::{Body, Change, Encoding, PatchType};
+use crate::registry::options::{ListOptions, WriteOptions, delete_options};
+use crate::registry::read::Listed;
+use crate::registry::scale::{ScaleChange, scale_of_entry, table_of};
+use crate::registry::write::{Target, Written};
+use crate::request::{RequestContext, Response};
+use crate::server::Server;
+use bytes::Bytes;
+use gantry_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::DeleteOptions;
+use gantry_api::kind::{Resource, Verb};
+use gantry_api::meta::object::Meta;
+use gantry_api::meta::status::ApiError;
+use gantry_schema::strict;
+use http::HeaderValue;
+use http::header::{CONTENT_TYPE, USER_AGENT};
+use http_body_util::BodyExt;
+use serde_json::{Value, json};
+use std::sync::Arc;
+
+const PATCH_TYPES: &str = "application/json-patch+json, application/merge-patch+json, \
+    application/strategic-merge-patch+json, application/apply-patch+yaml";
+
+/// Answers a resource request.
+///
+/// # Errors
+/// What the client is to read.
+pub async fn resource(server: &Arc<Server>, mut cx: RequestContext, body: Bytes) -> Result<Response, ApiError> {
+    let info = cx.info.clone();
+    let resource = gantry_api::kinds::find(&info.group, &info.version, &info.resource);
+    cx.resource = resource;
+    if let Some(handler) = server.handler(&info.group, &info.version, &info.resource, &info.subresource) {
+        if let Some(resource) = resource {
+            check_place(&cx, resource)?;
+            if resource.info().virtual_only {
+                // Reviews have no table and no metadata of their own: a client that wants only those is told so.
+                accept(&cx.parts.headers, &cx.query, false)?;
+            }
+        }
+        return handler.handle(cx, body, &server.services).await;
+    }
+    if (info.group.as_str(), info.version.as_str()) == ("metrics.k8s.io", "v1beta1") {
+        return crate::metrics_api::answer(server, &cx).await;
+    }
+    let resource = resource.ok_or_else(ApiError::no_such_path)?;
+    check_place(&cx, resource)?;
+    let verbs = match info.subresource.as_str() {
+        "" => resource.info().verbs,
+        name => {
+            let sub = resource.info().subresources.iter().find(|s| s.name == name);
+            sub.filter(|_| info.tail.is_empty()).ok_or_else(ApiError::no_such_path)?.verbs
+        }
+    };
+    let Some(verb) = verbs.iter().copied().find(|v| v.as_str() == info.verb) else {
+        return Err(ApiError::new(
+            405,
+            "MethodNotAllowed",
+            "the server does not allow this method on the requested resource",
+        ));
+    };
+    let call = Call { server, cx: &cx, resource };
+    let mut response = match (verb, info.subresource.as_str()) {
+        (Verb::Get, "scale") => call.get_scale().await,
+        (Verb::Update | Verb::Patch, "scale") => call.write_scale(verb, body).await,
+        (Verb::Get, _) => call.get().await,
+        (Verb::List, _) => call.list().await,
+        (Verb::Watch, _) => call.watch().await,
+        (Verb::Create | Verb::Update | Verb::Patch, _) => call.write(verb, body).await,
+        (Verb::Delete, _) => call.delete(&body).await,
+        (Verb::DeleteCollection, _) => call.delete_collection(&body).await,
+    }?;
+    let deprecation = resource.info().deprecation;
+    if !deprecation.is_empty() {
+        respond::add_warnings(&mut response, &[deprecation.to_owned()]);
+    }
+    Ok(response)
+}
+
+/// Refuses paths that put a resource where it does not live.
+fn check_place(cx: &RequestContext, resource: &dyn Resource) -> Result<(), ApiError> {
+    let info = &cx.info;
+    let place_is_namespace = !info.namespace.is_empty() && info.resource != "namespaces";
+    if resource.info().namespaced == place_is_namespace || info.resource == "namespaces" {
+        return Ok(());
+    }
+    // All namespaces: only collections can be read across them.
+    if resource.info().namespaced && matches!(info.verb.as_str(), "list" | "watch") && info.subresource.is_empty() {
+        return Ok(());
+    }
+    if resource.info().virtual_only {
+        return Ok(());
+    }
+    if resource.info().namespaced && matches!(info.verb.as_str(), "create" | "deletecollection") {
+        return Err(ApiError::new(
+            405,
+            "MethodNotAllowed",
+            "the server does not allow this method on the requested resource",
+        ));
+    }
+    Err(ApiError::no_such_path())
+}
+
+struct Call<'a> {
+    server: &'a Arc<Server>,
+    cx: &'a RequestContext,
+    resource: &'static dyn Resource,
+}
+
+impl Call<'_> {
+    fn accepted(&self) -> Result<Accepted, ApiError> {
+        accept(&self.cx.parts.headers, &self.cx.query, true)
+    }
+
+    /// The namespace of the object; namespaces themselves have none.
+    fn namespace(&self) -> &str {
+        if self.resource.info().namespaced { &self.cx.info.namespace } else { "" }
+    }
+
+    async fn get(&self) -> Result<Response, ApiError> {
+        let accepted = self.accepted()?;
+        let options = ListOptions::parse(&self.version_only())?;
+        let name = &self.cx.info.name;
+        let entry = self.server.registry.get(self.resource, self.namespace(), name, options.resource_version).await?;
+        let now = self.server.registry.clock.now();
+        let version = entry.revision.to_string();
+        respond::object(200, entry.json(), self.resource, &version, &accepted, &self.cx.parts.headers, now)
+    }
+
+    fn version_only(&self) -> Vec<(String, String)> {
+        self.cx.query.iter().filter(|(k, _)| k == "resourceVersion").cloned().collect()
+    }
+
+    async fn list(&self) -> Result<Response, ApiError> {
+        let accepted = self.accepted()?;
+        let options = ListOptions::parse(&self.cx.query)?;
+        match self.server.registry.list(self.resource, self.namespace(), &options, accepted.form).await? {
+            Listed::Items(items) => respond::list(*items, &accepted, &self.cx.parts.headers),
+            Listed::Expired(status) => Ok(respond::with_type(410, "application/json", status.to_string())),
+        }
+    }
+
+    async fn watch(&self) -> Result<Response, ApiError> {
+        let accepted = self.accepted()?;
+        if accepted.encoding == Encoding::Yaml {
+            return Err(negotiate::not_acceptable());
+        }
+        let mut query = self.cx.query.clone();
+        if !self.cx.info.name.is_empty() && self.cx.param("fieldSelector").is_none() {
+            // The deprecated /watch/…/name path.
+            query.push(("fieldSelector".into(), format!("metadata.name={}", self.cx.info.name)));
+        }
+        query.push(("watch".into(), "true".into()));
+        let options = ListOptions::parse(&query)?;
+        let body = self.server.registry.watch(self.resource, self.namespace(), &options, accepted.form).await?;
+        let body = self.server.metrics.long_running(body, &self.cx.info);
+        let mut response = Response::new(body.boxed());
+        let content_type = match accepted.form {
+            Form::Object => "application/json",
+            Form::Table("v1", _) => "application/json;as=Table;g=meta.k8s.io;v=v1;stream=watch",
+            Form::Table(..) => "application/json;as=Table;g=meta.k8s.io;v=v1beta1;stream=watch",
+            Form::Metadata(_) => "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1;stream=watch",
+        };
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+        Ok(response)
+    }
+
+    fn write_options(&self, verb: Verb, apply: bool) -> Result<WriteOptions, ApiError> {
+        let kind = match verb {
+            Verb::Create => "CreateOptions",
+            Verb::Update => "UpdateOptions",
+            _ => "PatchOptions",
+        };
+        let agent = self.cx.parts.headers.get(USER_AGENT).and_then(|v| v.to_str().ok()).unwrap_or_default();
+        WriteOptions::parse(&self.cx.query, agent, kind, apply)
+    }
+
+    fn target<'t>(&'t self, options: &'t WriteOptions, verb: Verb) -> Target<'t> {
+        Target {
+            resource: self.resource,
+            namespace: self.namespace(),
+            name: if verb == Verb::Create { "" } else { &self.cx.info.name },
+            subresource: &self.cx.info.subresource,
+            user: &self.cx.user,
+            options,
+            authorizer: Some(self.server.services.authorizer.as_ref()),
+        }
+    }
+
+    fn patch_type(&self) -> Result<PatchType, ApiError> {
+        PatchType::from_content_type(&negotiate::media_type(&self.cx.parts.headers))
+            .ok_or_else(|| negotiate::unsupported_media_type(PATCH_TYPES))
+    }
+
+    async fn write(&self, verb: Verb, body: Bytes) -> Result<Response, ApiError> {
+        let accepted = self.accepted()?;
+        let headers = &self.cx.parts.headers;
+        let (change, apply) = match verb {
+            Verb::Patch => {
+                let kind = self.patch_type()?;
+                (Change::Patch(kind, body), kind == PatchType::Apply)
+            }
+            _ => {
+                let body = Body { bytes: body, encoding: negotiate::body_encoding(headers)? };
+                (if verb == Verb::Create { Change::Create(body) } else { Change::Update(body) }, false)
+            }
+        };
+        let options = self.write_options(verb, apply)?;
+        let target = self.target(&options, verb);
+        let written = self.server.registry.write(&target, &change).await?;
+        self.written(&written, &accepted)
+    }
+
+    fn written(&self, written: &Written, accepted: &Accepted) -> Result<Response, ApiError> {
+        let code = if written.created { 201 } else { 200 };
+        let version = written.object.meta().resource_version();
+        let now = self.server.registry.clock.now();
+        let headers = &self.cx.parts.headers;
+        let mut response = respond::object(code, written.json.clone(), self.resource, version, accepted, headers, now)?;
+        respond::add_warnings(&mut response, &written.warnings);
+        Ok(response)
+    }
+
+    async fn get_scale(&self) -> Result<Response, ApiError> {
+        let accepted = self.accepted()?;
+        let entry = self.server.registry.get(self.resource, self.namespace(), &self.cx.info.name, None).await?;
+        let scale = scale_of_entry(&entry)?;
+        let json = match accepted.form {
+            Form::Object => scale.to_string(),
+            Form::Table(version, include) => {
+                table_of(&scale, version, include, self.server.registry.clock.now()).to_string()
+            }
+            Form::Metadata(version) => {
+                String::from_utf8_lossy(&crate::table::partial(scale.to_string().as_bytes(), version)?).into_owned()
+            }
+        };
+        respond::document(200, json.into(), &accepted, &self.cx.parts.headers)
+    }
+
+    async fn write_scale(&self, verb: Verb, body: Bytes) -> Result<Response, ApiError> {
+        let headers = &self.cx.parts.headers;
+        let accepted = accept(headers, &self.cx.query, false)?;
+        let (change, apply) = if verb == Verb::Patch {
+            let kind = self.patch_type()?;
+            (ScaleChange::Patch(kind, body), kind == PatchType::Apply)
+        } else {
+            (ScaleChange::Replace(Body { bytes: body, encoding: negotiate::body_encoding(headers)? }), false)
+        };
+        let options = self.write_options(verb, apply)?;
+        let (scale, written) = self.server.registry.scale(&self.target(&options, verb), change).await?;
+        let mut response = respond::document(200, scale.to_string().into(), &accepted, headers)?;
+        respond::add_warnings(&mut response, &written.warnings);
+        Ok(response)
+    }
+
+    fn delete_options(&self, body: &Bytes) -> Result<DeleteOptions, ApiError> {
+        if body.is_empty() {
+            return delete_options(&self.cx.query, None);
+        }
+        let decoded = match negotiate::body_encoding(&self.cx.parts.headers)? {
+            Encoding::Json => strict::decode_json(body, None),
+            Encoding::Yaml => strict::decode_yaml(body, None),
+        };
+        let cannot = |why: &str| ApiError::bad_request(strict::unrecognized("DeleteOptions", why, body));
+        let value = decoded.map_err(|e| cannot(&e.to_string()))?.value;
+        if let Some(kind) = value.get("kind").and_then(Value::as_str).filter(|k| !k.is_empty() && *k != "DeleteOptions")
+        {
+            return Err(ApiError::bad_request(format!("decoded object cannot be converted to DeleteOptions: {kind}")));
+        }
+        let options: DeleteOptions = serde_json::from_value(value).map_err(|e| cannot(&e.to_string()))?;
+        delete_options(&self.cx.query, Some(options))
+    }
+
+    async fn delete(&self, body: &Bytes) -> Result<Response, ApiError> {
+        let accepted = self.accepted()?;
+        let options = self.delete_options(body)?;
+        let (info, name) = (self.resource.info(), &self.cx.info.name);
+        let deleted = self
+            .server
+            .registry
+            .delete(self.resource, self.namespace(), name, &options, false, Some(&self.cx.user))
+            .await?;
+        let headers = &self.cx.parts.headers;
+        if !deleted.answers_with_object(self.resource) {
+            let meta = deleted.object.meta();
+            let mut details = json!({ "name": meta.name(), "kind": info.plural, "uid": meta.uid() });
+            if !info.group.is_empty() {
+                details["group"] = info.group.into();
+            }
+            let status = json!({ "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details });
+            return respond::document(
+                200,
+                status.to_string().into(),
+                &Accepted { form: Form::Object, ..accepted },
+                headers,
+            );
+        }
+        let code = if !deleted.removed && options.orphan_dependents == Some(false) { 202 } else { 200 };
+        let json = Bytes::from(deleted.object.to_json());
+        let version = deleted.object.meta().resource_version();
+        respond::object(code, json, self.resource, version, &accepted, headers, self.server.registry.clock.now())
+    }
+
+    async fn delete_collection(&self, body: &Bytes) -> Result<Response, ApiError> {
+        let accepted = accept(&self.cx.parts.headers, &self.cx.query, false)?;
+        let list = ListOptions::parse(&self.cx.query)?;
+        let options = self.delete_options(body)?;
+        let registry = &self.server.registry;
+        let deleted =
+            registry.delete_collection(self.resource, self.namespace(), &list, &options, &self.cx.user).await?;
+        let info = self.resource.info();
+        let items: Vec<Value> = deleted.iter().map(|o| o.to_value()).collect();
+        let answer = json!({
+            "kind": info.list_kind(), "apiVersion": info.api_version(),
+            "metadata": { "resourceVersion": registry.revision().to_string() }, "items": items,
+        });
+        respond::document(200, answer.to_string().into(), &accepted, &self.cx.parts.headers)
+    }
+}

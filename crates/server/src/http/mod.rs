@@ -1,0 +1,11 @@
+//! HTTP: connections, the request pipeline, routing, negotiation, answers.
+
+pub mod dispatch;
+pub mod flow;
+pub mod negotiate;
+pub mod nonresource;
+pub mod pipeline;
+pub mod protobuf;
+pub mod respond;
+pub mod route;
+pub mod serve;

@@ -1,0 +1,155 @@
+//! Paths that address no resource: discovery, OpenAPI, version, health, metrics, token issuer documents.
+
+use super::negotiate::{accept, clauses};
+use super::respond;
+use crate::authn::issuer_discovery;
+use crate::discovery::Answer;
+use crate::request::{RequestContext, Response};
+use crate::server::Server;
+use gantry_api::meta::status::ApiError;
+use http::header::{CONTENT_TYPE, ETAG, IF_NONE_MATCH, VARY};
+use http::{HeaderValue, Method, StatusCode};
+use serde_json::json;
+
+/// What `/` lists besides discovery.
+const PATHS: &[&str] = &["/healthz", "/livez", "/metrics", "/openapi/v2", "/openapi/v3", "/readyz", "/version"];
+
+/// Answers a non-resource request.
+///
+/// # Errors
+/// 404 for paths nothing serves, 405 for writes.
+pub async fn answer(server: &Server, cx: &RequestContext) -> Result<Response, ApiError> {
+    let path = cx.info.path.trim_end_matches('/');
+    if !matches!(cx.parts.method, Method::GET | Method::HEAD) {
+        return Err(ApiError::new(
+            405,
+            "MethodNotAllowed",
+            "the server does not allow this method on the requested resource",
+        ));
+    }
+    let headers = &cx.parts.headers;
+    let plain = |text: String| Ok(respond::with_type(200, "text/plain; charset=utf-8", text));
+    match path {
+        "" => {
+            let accepted = accept(headers, &cx.query, false)?;
+            let mut paths = server.discovery.paths();
+            paths.extend(PATHS.iter().map(|p| (*p).to_owned()));
+            paths.sort();
+            respond::document(200, json!({ "paths": paths }).to_string().into(), &accepted, headers)
+        }
+        "/version" => {
+            respond::document(200, version().to_string().into(), &accept(headers, &cx.query, false)?, headers)
+        }
+        "/metrics" => Ok(respond::with_type(
+            200,
+            "application/openmetrics-text; version=1.0.0; charset=utf-8",
+            server.metrics.render(&server.registry),
+        )),
+        "/healthz" | "/livez" | "/readyz" => health(server, path, cx),
+        issuer_discovery::CONFIGURATION_PATH => {
+            Ok(respond::with_type(200, "application/json", server.issuer.configuration.clone()))
+        }
+        issuer_discovery::KEYS_PATH => {
+            Ok(respond::with_type(200, issuer_discovery::KEYS_MEDIA_TYPE, server.issuer.keys.clone()))
+        }
+        _ if path.starts_with("/openapi/") => crate::openapi::answer(server, cx, path).await,
+        _ => {
+            if let Some(check) = path
+                .strip_prefix("/livez/")
+                .or_else(|| path.strip_prefix("/readyz/"))
+                .or_else(|| path.strip_prefix("/healthz/"))
+            {
+                return match checks(server, path).into_iter().find(|(name, _)| *name == check) {
+                    Some((_, Ok(()))) => plain("ok".into()),
+                    Some((_, Err(e))) => {
+                        Ok(respond::with_type(500, "text/plain; charset=utf-8", format!("internal server error: {e}")))
+                    }
+                    None => Err(ApiError::no_such_path()),
+                };
+            }
+            discovery(server, cx, path)
+        }
+    }
+}
+
+fn discovery(server: &Server, cx: &RequestContext, path: &str) -> Result<Response, ApiError> {
+    let headers = &cx.parts.headers;
+    let aggregated = clauses(headers).into_iter().find_map(|c| {
+        let wants = c.param("as") == Some("APIGroupDiscoveryList") && c.param("g") == Some("apidiscovery.k8s.io");
+        let version = c.param("v").filter(|v| matches!(*v, "v2" | "v2beta1"))?.to_owned();
+        (wants && c.media == "application/json").then_some(version)
+    });
+    match server.discovery.answer(path, aggregated.as_deref()).ok_or_else(ApiError::no_such_path)? {
+        Answer::Plain(json) => respond::document(200, json, &accept(headers, &cx.query, false)?, headers),
+        Answer::Aggregated { json, etag, content_type } => {
+            let etag_value = HeaderValue::from_str(&etag).map_err(ApiError::internal)?;
+            let same = headers.get(IF_NONE_MATCH).is_some_and(|v| v.as_bytes() == etag.as_bytes());
+            let mut response = if same {
+                let mut r = respond::with_type(304, "application/json", "");
+                *r.status_mut() = StatusCode::NOT_MODIFIED;
+                r
+            } else {
+                let accepted = super::negotiate::Accepted::JSON;
+                respond::document(200, json, &accepted, headers)?
+            };
+            response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+            response.headers_mut().insert(ETAG, etag_value);
+            response.headers_mut().insert(VARY, HeaderValue::from_static("Accept"));
+            Ok(response)
+        }
+    }
+}
+
+fn version() -> serde_json::Value {
+    json!({
+        "major": "1", "minor": "37", "emulationMajor": "1", "emulationMinor": "37",
+        "minCompatibilityMajor": "1", "minCompatibilityMinor": "36",
+        "gitVersion": "v1.37.0+gantry", "gitCommit": env!("CARGO_PKG_VERSION"), "gitTreeState": "clean",
+        "buildDate": "1970-01-01T00:00:00Z", "goVersion": "", "compiler": "rustc",
+        "platform": format!("{}/{}", std::env::consts::OS, if cfg!(target_arch = "x86_64") { "amd64" } else { "arm64" }),
+    })
+}
+
+type Check = (&'static str, Result<(), String>);
+
+fn checks(server: &Server, path: &str) -> Vec<Check> {
+    let store = match server.registry.is_following() {
+        true => Ok(()),
+        false => Err("watch caches do not follow the store".to_owned()),
+    };
+    let mut out = vec![("ping", Ok(())), ("log", Ok(())), ("etcd", store)];
+    if path.starts_with("/readyz") {
+        out.push((
+            "informer-sync",
+            if server.registry.is_following() { Ok(()) } else { Err("caches are not filled".to_owned()) },
+        ));
+        let up = if server.is_ready() { Ok(()) } else { Err("process is starting or shutting down".to_owned()) };
+        out.push(("shutdown", up));
+    }
+    if !path.starts_with("/livez") {
+        let done = if server.is_ready() { Ok(()) } else { Err("not finished".to_owned()) };
+        out.push(("poststarthook/bootstrap-controller", done.clone()));
+        out.push(("poststarthook/rbac/bootstrap-roles", done));
+    }
+    out
+}
+
+fn health(server: &Server, path: &str, cx: &RequestContext) -> Result<Response, ApiError> {
+    let excluded: Vec<&str> = cx.query.iter().filter(|(k, _)| k == "exclude").map(|(_, v)| v.as_str()).collect();
+    let checks = checks(server, path);
+    let failed = checks.iter().any(|(name, r)| r.is_err() && !excluded.contains(name));
+    if !failed && cx.param("verbose").is_none() {
+        return Ok(respond::with_type(200, "text/plain; charset=utf-8", "ok"));
+    }
+    let mut text = String::new();
+    for (name, result) in checks {
+        text += &match result {
+            _ if excluded.contains(&name) => format!("[+]{name} excluded: ok\n"),
+            Ok(()) => format!("[+]{name} ok\n"),
+            // The reason may tell more than an anonymous client should know; it is in the log.
+            Err(_) => format!("[-]{name} failed: reason withheld\n"),
+        };
+    }
+    text += &format!("{} check {}\n", path.trim_start_matches('/'), if failed { "failed" } else { "passed" });
+    Ok(respond::with_type(if failed { 500 } else { 200 }, "text/plain; charset=utf-8", text))
+}

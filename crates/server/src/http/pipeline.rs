@@ -1,0 +1,201 @@
+//! The way of every request, in reading order.
+
+use super::{dispatch, flow, negotiate, nonresource, protobuf, respond, route};
+use crate::authn::{Peer, UserInfo, impersonation};
+use crate::authz::{Attributes, Decision};
+use crate::request::{RequestContext, Response};
+use crate::server::Server;
+use bytes::Bytes;
+use gantry_api::meta::status::ApiError;
+use http::request::Parts;
+use http::{HeaderName, HeaderValue, Method};
+use http_body_util::BodyExt;
+use parking_lot::Mutex;
+use std::sync::Arc;
+use std::time::Duration;
+
+const AUDIT_ID: HeaderName = HeaderName::from_static("audit-id");
+
+/// How long a connection's client certificate is taken for valid before it is looked at again.
+const CERTIFICATE_TRUSTED_FOR: Duration = Duration::from_secs(10);
+
+/// A connection, with whom its client certificate was found to speak for.
+#[derive(Default)]
+pub struct Connection {
+    peer: Peer,
+    known: Mutex<Option<(tokio::time::Instant, UserInfo)>>,
+}
+
+impl Connection {
+    /// A connection of which nothing is known yet.
+    #[must_use]
+    pub fn new(peer: Peer) -> Self {
+        Self { peer, known: Mutex::new(None) }
+    }
+}
+
+/// Who sent a request.
+pub enum Caller {
+    /// Someone over the network, yet to be authenticated.
+    Remote(Arc<Connection>),
+    /// A component in this process, under its identity.
+    Component(UserInfo),
+}
+
+/// A body of up to this many times the limit is read to its end before it is refused.
+const DISCARD_FACTOR: usize = 8;
+
+/// A request body before it is read.
+pub enum Incoming {
+    /// From the network.
+    Wire(hyper::body::Incoming),
+    /// From this process.
+    Memory(Bytes),
+}
+
+impl Incoming {
+    /// The whole body.
+    ///
+    /// # Errors
+    /// 413 beyond `limit` bytes, 400 where it breaks off.
+    pub async fn read(self, limit: usize) -> Result<Bytes, ApiError> {
+        let too_large =
+            || ApiError::new(413, "RequestEntityTooLarge", format!("Request entity too large: limit is {limit}"));
+        match self {
+            Incoming::Memory(bytes) if bytes.len() > limit => Err(too_large()),
+            Incoming::Memory(bytes) => Ok(bytes),
+            Incoming::Wire(mut body) => {
+                let (mut kept, mut seen) = (Vec::new(), 0usize);
+                while let Some(frame) = body.frame().await {
+                    let frame =
+                        frame.map_err(|e| ApiError::bad_request(format!("the request body could not be read: {e}")))?;
+                    let Ok(data) = frame.into_data() else { continue };
+                    seen += data.len();
+                    if seen <= limit {
+                        kept.push(data);
+                        continue;
+                    }
+                    // Many clients read the answer only after they have sent everything, so somewhat too large a body is
+                    // taken to its end and thrown away.
+                    kept.clear();
+                    if seen > limit.saturating_mul(DISCARD_FACTOR) {
+                        break;
+                    }
+                }
+                if seen > limit {
+                    return Err(too_large());
+                }
+                Ok(match kept.len() {
+                    1 => kept.swap_remove(0),
+                    _ => kept.concat().into(),
+                })
+            }
+        }
+    }
+}
+
+/// Answers a request.
+pub async fn handle(server: &Arc<Server>, parts: Parts, body: Incoming, caller: Caller) -> Response {
+    let started = tokio::time::Instant::now();
+    let audit_id = parts.headers.get(&AUDIT_ID).cloned();
+    let audit_id = audit_id.unwrap_or_else(|| {
+        HeaderValue::from_str(&server.registry.entropy.uuid()).unwrap_or(HeaderValue::from_static("unknown"))
+    });
+    let query = route::parse_query(parts.uri.query());
+    let info = match route::request_info(&parts.method, parts.uri.path(), &query) {
+        Ok(info) => info,
+        Err(e) => return respond::error(&e),
+    };
+    let record = server.metrics.begin(&info);
+    let cx = RequestContext { info, user: UserInfo::default(), parts, resource: None, query };
+    let mut response = match steps(server, cx, body, caller).await {
+        Ok(response) => response,
+        Err(e) => {
+            if e.code >= 500 && e.code != 504 {
+                tracing::warn!(code = e.code, reason = e.reason, message = %e.message, "request failed");
+            }
+            respond::error(&e)
+        }
+    };
+    response.headers_mut().insert(AUDIT_ID, audit_id);
+    let cache = response.headers_mut().entry(http::header::CACHE_CONTROL);
+    cache.or_insert(HeaderValue::from_static("no-cache, private"));
+    server.metrics.end(record, response.status().as_u16(), started.elapsed());
+    response
+}
+
+async fn steps(
+    server: &Arc<Server>,
+    mut cx: RequestContext,
+    body: Incoming,
+    caller: Caller,
+) -> Result<Response, ApiError> {
+    // Who asks?
+    let in_process = matches!(caller, Caller::Component(_));
+    cx.user = match caller {
+        Caller::Component(user) => user,
+        Caller::Remote(connection) => authenticate(server, &cx.parts, &connection).await?,
+    };
+    if let Some(other) =
+        impersonation::impersonate(&cx.user, &cx.parts.headers, server.services.authorizer.as_ref()).await?
+    {
+        cx.user = other;
+    }
+
+    // Is there room?
+    let _permit = if in_process { None } else { server.flow.admit(&cx.info).await? };
+
+    // May they?
+    let attributes = Attributes::of_request(&cx.info, &cx.user, &cx.query);
+    match server.services.authorizer.authorize(&attributes).await {
+        Decision::Allow(_) => {}
+        Decision::Deny(reason) | Decision::NoOpinion(reason) => return Err(attributes.forbidden(&reason)),
+    }
+
+    // What do they send?
+    let upgrade = cx.parts.headers.contains_key(http::header::UPGRADE);
+    let body = if upgrade || flow::is_long_running(&cx.info) && cx.parts.method == Method::GET {
+        Bytes::new()
+    } else {
+        body.read(server.config.request_body_bytes_max).await?
+    };
+
+    let body = if negotiate::media_type(&cx.parts.headers) == protobuf::MEDIA_TYPE && !body.is_empty() {
+        let value = protobuf::to_json(&body).map_err(|e| ApiError::bad_request(e.to_string()))?;
+        cx.parts.headers.insert(http::header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        Bytes::from(value.to_string())
+    } else {
+        body
+    };
+
+    // Who answers?
+    if cx.info.is_resource {
+        dispatch::resource(server, cx, body).await
+    } else {
+        nonresource::answer(server, &cx).await
+    }
+}
+
+async fn authenticate(server: &Server, parts: &Parts, connection: &Connection) -> Result<UserInfo, ApiError> {
+    let by_certificate =
+        !connection.peer.certificates.is_empty() && !parts.headers.contains_key(http::header::AUTHORIZATION);
+    if by_certificate {
+        let known = connection.known.lock();
+        if let Some((_, user)) = known.as_ref().filter(|(since, _)| since.elapsed() < CERTIFICATE_TRUSTED_FOR) {
+            return Ok(user.clone());
+        }
+    }
+    match server.services.authenticator.authenticate(parts, &connection.peer).await {
+        Ok(Some(user)) => {
+            if by_certificate {
+                *connection.known.lock() = Some((tokio::time::Instant::now(), user.clone()));
+            }
+            Ok(user)
+        }
+        Ok(None) => Ok(UserInfo::anonymous()),
+        Err(e) => {
+            tracing::debug!(reason = %e.message, "authentication failed");
+            Err(ApiError::unauthorized())
+        }
+    }
+}

@@ -1,0 +1,269 @@
+//! Answers: statuses, objects, streamed lists and watches, compression.
+
+use super::negotiate::{Accepted, Form};
+use crate::registry::draft::Encoding;
+use crate::registry::read::ListStream;
+use crate::request::{Response, ResponseBody};
+use crate::table;
+use bytes::Bytes;
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use gantry_api::k8s_openapi::jiff::Timestamp;
+use gantry_api::kind::Resource;
+use gantry_api::meta::status::ApiError;
+use http::header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER, VARY, WARNING};
+use http::{HeaderMap, HeaderValue, StatusCode};
+use http_body::{Body, Frame};
+use http_body_util::{BodyExt, Full};
+use serde_json::Value;
+use std::collections::VecDeque;
+use std::io::Write;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+/// Answers beyond this are compressed where the client accepts it, as upstream.
+const COMPRESS_BEYOND: usize = 128 * 1024;
+/// Upstream's level: most of the gain at a fraction of the time.
+const COMPRESSION: Compression = Compression::new(1);
+
+/// A body that is complete.
+#[must_use]
+pub fn full(bytes: impl Into<Bytes>) -> ResponseBody {
+    Full::new(bytes.into()).map_err(|e| match e {}).boxed()
+}
+
+/// A complete answer.
+#[must_use]
+pub fn with_type(code: u16, content_type: &'static str, bytes: impl Into<Bytes>) -> Response {
+    let bytes = bytes.into();
+    let mut response = Response::new(full(bytes.clone()));
+    *response.status_mut() = StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(bytes.len()));
+    response
+}
+
+/// A failure as the client reads it.
+#[must_use]
+pub fn error(e: &ApiError) -> Response {
+    let mut response = with_type(e.code, "application/json", e.to_json());
+    if let Some(seconds) = e.details.as_ref().and_then(|d| d.retry_after_seconds).filter(|s| *s > 0) {
+        response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    response
+}
+
+/// Adds `Warning: 299 - "text"` headers.
+pub fn add_warnings(response: &mut Response, warnings: &[String]) {
+    let mut seen: Vec<&String> = Vec::new();
+    for text in warnings {
+        if seen.contains(&text) {
+            continue;
+        }
+        seen.push(text);
+        let clean: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+        let quoted = clean.replace('\\', "\\\\").replace('"', "\\\"");
+        if let Ok(value) = HeaderValue::from_bytes(format!("299 - \"{quoted}\"").as_bytes()) {
+            response.headers_mut().append(WARNING, value);
+        }
+    }
+}
+
+/// JSON in the encoding the client accepts.
+///
+/// # Errors
+/// Where the JSON cannot be re-encoded.
+pub fn encode(json: Bytes, accepted: &Accepted) -> Result<Bytes, ApiError> {
+    match accepted.encoding {
+        Encoding::Yaml => {
+            let value: Value = serde_json::from_slice(&json).map_err(ApiError::internal)?;
+            Ok(serde_saphyr::to_string(&value).map_err(ApiError::internal)?.into())
+        }
+        Encoding::Json if accepted.pretty => {
+            let value: Value = serde_json::from_slice(&json).map_err(ApiError::internal)?;
+            let mut text = serde_json::to_vec_pretty(&value).map_err(ApiError::internal)?;
+            text.push(b'\n');
+            Ok(text.into())
+        }
+        Encoding::Json => Ok(json),
+    }
+}
+
+/// Any JSON document as an answer.
+///
+/// # Errors
+/// Where it cannot be encoded.
+pub fn document(code: u16, json: Bytes, accepted: &Accepted, headers: &HeaderMap) -> Result<Response, ApiError> {
+    Ok(compressed(
+        with_type(code, accepted.content_type(), encode(json.clone(), accepted)?),
+        json.len(),
+        headers,
+        accepted,
+    ))
+}
+
+fn compressed(response: Response, size: usize, headers: &HeaderMap, accepted: &Accepted) -> Response {
+    if size <= COMPRESS_BEYOND || !accepts_gzip(headers) {
+        return response;
+    }
+    let (parts, body) = response.into_parts();
+    let stream = ListBody { ready: VecDeque::new(), source: Source::Body(body), gzip: Some(encoder()), ended: false };
+    let mut response = Response::from_parts(parts, stream.boxed());
+    response.headers_mut().remove(CONTENT_LENGTH);
+    mark_compressed(&mut response);
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(accepted.content_type()));
+    response
+}
+
+fn mark_compressed(response: &mut Response) {
+    response.headers_mut().insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+    response.headers_mut().insert(VARY, HeaderValue::from_static("Accept-Encoding"));
+}
+
+fn encoder() -> GzEncoder<Vec<u8>> {
+    GzEncoder::new(Vec::new(), COMPRESSION)
+}
+
+/// An object in the shape and encoding the client accepts.
+///
+/// # Errors
+/// Where it cannot be encoded.
+pub fn object(
+    code: u16,
+    json: Bytes,
+    resource: &dyn Resource,
+    resource_version: &str,
+    accepted: &Accepted,
+    headers: &HeaderMap,
+    now: Timestamp,
+) -> Result<Response, ApiError> {
+    let shaped = table::shaped(resource, &json, resource_version, accepted.form, now)?;
+    document(code, shaped.map_or(json, Bytes::from), accepted, headers)
+}
+
+/// Whether the client takes gzip.
+#[must_use]
+pub fn accepts_gzip(headers: &HeaderMap) -> bool {
+    let values = headers.get_all(ACCEPT_ENCODING).iter().filter_map(|v| v.to_str().ok());
+    values.flat_map(|v| v.split(',')).any(|e| {
+        let mut parts = e.split(';').map(str::trim);
+        matches!(parts.next(), Some("gzip" | "*")) && parts.all(|p| p != "q=0")
+    })
+}
+
+/// A list: whole where small, streamed where large.
+///
+/// # Errors
+/// Where an object cannot be shown.
+pub fn list(mut items: ListStream, accepted: &Accepted, headers: &HeaderMap) -> Result<Response, ApiError> {
+    let mut ready = VecDeque::new();
+    let mut size = 0;
+    // YAML and pretty printing need the whole.
+    let whole = accepted.encoding == Encoding::Yaml || accepted.pretty;
+    while whole || size <= COMPRESS_BEYOND {
+        let Some(chunk) = items.next_chunk()? else {
+            let json = join(ready, size);
+            return document(200, json, &Accepted { form: Form::Object, ..*accepted }, headers);
+        };
+        size += chunk.len();
+        ready.push_back(chunk);
+    }
+    let gzip = accepts_gzip(headers).then(encoder);
+    let compressed = gzip.is_some();
+    let mut body = ListBody { ready: VecDeque::new(), source: Source::Items(Box::new(items)), gzip, ended: false };
+    for chunk in ready {
+        body.push(&chunk).map_err(ApiError::internal)?;
+    }
+    let mut response = Response::new(body.boxed());
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(accepted.content_type()));
+    if compressed {
+        mark_compressed(&mut response);
+    }
+    Ok(response)
+}
+
+fn join(chunks: VecDeque<Bytes>, size: usize) -> Bytes {
+    if chunks.len() == 1 {
+        return chunks.into_iter().next().unwrap_or_default();
+    }
+    let mut out = Vec::with_capacity(size);
+    for chunk in chunks {
+        out.extend_from_slice(&chunk);
+    }
+    out.into()
+}
+
+enum Source {
+    Items(Box<ListStream>),
+    Body(ResponseBody),
+}
+
+struct ListBody {
+    ready: VecDeque<Bytes>,
+    source: Source,
+    gzip: Option<GzEncoder<Vec<u8>>>,
+    ended: bool,
+}
+
+impl ListBody {
+    fn push(&mut self, chunk: &Bytes) -> std::io::Result<()> {
+        match &mut self.gzip {
+            None => self.ready.push_back(chunk.clone()),
+            Some(gzip) => {
+                gzip.write_all(chunk)?;
+                let out = std::mem::take(gzip.get_mut());
+                if !out.is_empty() {
+                    self.ready.push_back(out.into());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self) -> std::io::Result<()> {
+        self.ended = true;
+        if let Some(gzip) = self.gzip.take() {
+            let out = gzip.finish()?;
+            if !out.is_empty() {
+                self.ready.push_back(out.into());
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Body for ListBody {
+    type Data = Bytes;
+    type Error = std::io::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, std::io::Error>>> {
+        let this = self.get_mut();
+        loop {
+            if let Some(bytes) = this.ready.pop_front() {
+                return Poll::Ready(Some(Ok(Frame::data(bytes))));
+            }
+            if this.ended {
+                return Poll::Ready(None);
+            }
+            let next = match &mut this.source {
+                Source::Items(items) => items.next_chunk().map_err(|e| std::io::Error::other(e.message)),
+                Source::Body(body) => match Pin::new(body).poll_frame(cx) {
+                    Poll::Pending => return Poll::Pending,
+                    Poll::Ready(None) => Ok(None),
+                    Poll::Ready(Some(frame)) => frame.map(|f| Some(f.into_data().unwrap_or_default())),
+                },
+            };
+            let done = match next {
+                Ok(Some(chunk)) => this.push(&chunk),
+                Ok(None) => this.finish(),
+                // The head is out already: breaking the connection is the only way to say that the list is not whole.
+                Err(e) => Err(e),
+            };
+            if let Err(e) = done {
+                this.ended = true;
+                tracing::error!(error = %e, "list broken off");
+                return Poll::Ready(Some(Err(e)));
+            }
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! Connections: TLS with optional client certificates, HTTP/1.1 and HTTP/2, upgrades, graceful shutdown.
+
+use super::pipeline::{self, Caller, Connection, Incoming};
+use crate::authn::Peer;
+use crate::server::{Server, StartError};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use hyper_util::server::graceful::GracefulShutdown;
+use rustls::server::WebPkiClientVerifier;
+use rustls::{RootCertStore, ServerConfig as TlsConfig};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+
+/// How long a client may take for the TLS handshake.
+const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
+/// How long requests under way may take after shutdown began; pods' and clients' own retries take over after that.
+const DRAIN_WITHIN: Duration = Duration::from_secs(10);
+/// How long a connection may stay without a request: longer than clients keep idle ones, so that they close first and no
+/// request crosses the closing.
+const IDLE_WITHIN: Duration = Duration::from_secs(180);
+/// How long to wait after the operating system refused a connection (no file descriptors left).
+const ACCEPT_RETRY: Duration = Duration::from_millis(50);
+
+impl Server {
+    /// Serves on the listeners until `shutdown`; then watches end, requests under way finish, and this returns.
+    ///
+    /// # Errors
+    /// Where the certificates cannot be used.
+    pub async fn serve(
+        self: &Arc<Self>,
+        listeners: Vec<TcpListener>,
+        shutdown: CancellationToken,
+    ) -> Result<(), StartError> {
+        let acceptor = TlsAcceptor::from(Arc::new(tls_config(self)?));
+        let connections = Arc::new(GracefulShutdown::new());
+        let accepting: Vec<_> = listeners
+            .into_iter()
+            .map(|listener| {
+                let (server, acceptor) = (self.clone(), acceptor.clone());
+                let (connections, shutdown) = (connections.clone(), shutdown.clone());
+                tokio::spawn(async move {
+                    loop {
+                        let accepted = tokio::select! {
+                            () = shutdown.cancelled() => break,
+                            accepted = listener.accept() => accepted,
+                        };
+                        match accepted {
+                            Ok((stream, address)) => {
+                                let watcher = connections.watcher();
+                                tokio::spawn(connection(server.clone(), acceptor.clone(), stream, address, watcher));
+                            }
+                            Err(e) => {
+                                tracing::warn!(error = %e, "cannot accept a connection");
+                                tokio::time::sleep(ACCEPT_RETRY).await;
+                            }
+                        }
+                    }
+                })
+            })
+            .collect();
+        shutdown.cancelled().await;
+        self.stop();
+        for task in accepting {
+            if let Err(e) = task.await {
+                tracing::error!(error = %e, "listener ended abnormally");
+            }
+        }
+        if let Some(connections) = Arc::into_inner(connections)
+            && tokio::time::timeout(DRAIN_WITHIN, connections.shutdown()).await.is_err()
+        {
+            tracing::warn!("connections were still busy when the server stopped");
+        }
+        Ok(())
+    }
+}
+
+async fn connection(
+    server: Arc<Server>,
+    acceptor: TlsAcceptor,
+    stream: TcpStream,
+    address: SocketAddr,
+    watcher: hyper_util::server::graceful::Watcher,
+) {
+    if let Err(e) = stream.set_nodelay(true) {
+        tracing::debug!(%address, error = %e, "TCP_NODELAY");
+    }
+    let stream = match tokio::time::timeout(HANDSHAKE_WITHIN, acceptor.accept(stream)).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(e)) => {
+            tracing::debug!(%address, error = %e, "TLS handshake failed");
+            return;
+        }
+        Err(_) => {
+            tracing::debug!(%address, "TLS handshake took too long");
+            return;
+        }
+    };
+    let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default().iter().map(|c| c.to_vec()).collect();
+    let peer = Arc::new(Connection::new(Peer { address: Some(address), certificates }));
+    let service = service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
+        let (server, peer) = (server.clone(), peer.clone());
+        async move {
+            // hyper leaves `OnUpgrade` in the extensions, where connect subresources find it.
+            let (parts, body) = request.into_parts();
+            let response = pipeline::handle(&server, parts, Incoming::Wire(body), Caller::Remote(peer)).await;
+            Ok::<_, Infallible>(response)
+        }
+    });
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(IDLE_WITHIN).max_buf_size(64 * 1024);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(1000)
+        .initial_stream_window_size(256 * 1024)
+        .initial_connection_window_size(1024 * 1024)
+        .max_header_list_size(64 * 1024)
+        .keep_alive_interval(Some(Duration::from_secs(30)));
+    let serving = builder.serve_connection_with_upgrades(TokioIo::new(stream), service).into_owned();
+    if let Err(e) = watcher.watch(serving).await {
+        tracing::debug!(%address, error = %e, "connection ended");
+    }
+}
+
+fn tls_config(server: &Server) -> Result<TlsConfig, StartError> {
+    let config = &server.config;
+    let tls = |what: &'static str, message: String| StartError::Tls { what, message };
+    let certificates = |what: &'static str, pem: &str| {
+        CertificateDer::pem_slice_iter(pem.as_bytes())
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|e| tls(what, e.to_string()))
+    };
+    let chain = certificates("serving certificate", &config.serving_cert_pem)?;
+    let key = PrivateKeyDer::from_pem_slice(config.serving_key_pem.as_bytes())
+        .map_err(|e| tls("serving key", e.to_string()))?;
+    let mut roots = RootCertStore::empty();
+    for ca in certificates("client CA", &config.client_ca_pem)? {
+        roots.add(ca).map_err(|e| tls("client CA", e.to_string()))?;
+    }
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
+        .allow_unauthenticated()
+        .build()
+        .map_err(|e| tls("client CA", e.to_string()))?;
+    let mut out = TlsConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|e| tls("TLS versions", e.to_string()))?
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(chain, key)
+        .map_err(|e| tls("serving certificate", e.to_string()))?;
+    out.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(out)
+}

@@ -1,0 +1,27 @@
+//! The API server: HTTP pipeline, authentication, authorization, admission, generic registry, watch cache, discovery,
+//! OpenAPI, tables, metrics. The only crate that opens the store.
+//!
+//! A request runs through [`http::pipeline`] in reading order: TLS and authentication, flow control, authorization,
+//! routing, then for a write `registry::write` (decode, defaults, mutating admission, prepare, validate, validating
+//! admission, store transaction, reply). In-process components call [`Server::call`], which enters the same pipeline.
+
+pub mod admission;
+pub mod authn;
+pub mod authz;
+mod bootstrap;
+pub mod cluster;
+pub mod config;
+mod discovery;
+pub mod http;
+pub mod metrics;
+mod metrics_api;
+mod openapi;
+pub mod registry;
+pub mod request;
+pub mod server;
+pub mod subresource;
+mod table;
+pub mod watch_cache;
+
+pub use config::ServerConfig;
+pub use server::{Server, StartError};

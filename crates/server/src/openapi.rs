@@ -1,0 +1,122 @@
+//! OpenAPI v2 and v3, made by the schema crate from the list of served resources when first asked for.
+
+use crate::http::negotiate::{clauses, not_acceptable};
+use crate::http::respond;
+use crate::request::{RequestContext, Response};
+use crate::server::Server;
+use gantry_api::kind::Resource;
+use gantry_api::meta::status::ApiError;
+use gantry_schema::openapi::{
+    Document, Encoding, OpenApi, ServedResource, ServedSubresource, V2_PROTOBUF, V3_PROTOBUF,
+};
+use http::header::{CACHE_CONTROL, CONTENT_ENCODING, ETAG, IF_NONE_MATCH, LAST_MODIFIED, LOCATION, VARY};
+use http::{HeaderMap, HeaderValue};
+use std::sync::Arc;
+
+/// A document addressed by its hash never changes.
+const IMMUTABLE: HeaderValue = HeaderValue::from_static("public, immutable");
+
+/// The documents of the served resources.
+pub struct Documents(Arc<OpenApi>);
+
+impl Documents {
+    /// Documents of these resources; nothing is made yet.
+    #[must_use]
+    pub fn new(resources: &[&'static dyn Resource]) -> Self {
+        let served = resources.iter().map(|r| {
+            let info = r.info();
+            let listed = info.verbs.iter().any(|v| v.as_str() == "list");
+            ServedResource {
+                group: info.group.into(),
+                version: info.version.into(),
+                kind: info.kind.into(),
+                list_kind: if listed { info.list_kind() } else { String::new() },
+                plural: info.plural.into(),
+                namespaced: info.namespaced,
+                verbs: info.verbs.iter().map(|v| v.as_str().into()).collect(),
+                subresources: info
+                    .subresources
+                    .iter()
+                    .map(|s| {
+                        let (group, version, kind) = s.gvk.unwrap_or((info.group, info.version, info.kind));
+                        ServedSubresource {
+                            name: s.name.into(),
+                            group: group.into(),
+                            version: version.into(),
+                            kind: kind.into(),
+                            verbs: s.verbs.iter().map(|v| v.as_str().into()).collect(),
+                        }
+                    })
+                    .collect(),
+                schema: None,
+            }
+        });
+        Self(Arc::new(OpenApi::new(served.collect(), "v1.37.0")))
+    }
+}
+
+/// The encoding the client prefers.
+fn encoding(headers: &HeaderMap, protobuf: [&str; 2]) -> Result<Encoding, ApiError> {
+    let clauses = clauses(headers);
+    if clauses.is_empty() {
+        return Ok(Encoding::Json);
+    }
+    let known = clauses.iter().find_map(|c| match c.media.as_str() {
+        "application/json" | "application/*" | "*/*" => Some(Encoding::Json),
+        media if protobuf.iter().any(|p| p.eq_ignore_ascii_case(media)) => Some(Encoding::Protobuf),
+        _ => None,
+    });
+    known.ok_or_else(not_acceptable)
+}
+
+/// Answers a path below `/openapi/`.
+///
+/// # Errors
+/// 404 for paths that are no document, 406 for encodings that are not served.
+pub async fn answer(server: &Server, cx: &RequestContext, path: &str) -> Result<Response, ApiError> {
+    let headers = &cx.parts.headers;
+    let made = server.openapi.0.clone();
+    let below = path.strip_prefix("/openapi/").unwrap_or_default().to_owned();
+    let encoding = encoding(headers, if below == "v2" { V2_PROTOBUF } else { V3_PROTOBUF })?;
+    // Making a document takes a good part of a second once; that is no work for a task that others wait behind.
+    let document = tokio::task::spawn_blocking(move || match below.as_str() {
+        "v2" => Some(made.v2(encoding)),
+        "v3" => Some(made.v3_index()),
+        _ => made.v3(below.strip_prefix("v3/")?, encoding),
+    })
+    .await
+    .map_err(ApiError::internal)?
+    .ok_or_else(ApiError::no_such_path)?;
+    let hash = cx.param("hash").filter(|h| !h.is_empty());
+    if hash.is_some_and(|h| h != document.hash) {
+        // The client holds an old index: send it to the present document.
+        let mut response = respond::with_type(301, "text/plain; charset=utf-8", "");
+        let location = format!("{path}?hash={}", document.hash);
+        response.headers_mut().insert(LOCATION, HeaderValue::from_str(&location).map_err(ApiError::internal)?);
+        return Ok(response);
+    }
+    send(&document, headers, hash.is_some())
+}
+
+fn send(document: &Document, headers: &HeaderMap, immutable: bool) -> Result<Response, ApiError> {
+    let etag = HeaderValue::from_str(&document.etag).map_err(ApiError::internal)?;
+    let unchanged = headers.get(IF_NONE_MATCH).is_some_and(|v| *v == etag);
+    let mut response = if unchanged {
+        respond::with_type(304, document.content_type, "")
+    } else if respond::accepts_gzip(headers) {
+        let mut response =
+            respond::with_type(200, document.content_type, bytes::Bytes::copy_from_slice(&document.gzip));
+        response.headers_mut().insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+        response
+    } else {
+        respond::with_type(200, document.content_type, document.bytes())
+    };
+    let out = response.headers_mut();
+    out.insert(ETAG, etag);
+    out.insert(VARY, HeaderValue::from_static("Accept-Encoding, Accept"));
+    out.remove(LAST_MODIFIED);
+    if immutable {
+        out.insert(CACHE_CONTROL, IMMUTABLE);
+    }
+    Ok(response)
+}

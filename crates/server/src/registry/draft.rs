@@ -1,0 +1,410 @@
+//! From a request body to the object it asks for: decoding with strict field checks, the four patches, defaults, and the
+//! record of who manages which fields.
+
+use super::Registry;
+use super::options::FieldValidation;
+use super::write::Target;
+use bytes::Bytes;
+use gantry_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::StatusCause;
+use gantry_api::kind::{Object, Resource};
+use gantry_api::meta::object::Meta;
+use gantry_api::meta::status::ApiError;
+use gantry_schema::apply::{self, ApplyError, FieldManager, FieldSet};
+use gantry_schema::patch::{self, PatchError};
+use gantry_schema::strict::{self, DecodeError, Decoded};
+use gantry_schema::{Definitions, Schema};
+use serde_json::Value;
+use std::sync::Arc;
+
+/// How a body is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Encoding {
+    /// JSON.
+    Json,
+    /// YAML.
+    Yaml,
+}
+
+/// A request body and how it is written.
+#[derive(Clone, Debug)]
+pub struct Body {
+    /// The text.
+    pub bytes: Bytes,
+    /// How it is written.
+    pub encoding: Encoding,
+}
+
+/// The sort of a patch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PatchType {
+    /// RFC 6902.
+    Json,
+    /// RFC 7386.
+    Merge,
+    /// Strategic merge.
+    Strategic,
+    /// Server-side apply.
+    Apply,
+}
+
+impl PatchType {
+    /// From a content type without parameters.
+    #[must_use]
+    pub fn from_content_type(content_type: &str) -> Option<Self> {
+        match content_type {
+            "application/json-patch+json" => Some(Self::Json),
+            "application/merge-patch+json" => Some(Self::Merge),
+            "application/strategic-merge-patch+json" => Some(Self::Strategic),
+            "application/apply-patch+yaml" => Some(Self::Apply),
+            _ => None,
+        }
+    }
+}
+
+/// Makes the new object from the present one.
+pub type Edit = Arc<dyn Fn(&Value) -> Result<Value, ApiError> + Send + Sync>;
+
+/// What a write asks for.
+pub enum Change {
+    /// A new object.
+    Create(Body),
+    /// This object in place of the present one.
+    Update(Body),
+    /// The present object, patched.
+    Patch(PatchType, Bytes),
+    /// The present object, changed by the server on behalf of the client (scale).
+    Edit(Edit),
+}
+
+/// The object a write asks for, with defaults and managed fields.
+pub struct Draft {
+    /// The object.
+    pub object: Box<dyn Object>,
+    /// Texts for `Warning` headers.
+    pub warnings: Vec<String>,
+}
+
+impl Registry {
+    /// Makes the object that `change` asks for, given the present one.
+    pub(super) fn draft(
+        &self,
+        target: &Target<'_>,
+        change: &Change,
+        old: Option<&dyn Object>,
+    ) -> Result<Draft, ApiError> {
+        let info = target.resource.info();
+        let schema = Definitions::builtin().schema_for(info.group, info.version, info.kind);
+        let mut warnings = Vec::new();
+        let live = || old.map(Object::to_value).ok_or_else(|| target.not_found(target.name));
+        let now = self.clock.time().0.to_string();
+        if let Change::Patch(PatchType::Apply, body) = change {
+            return self.draft_of_apply(target, body, old, schema, &now);
+        }
+        let (value, live) = match change {
+            Change::Create(body) => (decode(target, body, schema, &mut warnings)?, None),
+            Change::Update(body) => {
+                let value = decode(target, body, schema, &mut warnings)?;
+                (value, old.map(Object::to_value))
+            }
+            Change::Patch(kind, body) => {
+                let live = live()?;
+                (patched(target, *kind, &live, body, schema, &mut warnings)?, Some(live))
+            }
+            Change::Edit(edit) => {
+                let live = live()?;
+                (edit(&live)?, Some(live))
+            }
+        };
+        let mut object = into_object(target.resource, value)?;
+        check_identity(target, object.as_mut(), matches!(change, Change::Create(_)))?;
+        let may_create = info.create_on_update && target.subresource.is_empty();
+        if old.is_none() && matches!(change, Change::Update(_)) && !may_create {
+            return Err(target.not_found(target.name));
+        }
+        target.resource.set_defaults(object.as_mut());
+        let new = object.to_value();
+        let managed = with_manager(target, schema, |manager| {
+            manager.map(|m| m.update(live.as_ref(), new, &target.options.field_manager, &now))
+        });
+        if let Some(managed) = managed {
+            take_managed_fields(object.as_mut(), managed)?;
+        }
+        Ok(Draft { object, warnings })
+    }
+
+    fn draft_of_apply(
+        &self,
+        target: &Target<'_>,
+        body: &Bytes,
+        old: Option<&dyn Object>,
+        schema: Option<Schema<'_>>,
+        now: &str,
+    ) -> Result<Draft, ApiError> {
+        let mut warnings = Vec::new();
+        if old.is_none() && !target.subresource.is_empty() {
+            return Err(target.not_found(target.name));
+        }
+        let decoded = strict::decode_yaml(body, schema)
+            .map_err(|e| ApiError::bad_request(format!("error decoding YAML: {e}")))?;
+        unknown_fields(target, decoded.strict_errors, &mut warnings)?;
+        let config = decoded.value;
+        check_type(target.resource, &config, body)?;
+        let live = old.map(Object::to_value);
+        let options = target.options;
+        let applied = with_manager(target, schema, |manager| {
+            manager.map(|m| m.apply(live.as_ref(), &config, &options.field_manager, options.force, now))
+        });
+        let merged = applied
+            .ok_or_else(|| {
+                ApiError::new(415, "UnsupportedMediaType", "server-side apply is not supported for this resource")
+            })?
+            .map_err(apply_error)?;
+        let mut object = into_object(target.resource, merged)?;
+        check_identity(target, object.as_mut(), false)?;
+        target.resource.set_defaults(object.as_mut());
+        Ok(Draft { object, warnings })
+    }
+}
+
+fn with_manager<R>(
+    target: &Target<'_>,
+    schema: Option<Schema<'_>>,
+    use_it: impl FnOnce(Option<&FieldManager<'_>>) -> R,
+) -> R {
+    let Some(schema) = schema else { return use_it(None) };
+    let info = target.resource.info();
+    let (main, status) = target.resource.reset_fields();
+    let reset = match target.subresource {
+        "" => main,
+        "status" => status,
+        _ => &[],
+    };
+    let reset = (!reset.is_empty()).then(|| FieldSet::from_paths(reset));
+    let api_version = info.api_version();
+    let manager = FieldManager {
+        schema,
+        api_version: &api_version,
+        kind: info.kind,
+        subresource: target.subresource,
+        reset_fields: reset.as_ref(),
+        versions: &apply::SingleVersion,
+    };
+    use_it(Some(&manager))
+}
+
+fn take_managed_fields(object: &mut dyn Object, mut managed: Value) -> Result<(), ApiError> {
+    let fields = managed.get_mut("metadata").and_then(|m| m.get_mut("managedFields")).map(Value::take);
+    object.meta_mut().managed_fields = match fields {
+        Some(fields) if !fields.is_null() => Some(serde_json::from_value(fields).map_err(ApiError::internal)?),
+        _ => None,
+    };
+    Ok(())
+}
+
+fn decode(
+    target: &Target<'_>,
+    body: &Body,
+    schema: Option<Schema<'_>>,
+    warnings: &mut Vec<String>,
+) -> Result<Value, ApiError> {
+    let decoded = decode_body(target.resource, body, schema)?;
+    unknown_fields(target, decoded.strict_errors, warnings)?;
+    Ok(decoded.value)
+}
+
+/// Decodes a body that is to be an object of `resource`, checking its apiVersion and kind.
+///
+/// # Errors
+/// 400 with upstream's sentence.
+pub fn decode_body(resource: &dyn Resource, body: &Body, schema: Option<Schema<'_>>) -> Result<Decoded, ApiError> {
+    let result = match body.encoding {
+        Encoding::Json => strict::decode_json(&body.bytes, schema),
+        Encoding::Yaml => strict::decode_yaml(&body.bytes, schema),
+    };
+    let decoded = match result {
+        Ok(decoded) => decoded,
+        Err(DecodeError::Syntax(cause)) => {
+            return Err(ApiError::bad_request(strict::unrecognized(resource.info().kind, &cause, &body.bytes)));
+        }
+        Err(DecodeError::Type(cause)) => {
+            // The wrong type may come from reading another kind with this kind's schema; say that first.
+            if let Ok(untyped) = strict::decode_yaml(&body.bytes, None) {
+                check_type(resource, &untyped.value, &body.bytes)?;
+            }
+            let i = resource.info();
+            return Err(ApiError::bad_request(strict::cannot_be_handled(i.kind, i.version, i.kind, &cause)));
+        }
+    };
+    check_type(resource, &decoded.value, &body.bytes)?;
+    Ok(decoded)
+}
+
+/// Refuses a body of another apiVersion or kind. Absent ones mean the resource's own.
+fn check_type(resource: &dyn Resource, value: &Value, body: &[u8]) -> Result<(), ApiError> {
+    let info = resource.info();
+    let Value::Object(map) = value else {
+        let cause = "json: cannot unmarshal non-object value into Go value of type map[string]interface {}";
+        return Err(ApiError::bad_request(strict::unrecognized(info.kind, cause, body)));
+    };
+    let text = |key: &str| map.get(key).and_then(Value::as_str).unwrap_or_default();
+    let (own, version, kind) = (info.api_version(), text("apiVersion"), text("kind"));
+    if !kind.is_empty() && kind != info.kind {
+        let given = if version.is_empty() { own.as_str() } else { version };
+        let (group, version) = gantry_api::meta::object::split_api_version(given);
+        let known = Definitions::builtin().schema_for(group, version, kind).is_some();
+        let cause = if known {
+            let package = group.split('.').next().filter(|g| !g.is_empty()).unwrap_or("core");
+            format!("converting (v1.{kind}) to ({package}.{}): unknown conversion", info.kind)
+        } else {
+            format!(
+                "no kind {kind:?} is registered for version {given:?} in scheme \"pkg/api/legacyscheme/scheme.go:30\""
+            )
+        };
+        return Err(ApiError::bad_request(strict::cannot_be_handled(kind, version, info.kind, &cause)));
+    }
+    if !version.is_empty() && version != own {
+        return Err(ApiError::bad_request(format!(
+            "the API version in the data ({version}) does not match the expected API version ({own})"
+        )));
+    }
+    Ok(())
+}
+
+fn unknown_fields(target: &Target<'_>, errors: Vec<String>, warnings: &mut Vec<String>) -> Result<(), ApiError> {
+    if errors.is_empty() {
+        return Ok(());
+    }
+    match target.options.validation {
+        FieldValidation::Ignore => Ok(()),
+        FieldValidation::Warn => {
+            warnings.extend(errors);
+            Ok(())
+        }
+        FieldValidation::Strict => {
+            let i = target.resource.info();
+            let cause = strict::strict_error_message(&errors);
+            Err(ApiError::bad_request(strict::cannot_be_handled(i.kind, i.version, i.kind, &cause)))
+        }
+    }
+}
+
+fn patched(
+    target: &Target<'_>,
+    kind: PatchType,
+    live: &Value,
+    body: &[u8],
+    schema: Option<Schema<'_>>,
+    warnings: &mut Vec<String>,
+) -> Result<Value, ApiError> {
+    let result = match (kind, schema) {
+        (PatchType::Json, _) => patch::json_patch(live, body),
+        (PatchType::Strategic, Some(schema)) => patch::strategic_merge_patch(live, body, schema),
+        (PatchType::Strategic, None) => {
+            return Err(ApiError::new(
+                415,
+                "UnsupportedMediaType",
+                "the body of the request was in an unknown format - accepted media types include: \
+                 application/json-patch+json, application/merge-patch+json, application/apply-patch+yaml",
+            ));
+        }
+        (PatchType::Merge | PatchType::Apply, _) => patch::merge_patch(live, body),
+    };
+    let patch::Patched { value, strict_errors: mut errors } = result.map_err(patch_error)?;
+    check_type(target.resource, &value, body)?;
+    if let Some(schema) = schema {
+        let found = strict::check(&value, schema).map_err(|e| patch_unprocessable(body, &e.to_string()))?;
+        // The present object was clean, so whatever is unknown came with the patch.
+        errors.extend(found.into_iter().filter(|f| !errors.contains(f)).collect::<Vec<_>>());
+    }
+    if target.options.validation == FieldValidation::Strict && !errors.is_empty() {
+        return Err(patch_unprocessable(body, &strict::strict_error_message(&errors)));
+    }
+    unknown_fields(target, errors, warnings)?;
+    Ok(value)
+}
+
+/// What the client is told of a patch that cannot be applied.
+pub(super) fn patch_error(error: PatchError) -> ApiError {
+    let message = error.to_string();
+    match error {
+        PatchError::BadRequest(_) => ApiError::bad_request(message),
+        PatchError::TooLarge(_) => ApiError::new(413, "RequestEntityTooLarge", message),
+        PatchError::Rejected { why } => {
+            tracing::debug!(why, "patch does not fit");
+            ApiError::new(422, "Invalid", message)
+        }
+        PatchError::Internal(_) => ApiError::new(500, "", message),
+    }
+}
+
+fn patch_unprocessable(body: &[u8], why: &str) -> ApiError {
+    let mut errors = gantry_api::meta::field::ErrorList::default();
+    let text = String::from_utf8_lossy(body).into_owned();
+    errors.invalid(&gantry_api::meta::field::Path::new("patch"), text, why);
+    ApiError::invalid("", "", "", &errors)
+}
+
+fn into_object(resource: &dyn Resource, value: Value) -> Result<Box<dyn Object>, ApiError> {
+    let i = resource.info();
+    resource
+        .decode_value(value)
+        .map_err(|e| ApiError::bad_request(strict::cannot_be_handled(i.kind, i.version, i.kind, &e.to_string())))
+}
+
+/// Name and namespace of the body against those of the path.
+fn check_identity(target: &Target<'_>, object: &mut dyn Object, creating: bool) -> Result<(), ApiError> {
+    let namespaced = target.resource.info().namespaced;
+    let meta = object.meta_mut();
+    if !namespaced {
+        meta.namespace = None;
+    } else if meta.namespace().is_empty() {
+        meta.namespace = Some(target.namespace.to_owned());
+    } else if meta.namespace() != target.namespace {
+        return Err(ApiError::bad_request(if creating {
+            "the namespace of the provided object does not match the namespace sent on the request".to_owned()
+        } else {
+            format!(
+                "the namespace of the object ({}) does not match the namespace on the request ({})",
+                meta.namespace(),
+                target.namespace
+            )
+        }));
+    }
+    if creating {
+        return Ok(());
+    }
+    match meta.name() {
+        "" => Err(ApiError::bad_request(format!(
+            "the name of the object ({} based on URL) was undeterminable: name must be provided",
+            target.name
+        ))),
+        name if name != target.name => Err(ApiError::bad_request(format!(
+            "the name of the object ({name}) does not match the name on the URL ({})",
+            target.name
+        ))),
+        _ => Ok(()),
+    }
+}
+
+fn apply_error(error: ApplyError) -> ApiError {
+    match error {
+        ApplyError::BadRequest(m) => ApiError::bad_request(m),
+        ApplyError::Unfit(m) => ApiError::new(500, "", m),
+        ApplyError::Conflict(conflicts) => {
+            let mut e = ApiError::new(409, "Conflict", apply::conflict_message(&conflicts));
+            let causes = conflicts
+                .iter()
+                .map(|c| StatusCause {
+                    reason: Some("FieldManagerConflict".into()),
+                    message: Some(c.message()),
+                    field: Some(c.field.clone()),
+                })
+                .collect();
+            e.details = Some(Box::new(gantry_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::StatusDetails {
+                causes: Some(causes),
+                ..Default::default()
+            }));
+            e
+        }
+    }
+}

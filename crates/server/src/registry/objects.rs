@@ -1,0 +1,88 @@
+//! The registry as the server's own parts see it.
+
+use super::{Registry, path_of};
+use crate::cluster::ObjectSource;
+use crate::watch_cache::Entry;
+use async_trait::async_trait;
+use gantry_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::DeleteOptions;
+use gantry_api::kind::{Object, Resource};
+use gantry_api::meta::status::ApiError;
+use std::sync::Arc;
+
+fn decode(resource: &dyn Resource, entry: &Entry) -> Result<Arc<dyn Object>, ApiError> {
+    let object = resource
+        .decode(&entry.json())
+        .map_err(|e| ApiError::internal(format!("cached {} {}: {e}", resource.info().qualified(), entry.path())))?;
+    Ok(object.into())
+}
+
+#[async_trait]
+impl ObjectSource for Registry {
+    async fn get(
+        &self,
+        resource: &'static dyn Resource,
+        namespace: &str,
+        name: &str,
+        linearizable: bool,
+    ) -> Result<Option<Arc<dyn Object>>, ApiError> {
+        let cache = self.cache(resource)?;
+        if linearizable {
+            self.caught_up().await;
+        }
+        let entry = cache.get(&path_of(resource, namespace, name));
+        entry.map(|e| decode(resource, &e)).transpose()
+    }
+
+    async fn list(&self, resource: &'static dyn Resource, namespace: &str) -> Result<Vec<Arc<dyn Object>>, ApiError> {
+        let snapshot = self.cache(resource)?.snapshot();
+        snapshot.iter_after(namespace, "").map(|e| decode(resource, e)).collect()
+    }
+
+    async fn list_by_field(
+        &self,
+        resource: &'static dyn Resource,
+        namespace: &str,
+        field: &str,
+        value: &str,
+    ) -> Result<Vec<Arc<dyn Object>>, ApiError> {
+        let cache = self.cache(resource)?;
+        let Some(index) = cache.field_names.iter().position(|f| *f == field) else { return Ok(Vec::new()) };
+        let snapshot = cache.snapshot();
+        // Only what matches is decoded.
+        snapshot.iter_after(namespace, "").filter(|e| e.field(index) == value).map(|e| decode(resource, e)).collect()
+    }
+
+    fn generation(&self, resource: &'static dyn Resource) -> u64 {
+        self.cache(resource).map_or(0, |c| c.generation())
+    }
+
+    async fn guaranteed_update(
+        &self,
+        resource: &'static dyn Resource,
+        namespace: &str,
+        name: &str,
+        dry_run: bool,
+        change: &mut (dyn for<'o> FnMut(&'o mut dyn Object) -> Result<(), ApiError> + Send),
+    ) -> Result<Arc<dyn Object>, ApiError> {
+        Ok(self.update_as_server(resource, namespace, name, dry_run, change).await?.into())
+    }
+
+    async fn create(
+        &self,
+        resource: &'static dyn Resource,
+        object: Box<dyn Object>,
+    ) -> Result<Arc<dyn Object>, ApiError> {
+        Ok(self.create_as_server(resource, object).await?.into())
+    }
+
+    async fn delete(
+        &self,
+        resource: &'static dyn Resource,
+        namespace: &str,
+        name: &str,
+        options: &DeleteOptions,
+        dry_run: bool,
+    ) -> Result<(), ApiError> {
+        Registry::delete(self, resource, namespace, name, options, dry_run, None).await.map(drop)
+    }
+}

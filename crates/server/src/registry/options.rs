@@ -1,0 +1,269 @@
+//! Query parameters of reads and writes, checked as upstream checks its option types.
+
+use gantry_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::DeleteOptions;
+use gantry_api::meta::field::{ErrorList, Path};
+use gantry_api::meta::fields::FieldSelector;
+use gantry_api::meta::labels::Selector;
+use gantry_api::meta::status::ApiError;
+
+fn invalid(kind: &str, errors: &ErrorList) -> Result<(), ApiError> {
+    if errors.is_empty() { Ok(()) } else { Err(ApiError::invalid("meta.k8s.io", kind, "", errors)) }
+}
+
+fn boolean(value: &str) -> bool {
+    !matches!(value, "" | "0" | "false" | "False" | "FALSE" | "f" | "F")
+}
+
+fn integer(name: &str, value: &str) -> Result<i64, ApiError> {
+    value
+        .parse()
+        .map_err(|_| ApiError::bad_request(format!("strconv.ParseInt: parsing {value:?}: invalid syntax ({name})")))
+}
+
+/// How a list's resourceVersion is meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VersionMatch {
+    /// Exactly this version.
+    Exact,
+    /// This version or a later one.
+    NotOlderThan,
+}
+
+/// Parameters of list, watch and deletecollection.
+#[derive(Clone, Debug, Default)]
+pub struct ListOptions {
+    /// Labels selected.
+    pub labels: Selector,
+    /// Fields selected.
+    pub fields: FieldSelector,
+    /// Whether to watch.
+    pub watch: bool,
+    /// Whether bookmarks may be sent.
+    pub bookmarks: bool,
+    /// `None` is unset; `Some(0)` any version.
+    pub resource_version: Option<u64>,
+    /// How the version is meant.
+    pub version_match: Option<VersionMatch>,
+    /// Seconds after which a watch ends.
+    pub timeout_seconds: Option<u64>,
+    /// Page size, 0 for all.
+    pub limit: usize,
+    /// Token of the previous page, may be empty.
+    pub continue_token: String,
+    /// Whether a watch begins with the present objects, ended by a bookmark.
+    pub send_initial_events: Option<bool>,
+}
+
+impl ListOptions {
+    /// Parses and checks the parameters.
+    ///
+    /// # Errors
+    /// 400 for what cannot be parsed, 422 for what may not be combined.
+    pub fn parse(query: &[(String, String)]) -> Result<Self, ApiError> {
+        let mut o = Self::default();
+        let mut match_text = "";
+        for (k, v) in query {
+            match k.as_str() {
+                "labelSelector" => {
+                    o.labels = Selector::parse(v).map_err(ApiError::bad_request)?;
+                }
+                "fieldSelector" => o.fields = FieldSelector::parse(v).map_err(ApiError::bad_request)?,
+                "watch" => o.watch = boolean(v),
+                "allowWatchBookmarks" => o.bookmarks = boolean(v),
+                "resourceVersion" if !v.is_empty() => {
+                    let version = v.parse().map_err(|_| {
+                        let mut errors = ErrorList::default();
+                        errors.invalid(
+                            &Path::new("resourceVersion"),
+                            v.as_str(),
+                            "strconv.ParseUint: parsing: invalid syntax",
+                        );
+                        let mut e = ApiError::invalid("meta.k8s.io", "ListOptions", "", &errors);
+                        e.code = 400;
+                        e.reason = "BadRequest";
+                        e.message = format!("Invalid value: {v:?}: strconv.ParseUint: parsing {v:?}: invalid syntax");
+                        e
+                    })?;
+                    o.resource_version = Some(version);
+                }
+                "resourceVersionMatch" => match_text = v,
+                "timeoutSeconds" if !v.is_empty() => o.timeout_seconds = u64::try_from(integer(k, v)?).ok(),
+                "limit" if !v.is_empty() => o.limit = usize::try_from(integer(k, v)?).unwrap_or(0),
+                "continue" => o.continue_token = v.clone(),
+                "sendInitialEvents" if !v.is_empty() => o.send_initial_events = Some(boolean(v)),
+                _ => {}
+            }
+        }
+        o.check(match_text)?;
+        Ok(o)
+    }
+
+    fn check(&mut self, match_text: &str) -> Result<(), ApiError> {
+        let mut errors = ErrorList::default();
+        let path = Path::new("resourceVersionMatch");
+        match match_text {
+            "" => {}
+            "Exact" => self.version_match = Some(VersionMatch::Exact),
+            "NotOlderThan" => self.version_match = Some(VersionMatch::NotOlderThan),
+            other if !self.watch => errors.not_supported(&path, other, &["Exact", "NotOlderThan", ""]),
+            _ => {}
+        }
+        if self.watch {
+            if self.send_initial_events.is_some() && self.version_match != Some(VersionMatch::NotOlderThan) {
+                errors.forbidden(&path, "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan");
+            }
+            if !match_text.is_empty() && self.send_initial_events.is_none() {
+                errors.forbidden(
+                    &path,
+                    "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
+                );
+            }
+            return invalid("ListOptions", &errors);
+        }
+        if self.send_initial_events.is_some() {
+            errors.forbidden(&Path::new("sendInitialEvents"), "sendInitialEvents is forbidden for list");
+        }
+        if !match_text.is_empty() {
+            if self.resource_version.is_none() {
+                errors.forbidden(&path, "resourceVersionMatch is forbidden unless resourceVersion is provided");
+            }
+            if !self.continue_token.is_empty() {
+                errors.forbidden(&path, "resourceVersionMatch is forbidden when continue is provided");
+            }
+            if self.version_match == Some(VersionMatch::Exact) && self.resource_version == Some(0) {
+                errors.forbidden(&path, "resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"");
+            }
+        }
+        invalid("ListOptions", &errors)
+    }
+}
+
+/// What to do with unknown and duplicate fields.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum FieldValidation {
+    /// Drop them silently.
+    Ignore,
+    /// Drop them with a `Warning` header each.
+    #[default]
+    Warn,
+    /// Refuse the request.
+    Strict,
+}
+
+/// Parameters of create, update and patch.
+#[derive(Clone, Debug, Default)]
+pub struct WriteOptions {
+    /// Nothing is persisted.
+    pub dry_run: bool,
+    /// Who owns the fields written; resolved from the user agent where not given.
+    pub field_manager: String,
+    /// Unknown fields.
+    pub validation: FieldValidation,
+    /// Apply takes over conflicting fields.
+    pub force: bool,
+}
+
+impl WriteOptions {
+    /// Parses and checks the parameters; `apply` is whether the request is a server-side apply.
+    ///
+    /// # Errors
+    /// 422 as upstream's validation of `CreateOptions`, `UpdateOptions` and `PatchOptions` (`kind`).
+    pub fn parse(query: &[(String, String)], user_agent: &str, kind: &str, apply: bool) -> Result<Self, ApiError> {
+        let mut o = Self::default();
+        let mut errors = ErrorList::default();
+        let mut force = None;
+        for (k, v) in query {
+            match k.as_str() {
+                "dryRun" if v == "All" => o.dry_run = true,
+                "dryRun" if !v.is_empty() => errors.not_supported(&Path::new("dryRun"), v, &["All"]),
+                "fieldManager" => o.field_manager = v.clone(),
+                "force" => force = Some(boolean(v)),
+                "fieldValidation" => {
+                    o.validation = match v.as_str() {
+                        "Ignore" => FieldValidation::Ignore,
+                        "Strict" => FieldValidation::Strict,
+                        "Warn" | "" => FieldValidation::Warn,
+                        other => {
+                            errors.not_supported(
+                                &Path::new("fieldValidation"),
+                                other,
+                                &["", "Ignore", "Strict", "Warn"],
+                            );
+                            FieldValidation::Warn
+                        }
+                    };
+                }
+                _ => {}
+            }
+        }
+        let manager = Path::new("fieldManager");
+        if apply && o.field_manager.is_empty() {
+            errors.required(&manager, "is required for apply patch");
+        }
+        if !apply && force.is_some() {
+            errors.forbidden(&Path::new("force"), "may not be specified for non-apply patch");
+        }
+        errors.extend(gantry_api::meta::object::validate_field_manager(&o.field_manager, &manager));
+        invalid(kind, &errors)?;
+        o.force = force == Some(true);
+        if o.field_manager.is_empty() {
+            let agent = user_agent.split('/').next().unwrap_or_default();
+            o.field_manager = agent.chars().filter(|c| !c.is_control()).take(128).collect();
+            if o.field_manager.is_empty() {
+                "unknown".clone_into(&mut o.field_manager);
+            }
+        }
+        Ok(o)
+    }
+}
+
+/// DeleteOptions from the body, or from the query where there is no body.
+///
+/// # Errors
+/// 400 where the body is no DeleteOptions, 422 for values that may not be given.
+pub fn delete_options(query: &[(String, String)], body: Option<DeleteOptions>) -> Result<DeleteOptions, ApiError> {
+    let mut o = match body {
+        Some(body) => body,
+        None => {
+            let mut o = DeleteOptions::default();
+            for (k, v) in query.iter().filter(|(_, v)| !v.is_empty()) {
+                match k.as_str() {
+                    "gracePeriodSeconds" => o.grace_period_seconds = Some(integer(k, v)?),
+                    "orphanDependents" => o.orphan_dependents = Some(boolean(v)),
+                    "propagationPolicy" => o.propagation_policy = Some(v.clone()),
+                    _ => {}
+                }
+            }
+            o
+        }
+    };
+    if o.dry_run.is_none() {
+        let values: Vec<String> =
+            query.iter().filter(|(k, v)| k == "dryRun" && !v.is_empty()).map(|(_, v)| v.clone()).collect();
+        o.dry_run = (!values.is_empty()).then_some(values);
+    }
+    let mut errors = ErrorList::default();
+    if o.orphan_dependents.is_some() && o.propagation_policy.is_some() {
+        errors.invalid(
+            &Path::new("propagationPolicy"),
+            o.propagation_policy.clone().unwrap_or_default(),
+            "orphanDependents and deletionPropagation cannot be both set",
+        );
+    }
+    if let Some(policy) =
+        o.propagation_policy.as_deref().filter(|p| !matches!(*p, "Foreground" | "Background" | "Orphan" | ""))
+    {
+        errors.not_supported(&Path::new("propagationPolicy"), policy, &["Foreground", "Background", "Orphan", "nil"]);
+    }
+    for v in o.dry_run.iter().flatten().filter(|v| *v != "All") {
+        errors.not_supported(&Path::new("dryRun"), v, &["All"]);
+    }
+    invalid("DeleteOptions", &errors)?;
+    Ok(o)
+}
+
+/// Whether the options ask for a dry run.
+#[must_use]
+pub fn is_dry_run(options: &DeleteOptions) -> bool {
+    options.dry_run.iter().flatten().any(|v| v == "All")
+}

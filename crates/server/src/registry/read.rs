@@ -1,0 +1,303 @@
+//! Get and list, from the watch cache. A list streams its bytes from an immutable snapshot with constant extra memory.
+
+use super::options::{ListOptions, VersionMatch};
+use super::{Registry, path_of};
+use crate::http::negotiate::Form;
+use crate::table;
+use crate::watch_cache::{Entry, Selection, Snapshot, WatchCache};
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use bytes::Bytes;
+use gantry_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::{StatusCause, StatusDetails};
+use gantry_api::k8s_openapi::jiff::Timestamp;
+use gantry_api::kind::Resource;
+use gantry_api::meta::status::ApiError;
+use serde_json::{Value, json};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Bytes per chunk of a streamed list.
+const CHUNK: usize = 64 * 1024;
+/// How long a read waits for a version that has not happened yet, as upstream.
+const FRESH_WITHIN: Duration = Duration::from_secs(3);
+
+/// What a list came to.
+pub enum Listed {
+    /// Items to stream.
+    Items(Box<ListStream>),
+    /// The continue token is too old; a `Status` with a fresh one.
+    Expired(Value),
+}
+
+/// Items of a list, rendered chunk by chunk.
+pub struct ListStream {
+    resource: &'static dyn Resource,
+    form: Form,
+    now: Timestamp,
+    head: Option<Vec<u8>>,
+    source: Source,
+    first: bool,
+    done: bool,
+}
+
+enum Source {
+    Snapshot { snapshot: Snapshot, selection: Selection, after: String },
+    Page(std::vec::IntoIter<Arc<Entry>>),
+}
+
+impl ListStream {
+    /// The next bytes; None at the end.
+    ///
+    /// # Errors
+    /// Where an object cannot be decoded for its table row.
+    pub fn next_chunk(&mut self) -> Result<Option<Bytes>, ApiError> {
+        if self.done {
+            return Ok(None);
+        }
+        let mut out = Vec::with_capacity(CHUNK + 4096);
+        out.append(&mut self.head.take().unwrap_or_default());
+        let mut full = false;
+        match &mut self.source {
+            Source::Page(items) => {
+                while out.len() < CHUNK {
+                    let Some(entry) = items.next() else { break };
+                    if !std::mem::take(&mut self.first) {
+                        out.push(b',');
+                    }
+                    table::append_item(&mut out, self.resource, &entry, self.form, self.now)?;
+                }
+                full = items.len() > 0;
+            }
+            Source::Snapshot { snapshot, selection, after } => {
+                let mut last = None;
+                for entry in snapshot.iter_after(&selection.namespace, after) {
+                    if out.len() >= CHUNK {
+                        full = true;
+                        break;
+                    }
+                    last = Some(entry);
+                    if !selection.matches(entry) {
+                        continue;
+                    }
+                    if !std::mem::take(&mut self.first) {
+                        out.push(b',');
+                    }
+                    table::append_item(&mut out, self.resource, entry, self.form, self.now)?;
+                }
+                let last = last.map(|e| e.path().to_owned());
+                if let Some(last) = last {
+                    *after = last;
+                }
+            }
+        }
+        if !full {
+            out.extend_from_slice(b"]}");
+            self.done = true;
+        }
+        Ok(Some(out.into()))
+    }
+}
+
+impl Registry {
+    /// The cached object, at least as new as the request demands.
+    ///
+    /// # Errors
+    /// 404, or a version that has not happened.
+    pub async fn get(
+        &self,
+        resource: &'static dyn Resource,
+        namespace: &str,
+        name: &str,
+        version: Option<u64>,
+    ) -> Result<Arc<Entry>, ApiError> {
+        let info = resource.info();
+        let cache = self.cache(resource)?;
+        self.fresh(version).await?;
+        cache.get(&path_of(resource, namespace, name)).ok_or_else(|| ApiError::not_found(info.group, info.plural, name))
+    }
+
+    /// Waits until the caches are as fresh as asked: None is linearizable, 0 anything.
+    pub(super) async fn fresh(&self, version: Option<u64>) -> Result<(), ApiError> {
+        match version {
+            None => {
+                self.caught_up().await;
+            }
+            Some(0) => {}
+            Some(version) => {
+                let reached = self.dispatcher.applied().reached(version);
+                if tokio::time::timeout(FRESH_WITHIN, reached).await.is_err() {
+                    return Err(too_large(version, self.dispatcher.applied().get()));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Lists objects.
+    ///
+    /// # Errors
+    /// Bad selectors and tokens (400), versions no longer held (410) or not there yet (504).
+    pub async fn list(
+        &self,
+        resource: &'static dyn Resource,
+        namespace: &str,
+        options: &ListOptions,
+        form: Form,
+    ) -> Result<Listed, ApiError> {
+        let cache = self.cache(resource)?;
+        let selection = Selection::new(namespace, options.labels.clone(), &options.fields, &cache.field_names)
+            .map_err(ApiError::bad_request)?;
+        let (snapshot, after) = match self.starting_point(cache, options).await? {
+            Ok(start) => start,
+            Err(status) => return Ok(Listed::Expired(status)),
+        };
+        let revision = snapshot.revision;
+        let mut metadata = json!({ "resourceVersion": revision.to_string() });
+        let source = if options.limit == 0 {
+            Source::Snapshot { snapshot, selection, after }
+        } else {
+            let mut items = snapshot.iter_after(namespace, &after).filter(|e| selection.matches(e));
+            let page: Vec<Arc<Entry>> = items.by_ref().take(options.limit).cloned().collect();
+            if items.next().is_some() {
+                let last = page.last().map(|e| e.path()).unwrap_or_default();
+                metadata["continue"] = token(i64::try_from(revision).unwrap_or(-1), last).into();
+                if selection.selects_all_of_namespace() {
+                    metadata["remainingItemCount"] = (1 + items.count()).into();
+                }
+                cache.pin(&snapshot);
+            }
+            Source::Page(page.into_iter())
+        };
+        let info = resource.info();
+        let head = match form {
+            Form::Object => {
+                format!(
+                    r#"{{"kind":"{}","apiVersion":"{}","metadata":{metadata},"items":["#,
+                    info.list_kind(),
+                    info.api_version()
+                )
+            }
+            Form::Metadata(version) => {
+                format!(
+                    r#"{{"kind":"PartialObjectMetadataList","apiVersion":"meta.k8s.io/{version}","metadata":{metadata},"items":["#
+                )
+            }
+            Form::Table(version, _) => format!(
+                r#"{{"kind":"Table","apiVersion":"meta.k8s.io/{version}","metadata":{metadata},"columnDefinitions":{},"rows":["#,
+                table::column_definitions(resource)
+            ),
+        };
+        Ok(Listed::Items(Box::new(ListStream {
+            resource,
+            form,
+            now: self.clock.now(),
+            head: Some(head.into_bytes()),
+            source,
+            first: true,
+            done: false,
+        })))
+    }
+
+    /// The snapshot to list from and the path to start after; or the status of an expired token.
+    async fn starting_point(
+        &self,
+        cache: &WatchCache,
+        options: &ListOptions,
+    ) -> Result<Result<(Snapshot, String), Value>, ApiError> {
+        if !options.continue_token.is_empty() {
+            if options.resource_version.is_some_and(|v| v != 0) {
+                return Err(ApiError::bad_request("specifying resource version is not allowed when using continue"));
+            }
+            let (revision, after) = parse_token(&options.continue_token)?;
+            let Ok(revision) = u64::try_from(revision) else {
+                self.fresh(None).await?;
+                return Ok(Ok((cache.snapshot(), after)));
+            };
+            self.fresh(Some(revision)).await?;
+            return Ok(cache.snapshot_at(revision).map(|s| (s, after.clone())).map_err(|_| expired_token(&after)));
+        }
+        let exact = match (options.version_match, options.resource_version) {
+            (Some(VersionMatch::Exact), v) => v,
+            // Without a match, a page at a version is of exactly that version.
+            (None, Some(v)) if v != 0 && options.limit > 0 => Some(v),
+            _ => None,
+        };
+        if let Some(revision) = exact {
+            self.fresh(Some(revision)).await?;
+            let snapshot = cache.snapshot_at(revision).map_err(|e| {
+                ApiError::expired(format!(
+                    "The resourceVersion for the provided list is too old. ({} < {})",
+                    e.asked, e.oldest
+                ))
+            })?;
+            return Ok(Ok((snapshot, String::new())));
+        }
+        self.fresh(options.resource_version).await?;
+        Ok(Ok((cache.snapshot(), String::new())))
+    }
+}
+
+/// 504 for a version from the future.
+pub(super) fn too_large(asked: u64, current: u64) -> ApiError {
+    let mut e =
+        ApiError::new(504, "Timeout", format!("Timeout: Too large resource version: {asked}, current: {current}"));
+    e.details = Some(Box::new(StatusDetails {
+        causes: Some(vec![StatusCause {
+            reason: Some("ResourceVersionTooLarge".into()),
+            message: Some("Too large resource version".into()),
+            field: None,
+        }]),
+        retry_after_seconds: Some(1),
+        ..Default::default()
+    }));
+    e
+}
+
+/// The token of the page after `last`.
+fn token(revision: i64, last: &str) -> String {
+    let json = json!({ "v": "meta.k8s.io/v1", "rv": revision, "start": format!("{last}\0") });
+    URL_SAFE_NO_PAD.encode(json.to_string())
+}
+
+fn parse_token(text: &str) -> Result<(i64, String), ApiError> {
+    let bad = |why: &str| ApiError::bad_request(format!("continue key is not valid: {why}"));
+    let bytes = URL_SAFE_NO_PAD.decode(text.trim_end_matches('=')).map_err(|e| bad(&e.to_string()))?;
+    let value: Value = serde_json::from_slice(&bytes).map_err(|e| bad(&e.to_string()))?;
+    if value["v"] != "meta.k8s.io/v1" {
+        return Err(bad("server does not recognize this encoded version"));
+    }
+    let start = value["start"].as_str().unwrap_or_default();
+    if start.is_empty() {
+        return Err(bad("encoded start key empty (version meta.k8s.io/v1)"));
+    }
+    let revision = value["rv"]
+        .as_i64()
+        .filter(|r| *r != 0)
+        .ok_or_else(|| bad("incorrect encoded start resourceVersion (version meta.k8s.io/v1)"))?;
+    Ok((revision, start.strip_suffix('\0').unwrap_or(start).to_owned()))
+}
+
+fn expired_token(after: &str) -> Value {
+    json!({
+        "kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "Expired", "code": 410,
+        "metadata": { "continue": token(-1, after) },
+        "message": "The provided continue parameter is too old to display a consistent list result. You can start a new list without \
+            the continue parameter, or use the continue token in this response to retrieve the remainder of the results. Continuing \
+            with the provided token results in an inconsistent list - objects that were created, modified, or deleted between the time \
+            the first chunk was returned and now may show up in the list.",
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_round_trip_and_bad_ones_are_refused() {
+        assert_eq!(parse_token(&token(7, "default/a")).unwrap(), (7, "default/a".to_owned()));
+        assert_eq!(parse_token(&token(-1, "n")).unwrap(), (-1, "n".to_owned()));
+        for bad in ["%%%", "e30", &URL_SAFE_NO_PAD.encode(r#"{"v":"meta.k8s.io/v1","rv":0,"start":"a"}"#)] {
+            assert_eq!(parse_token(bad).unwrap_err().code, 400, "{bad}");
+        }
+    }
+}

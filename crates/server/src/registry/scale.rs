@@ -1,0 +1,195 @@
+//! The `scale` subresource: an autoscaling/v1 Scale in front of `spec.replicas`.
+
+use super::Registry;
+use super::draft::{Body, Change, Encoding, PatchType, patch_error};
+use super::write::{Target, Written};
+use crate::http::negotiate::IncludeObject;
+use crate::watch_cache::Entry;
+use gantry_api::k8s_openapi::jiff::Timestamp;
+use gantry_api::meta::field::{ErrorList, Path};
+use gantry_api::meta::labels::{Selector, format_label_selector};
+use gantry_api::meta::status::ApiError;
+use gantry_api::meta::table::human_duration;
+use gantry_schema::patch;
+use gantry_schema::{Definitions, strict};
+use serde_json::{Map, Value, json};
+use std::sync::Arc;
+
+/// The Scale of an object given as JSON.
+#[must_use]
+pub fn scale_of(object: &Value) -> Value {
+    let meta = &object["metadata"];
+    let mut metadata = Map::new();
+    for field in ["name", "namespace", "uid", "resourceVersion", "creationTimestamp"] {
+        if let Some(v) = meta.get(field) {
+            metadata.insert(field.to_owned(), v.clone());
+        }
+    }
+    let mut status = json!({ "replicas": object["status"]["replicas"].as_i64().unwrap_or(0) });
+    let selector = match &object["spec"]["selector"] {
+        Value::Object(s) if s.contains_key("matchLabels") || s.contains_key("matchExpressions") => {
+            serde_json::from_value(Value::Object(s.clone())).ok().map(|s| format_label_selector(Some(&s)))
+        }
+        Value::Object(s) => {
+            let set = s.iter().filter_map(|(k, v)| Some((k.clone(), v.as_str()?.to_owned()))).collect();
+            Some(Selector::from_set(&set).to_string())
+        }
+        _ => None,
+    };
+    if let Some(selector) = selector.filter(|s| !s.is_empty()) {
+        status["selector"] = selector.into();
+    }
+    json!({
+        "kind": "Scale", "apiVersion": "autoscaling/v1", "metadata": metadata,
+        // A scale to zero reads as an absent field, as Go leaves it out.
+        "spec": match object["spec"]["replicas"].as_i64().unwrap_or(0) { 0 => json!({}), n => json!({ "replicas": n }) },
+        "status": status,
+    })
+}
+
+/// The Scale of a cached object.
+///
+/// # Errors
+/// Where the cached JSON cannot be read.
+pub fn scale_of_entry(entry: &Entry) -> Result<Value, ApiError> {
+    Ok(scale_of(&serde_json::from_slice(&entry.json()).map_err(ApiError::internal)?))
+}
+
+/// A table of one Scale.
+#[must_use]
+pub fn table_of(scale: &Value, version: &str, include: IncludeObject, now: Timestamp) -> Value {
+    let column = |name: &str, kind: &str, format: &str, description: &str| {
+        json!({
+            "name": name, "type": kind, "format": format, "description": description, "priority": 0,
+        })
+    };
+    let meta = &scale["metadata"];
+    let created = meta["creationTimestamp"].as_str().and_then(|t| t.parse().ok());
+    let age = created.map_or_else(|| "<unknown>".to_owned(), |t| human_duration(t, now));
+    let object = match include {
+        IncludeObject::None => Value::Null,
+        IncludeObject::Metadata => {
+            json!({ "kind": "PartialObjectMetadata", "apiVersion": format!("meta.k8s.io/{version}"), "metadata": meta })
+        }
+        IncludeObject::Object => scale.clone(),
+    };
+    json!({
+        "kind": "Table", "apiVersion": format!("meta.k8s.io/{version}"),
+        "metadata": { "resourceVersion": meta["resourceVersion"] },
+        "columnDefinitions": [
+            column("Name", "string", "name", "Name of the scaled object."),
+            column("Desired", "integer", "", "Number of replicas asked for."),
+            column("Available", "integer", "", "Number of replicas there are."),
+            column("Age", "date", "", "Time since the scaled object was created."),
+        ],
+        "rows": [{
+            "cells": [meta["name"], scale["spec"]["replicas"].as_i64().unwrap_or(0), scale["status"]["replicas"], age],
+            "object": object,
+        }],
+    })
+}
+
+/// How the client changes the Scale.
+pub enum ScaleChange {
+    /// PUT.
+    Replace(Body),
+    /// PATCH.
+    Patch(PatchType, bytes::Bytes),
+}
+
+impl Registry {
+    /// Changes the replicas of the target through its Scale. Answers with the new Scale.
+    ///
+    /// # Errors
+    /// 400, 404, 409, 422 as for any update.
+    pub async fn scale(&self, target: &Target<'_>, change: ScaleChange) -> Result<(Value, Written), ApiError> {
+        let change = Arc::new(change);
+        let (namespace, name) = (target.namespace.to_owned(), target.name.to_owned());
+        let edit = move |live: &Value| -> Result<Value, ApiError> {
+            let present = scale_of(live);
+            let wanted = wanted_scale(&present, &change)?;
+            let replicas = check(&wanted, &namespace, &name)?;
+            let mut object = live.clone();
+            object["spec"]["replicas"] = replicas.into();
+            // An absent version leaves the update unconditional.
+            match wanted["metadata"].get("resourceVersion") {
+                Some(v) if v != "" => object["metadata"]["resourceVersion"] = v.clone(),
+                _ => {
+                    if let Some(m) = object["metadata"].as_object_mut() {
+                        m.remove("resourceVersion");
+                    }
+                }
+            }
+            Ok(object)
+        };
+        let written = self.write(target, &Change::Edit(Arc::new(edit))).await?;
+        let json: Value = serde_json::from_slice(&written.json).map_err(ApiError::internal)?;
+        Ok((scale_of(&json), written))
+    }
+}
+
+fn wanted_scale(present: &Value, change: &ScaleChange) -> Result<Value, ApiError> {
+    let schema = Definitions::builtin().schema_for("autoscaling", "v1", "Scale");
+    let value = match change {
+        ScaleChange::Replace(body) => {
+            let decoded = match body.encoding {
+                Encoding::Json => strict::decode_json(&body.bytes, schema),
+                Encoding::Yaml => strict::decode_yaml(&body.bytes, schema),
+            };
+            decoded
+                .map_err(|e| ApiError::bad_request(strict::cannot_be_handled("Scale", "v1", "Scale", &e.to_string())))?
+                .value
+        }
+        ScaleChange::Patch(PatchType::Json, body) => patch::json_patch(present, body).map_err(patch_error)?.value,
+        ScaleChange::Patch(PatchType::Apply, body) => {
+            let config = strict::decode_yaml(body, schema)
+                .map_err(|e| ApiError::bad_request(format!("error decoding YAML: {e}")))?
+                .value;
+            let text = config.to_string();
+            patch::merge_patch(present, text.as_bytes()).map_err(patch_error)?.value
+        }
+        ScaleChange::Patch(_, body) => patch::merge_patch(present, body).map_err(patch_error)?.value,
+    };
+    if value["kind"] != "Scale" && !value["kind"].is_null() {
+        let kind = value["kind"].as_str().unwrap_or_default();
+        return Err(ApiError::bad_request(strict::cannot_be_handled(
+            kind,
+            "v1",
+            "Scale",
+            &format!("no kind {kind:?} is registered"),
+        )));
+    }
+    Ok(value)
+}
+
+fn check(scale: &Value, namespace: &str, name: &str) -> Result<i64, ApiError> {
+    let meta = &scale["metadata"];
+    let given = meta["name"].as_str().unwrap_or_default();
+    if given != name {
+        return Err(ApiError::bad_request(format!(
+            "the name of the object ({given}) does not match the name on the URL ({name})"
+        )));
+    }
+    let given = meta["namespace"].as_str().unwrap_or_default();
+    if !given.is_empty() && given != namespace {
+        return Err(ApiError::bad_request(format!(
+            "the namespace of the object ({given}) does not match the namespace on the request ({namespace})"
+        )));
+    }
+    let mut errors = ErrorList::default();
+    let replicas = match &scale["spec"]["replicas"] {
+        Value::Null => 0,
+        v => match v.as_i64().filter(|n| i32::try_from(*n).is_ok()) {
+            Some(n) => n,
+            None => {
+                let cause =
+                    format!("json: cannot unmarshal {v} into Go struct field ScaleSpec.spec.replicas of type int32");
+                return Err(ApiError::bad_request(strict::cannot_be_handled("Scale", "v1", "Scale", &cause)));
+            }
+        },
+    };
+    if replicas < 0 {
+        errors.invalid(&Path::new("spec").child("replicas"), replicas, "must be greater than or equal to 0");
+    }
+    if errors.is_empty() { Ok(replicas) } else { Err(ApiError::invalid("autoscaling", "Scale", name, &errors)) }
+}

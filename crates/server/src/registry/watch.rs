@@ -1,0 +1,272 @@
+//! Watch: a stream of changes from any version still held.
+
+use super::Registry;
+use super::options::ListOptions;
+use crate::http::negotiate::Form;
+use crate::table;
+use crate::watch_cache::{Entry, EventType, Next, Selection, Snapshot, Subscription};
+use bytes::Bytes;
+use gantry_api::clock::Clock;
+use gantry_api::kind::Resource;
+use gantry_api::meta::status::ApiError;
+use http_body::{Body, Frame};
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::time::{Instant, Sleep};
+
+/// Upstream sends a bookmark about once a minute.
+const BOOKMARK_EVERY: Duration = Duration::from_secs(60);
+/// Watches without `timeoutSeconds` end after half an hour to an hour, so that load spreads over servers again.
+const TIMEOUT_MIN: u64 = 1800;
+
+impl Registry {
+    /// Starts a watch.
+    ///
+    /// # Errors
+    /// Bad selectors. A version that is no longer held is an event of the stream, as upstream.
+    pub async fn watch(
+        &self,
+        resource: &'static dyn Resource,
+        namespace: &str,
+        options: &ListOptions,
+        form: Form,
+    ) -> Result<WatchBody, ApiError> {
+        let cache = self.cache(resource)?;
+        let selection = Selection::new(namespace, options.labels.clone(), &options.fields, &cache.field_names)
+            .map_err(ApiError::bad_request)?;
+        let version = options.resource_version;
+        let initial = match (options.send_initial_events, version) {
+            (Some(initial), _) => initial,
+            (None, version) => version.unwrap_or(0) == 0,
+        };
+        // A list-and-watch is as fresh as a list; a watch from a version starts there at once.
+        let current = if initial || version.is_none() {
+            self.fresh(version).await?;
+            cache.applied_revision()
+        } else {
+            0
+        };
+        let after = match (initial, version) {
+            (true, _) => None,
+            (false, Some(v)) if v > 0 => Some(v),
+            (false, _) => Some(current),
+        };
+        let timeout = options.timeout_seconds.unwrap_or_else(|| TIMEOUT_MIN + self.entropy.below(TIMEOUT_MIN));
+        let end = Instant::now() + Duration::from_secs(timeout);
+        let state = match cache.subscribe(selection, after) {
+            Ok((snapshot, subscription)) => State::Running {
+                initial: snapshot.map(|snapshot| Initial { snapshot, after: String::new() }),
+                subscription,
+            },
+            Err(e) => {
+                let e = ApiError::expired(format!("too old resource version: {} ({})", e.asked, e.oldest));
+                State::Failed(e)
+            }
+        };
+        let bookmark_at = options.bookmarks.then(|| Instant::now() + BOOKMARK_EVERY);
+        Ok(WatchBody {
+            resource,
+            form,
+            clock: self.clock,
+            state,
+            floor: after.unwrap_or(0),
+            columns_sent: false,
+            mark_initial_end: options.bookmarks && options.send_initial_events == Some(true),
+            bookmark_at,
+            end,
+            timer: Box::pin(tokio::time::sleep_until(bookmark_at.unwrap_or(end).min(end))),
+        })
+    }
+}
+
+struct Initial {
+    snapshot: Snapshot,
+    after: String,
+}
+
+enum State {
+    Running { initial: Option<Initial>, subscription: Subscription },
+    Failed(ApiError),
+    Ended,
+}
+
+/// The stream of a watch: one frame per event.
+pub struct WatchBody {
+    resource: &'static dyn Resource,
+    form: Form,
+    clock: Clock,
+    state: State,
+    /// Events up to this version are not for this watch.
+    floor: u64,
+    columns_sent: bool,
+    mark_initial_end: bool,
+    bookmark_at: Option<Instant>,
+    end: Instant,
+    timer: Pin<Box<Sleep>>,
+}
+
+enum Step {
+    Send(Bytes),
+    Wait,
+    End,
+}
+
+impl WatchBody {
+    fn step(&mut self, cx: &mut Context<'_>) -> Result<Step, ApiError> {
+        let (initial, subscription) = match &mut self.state {
+            State::Ended => return Ok(Step::End),
+            State::Failed(e) => {
+                let event = error_event(e);
+                self.state = State::Ended;
+                return Ok(Step::Send(event));
+            }
+            State::Running { initial, subscription } => (initial, subscription),
+        };
+        if let Some(position) = initial {
+            let selection = subscription.selection();
+            let found = position
+                .snapshot
+                .iter_after(&selection.namespace, &position.after)
+                .find(|e| selection.matches(e))
+                .cloned();
+            if let Some(entry) = found {
+                entry.path().clone_into(&mut position.after);
+                let frame = if entry.event() == EventType::Added {
+                    entry.frame().clone()
+                } else {
+                    entry.reframed(EventType::Added, entry.revision)
+                };
+                return self.shaped(EventType::Added, &entry, frame).map(Step::Send);
+            }
+            let revision = position.snapshot.revision;
+            self.floor = revision;
+            *initial = None;
+            if std::mem::take(&mut self.mark_initial_end) {
+                return Ok(Step::Send(self.bookmark(revision, true)));
+            }
+            return self.step(cx);
+        }
+        // Read before the queue is: all events up to here have been queued.
+        let applied = subscription.cache().applied_revision();
+        loop {
+            match subscription.poll_next(cx) {
+                Poll::Ready(Next::Event(event, _)) if event.revision() <= self.floor => {}
+                Poll::Ready(Next::Event(event, shown)) => {
+                    let frame = event.frame(shown);
+                    if self.form == Form::Object {
+                        return Ok(Step::Send(frame));
+                    }
+                    let kind = match shown {
+                        crate::watch_cache::Shown::AsIs => event.entry.event(),
+                        crate::watch_cache::Shown::Added => EventType::Added,
+                        crate::watch_cache::Shown::Deleted => EventType::Deleted,
+                    };
+                    return self.shaped(kind, &event.entry.clone(), frame).map(Step::Send);
+                }
+                Poll::Ready(Next::Closed(why)) => {
+                    tracing::debug!(resource = self.resource.info().plural, ?why, "watch closed by the server");
+                    self.state = State::Ended;
+                    return Ok(Step::End);
+                }
+                Poll::Pending => break,
+            }
+        }
+        let now = Instant::now();
+        if now >= self.end {
+            self.state = State::Ended;
+            let last = self.bookmark_at.is_some().then(|| self.bookmark(applied.max(self.floor), false));
+            return Ok(last.map_or(Step::End, Step::Send));
+        }
+        if self.bookmark_at.is_some_and(|at| now >= at) {
+            let next = now + BOOKMARK_EVERY;
+            self.bookmark_at = Some(next);
+            self.timer.as_mut().reset(next.min(self.end));
+            return Ok(Step::Send(self.bookmark(applied.max(self.floor), false)));
+        }
+        Ok(Step::Wait)
+    }
+
+    fn bookmark(&self, revision: u64, initial_end: bool) -> Bytes {
+        let info = self.resource.info();
+        let (api_version, kind) = match self.form {
+            Form::Metadata(v) => (format!("meta.k8s.io/{v}"), "PartialObjectMetadata"),
+            Form::Table(..) | Form::Object => (info.api_version(), info.kind),
+        };
+        let annotations = if initial_end { r#","annotations":{"k8s.io/initial-events-end":"true"}"# } else { "" };
+        let object = format!(
+            r#"{{"kind":"{kind}","apiVersion":"{api_version}","metadata":{{"resourceVersion":"{revision}","creationTimestamp":null{annotations}}}}}"#
+        );
+        let object = match self.form {
+            Form::Table(v, _) => format!(
+                r#"{{"kind":"Table","apiVersion":"meta.k8s.io/{v}","metadata":{{"resourceVersion":"{revision}"}},"columnDefinitions":[],"rows":[{{"cells":[],"object":{object}}}]}}"#
+            ),
+            _ => object,
+        };
+        Bytes::from(format!("{{\"type\":\"BOOKMARK\",\"object\":{object}}}\n"))
+    }
+
+    fn shaped(&mut self, kind: EventType, entry: &Arc<Entry>, frame: Bytes) -> Result<Bytes, ApiError> {
+        let object = &frame[event_head(kind)..frame.len() - 2];
+        let shape = match self.form {
+            Form::Object => return Ok(frame),
+            Form::Metadata(version) => table::partial(object, version)?,
+            Form::Table(version, include) => {
+                let first = !std::mem::replace(&mut self.columns_sent, true);
+                table::of_one(
+                    self.resource,
+                    object,
+                    &entry.revision.to_string(),
+                    version,
+                    include,
+                    first,
+                    self.clock.now(),
+                )?
+            }
+        };
+        let mut out = frame[..event_head(kind)].to_vec();
+        out.extend_from_slice(&shape);
+        out.extend_from_slice(b"}\n");
+        Ok(out.into())
+    }
+}
+
+/// Length of `{"type":"…","object":`.
+fn event_head(kind: EventType) -> usize {
+    r#"{"type":"","object":"#.len() + kind.as_str().len()
+}
+
+fn error_event(e: &ApiError) -> Bytes {
+    let mut out = br#"{"type":"ERROR","object":"#.to_vec();
+    out.extend_from_slice(&e.to_json());
+    out.extend_from_slice(b"}\n");
+    out.into()
+}
+
+impl Body for WatchBody {
+    type Data = Bytes;
+    type Error = std::io::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, std::io::Error>>> {
+        let this = self.get_mut();
+        loop {
+            match this.step(cx) {
+                Ok(Step::Send(bytes)) => return Poll::Ready(Some(Ok(Frame::data(bytes)))),
+                Ok(Step::End) => return Poll::Ready(None),
+                Ok(Step::Wait) => match this.timer.as_mut().poll(cx) {
+                    Poll::Ready(()) => {
+                        let next = this.bookmark_at.unwrap_or(this.end).min(this.end);
+                        this.timer.as_mut().reset(next);
+                    }
+                    Poll::Pending => return Poll::Pending,
+                },
+                Err(e) => {
+                    this.state = State::Ended;
+                    return Poll::Ready(Some(Ok(Frame::data(error_event(&e)))));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! The API server put together: registry, plugins, handlers, documents.
+
+use crate::admission::Chain;
+use crate::authn::{UserInfo, issuer_discovery};
+use crate::config::ServerConfig;
+use crate::discovery::Discovery;
+use crate::http::flow::Flow;
+use crate::http::pipeline::{self, Caller, Incoming};
+use crate::metrics::Metrics;
+use crate::registry::Registry;
+use crate::registry::hooks::Hook;
+use crate::request::Response;
+use crate::subresource::kubelet::KubeletClient;
+use crate::subresource::{Handler, Services};
+use bytes::Bytes;
+use gantry_api::clock::Clock;
+use gantry_api::entropy::Entropy;
+use gantry_store::{Store, StoreError};
+use http::Request;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use tokio_util::sync::CancellationToken;
+
+/// Why a server could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The store cannot be read.
+    #[error("cannot read the store: {0}")]
+    Store(#[from] StoreError),
+    /// The ServiceAccount key cannot be read.
+    #[error("ServiceAccount signing key: {0}")]
+    Key(#[from] crate::authn::service_account::KeyError),
+    /// A certificate or key cannot be used.
+    #[error("{what}: {message}")]
+    Tls {
+        /// Which.
+        what: &'static str,
+        /// Why.
+        message: String,
+    },
+    /// An object every cluster has could not be written.
+    #[error("cannot write {object}: {message}")]
+    Bootstrap {
+        /// Which.
+        object: String,
+        /// Why.
+        message: String,
+    },
+}
+
+type Target = (String, String, String, String);
+
+/// A running API server.
+pub struct Server {
+    /// Configuration.
+    pub config: Arc<ServerConfig>,
+    /// Objects.
+    pub registry: Arc<Registry>,
+    /// What handlers use.
+    pub services: Services,
+    /// Measurements.
+    pub metrics: Metrics,
+    pub(crate) flow: Flow,
+    pub(crate) discovery: Discovery,
+    pub(crate) openapi: crate::openapi::Documents,
+    pub(crate) issuer: issuer_discovery::Documents,
+    pub(crate) kubelet: Arc<KubeletClient>,
+    handlers: HashMap<Target, Box<dyn Handler>>,
+    ready: AtomicBool,
+    /// Cancelled when the server begins to stop.
+    stop: CancellationToken,
+    /// Cancelled when nobody uses the server any more: until then requests under way need the caches to follow the store.
+    gone: CancellationToken,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop.cancel();
+        self.gone.cancel();
+    }
+}
+
+impl Server {
+    /// A server over `store` with its caches filled and the objects every cluster has written. It answers
+    /// [`Server::call`] at once; [`Server::serve`] listens.
+    ///
+    /// # Errors
+    /// Where the store, a key or a certificate cannot be used.
+    pub async fn new(
+        config: ServerConfig,
+        store: Arc<dyn Store>,
+        clock: Clock,
+        entropy: Entropy,
+    ) -> Result<Arc<Self>, StartError> {
+        let (stop, gone) = (CancellationToken::new(), CancellationToken::new());
+        let config = Arc::new(config);
+        let registry = Registry::new(store, gantry_api::kinds::ALL.iter().copied(), clock, entropy);
+        registry.start(gone.clone()).await?;
+        let cluster = registry.cluster();
+        let authorizer = crate::authz::default_authorizer(&cluster);
+        let authenticator = crate::authn::default_authenticator(&config, &cluster)?;
+        let admission: Arc<Chain> = Arc::new(crate::admission::default_chain(authorizer.clone()));
+        let hooks: Vec<Arc<dyn Hook>> = crate::admission::hooks(&config, &cluster).await;
+        registry.plug(admission.clone(), hooks);
+        let services = Services { cluster, admission, authorizer, authenticator, config: config.clone() };
+        let handlers: HashMap<Target, Box<dyn Handler>> = crate::subresource::list(&services)
+            .into_iter()
+            .map(|h| {
+                let (g, v, r, s) = h.target();
+                ((g.to_owned(), v.to_owned(), r.to_owned(), s.to_owned()), h)
+            })
+            .collect();
+        let issuer = issuer_discovery::documents(&config)?;
+        let kubelet = KubeletClient::new(&config)
+            .map_err(|e| StartError::Tls { what: "kubelet client certificate", message: e.to_string() })?;
+        let server = Arc::new(Self {
+            registry,
+            services,
+            metrics: Metrics::new(),
+            flow: Flow::default(),
+            discovery: Discovery::new(gantry_api::kinds::ALL),
+            openapi: crate::openapi::Documents::new(gantry_api::kinds::ALL),
+            issuer,
+            kubelet: Arc::new(kubelet),
+            handlers,
+            ready: AtomicBool::new(false),
+            stop,
+            gone,
+            config,
+        });
+        crate::bootstrap::write(&server).await?;
+        // Nobody is asked who may do what before the policy just written is known.
+        server.registry.caught_up().await;
+        crate::bootstrap::keep(&server);
+        tokio::spawn(crate::registry::expire::run(server.registry.clone(), server.stop.clone()));
+        server.ready.store(true, Ordering::Release);
+        Ok(server)
+    }
+
+    /// Answers a request of a component in this process under its identity, through the same pipeline as over the network.
+    /// The URI is path and query.
+    pub async fn call(self: &Arc<Self>, request: Request<Bytes>, user: UserInfo) -> Response {
+        let (parts, body) = request.into_parts();
+        pipeline::handle(self, parts, Incoming::Memory(body), Caller::Component(user)).await
+    }
+
+    /// The handler of a subresource or virtual kind.
+    pub(crate) fn handler(
+        &self,
+        group: &str,
+        version: &str,
+        resource: &str,
+        subresource: &str,
+    ) -> Option<&dyn Handler> {
+        let key = (group.to_owned(), version.to_owned(), resource.to_owned(), subresource.to_owned());
+        self.handlers.get(&key).map(AsRef::as_ref)
+    }
+
+    /// Whether the server has started and is not stopping.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.ready.load(Ordering::Acquire) && !self.stop.is_cancelled()
+    }
+
+    /// Ends watches and background work, and says so on `/readyz`. Requests under way, and later ones from this process,
+    /// are still answered.
+    pub fn stop(&self) {
+        self.stop.cancel();
+        for cache in self.registry.caches() {
+            cache.close_watchers();
+        }
+    }
+
+    /// Cancelled when the server stops.
+    #[must_use]
+    pub fn stopping(&self) -> &CancellationToken {
+        &self.stop
+    }
+}

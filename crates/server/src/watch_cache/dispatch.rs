@@ -1,0 +1,270 @@
+//! Feeds the caches from the store.
+
+use super::{Entry, EventType, Selectable, WatchCache};
+use bytes::Bytes;
+use gantry_api::kind::Resource;
+use gantry_store::{Event, KeyValue, Range, Store, StoreError, WatchBatch};
+use parking_lot::Mutex;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+/// Where all objects are stored.
+pub const REGISTRY: &str = "/registry/";
+/// Objects read from the store at a time while loading.
+const LOAD_PAGE: usize = 1000;
+
+/// The revision all caches have taken in.
+#[derive(Default)]
+pub struct Applied {
+    revision: AtomicU64,
+    changed: Notify,
+}
+
+impl Applied {
+    /// The revision.
+    #[must_use]
+    pub fn get(&self) -> u64 {
+        self.revision.load(Ordering::Acquire)
+    }
+
+    fn advance(&self, revision: u64) {
+        self.revision.fetch_max(revision, Ordering::AcqRel);
+        self.changed.notify_waiters();
+    }
+
+    /// Resolves once `revision` has been applied.
+    pub async fn reached(&self, revision: u64) {
+        while self.get() < revision {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            if self.get() >= revision {
+                return;
+            }
+            changed.await;
+        }
+    }
+}
+
+/// All watch caches and the task that feeds them.
+pub struct Dispatcher {
+    store: Arc<dyn Store>,
+    applied: Arc<Applied>,
+    /// By `<group>/<plural>` of the key; two served resources may share stored objects.
+    by_key: HashMap<String, Vec<Arc<WatchCache>>>,
+    following: AtomicBool,
+    /// What selectors look at of objects on their way to the store, so that the one task that feeds the caches need not
+    /// decode them again. By address of the value, which is kept alive so that no other can have the same.
+    written: Mutex<HashMap<usize, (Bytes, Selectable)>>,
+}
+
+/// Writes under way for which [`Dispatcher::announce`] keeps something; beyond, objects are decoded when they come back.
+const ANNOUNCED_MAX: usize = 4096;
+
+/// `/registry/<group-or-core>/<plural>/`.
+#[must_use]
+pub fn prefix_of(resource: &dyn Resource) -> String {
+    let info = resource.info();
+    let group = if info.storage_group.is_empty() { "core" } else { info.storage_group };
+    format!("{REGISTRY}{group}/{}/", info.plural)
+}
+
+impl Dispatcher {
+    /// Empty caches for every stored resource.
+    #[must_use]
+    pub fn new(store: Arc<dyn Store>, resources: impl Iterator<Item = &'static dyn Resource>) -> Self {
+        let applied = Arc::new(Applied::default());
+        let mut by_key: HashMap<String, Vec<Arc<WatchCache>>> = HashMap::new();
+        for resource in resources.filter(|r| !r.info().virtual_only) {
+            let prefix = prefix_of(resource);
+            let key = prefix[REGISTRY.len()..prefix.len() - 1].to_owned();
+            by_key.entry(key).or_default().push(Arc::new(WatchCache::new(resource, prefix, applied.clone())));
+        }
+        Self { store, applied, by_key, following: AtomicBool::new(false), written: Mutex::default() }
+    }
+
+    /// The caches.
+    pub fn caches(&self) -> impl Iterator<Item = &Arc<WatchCache>> {
+        self.by_key.values().flatten()
+    }
+
+    /// Tells what selectors will look at of a value that is about to be written.
+    pub fn announce(&self, value: &Bytes, selectable: Selectable) {
+        let mut written = self.written.lock();
+        if written.len() < ANNOUNCED_MAX {
+            written.insert(value.as_ptr().addr(), (value.clone(), selectable));
+        }
+    }
+
+    /// Takes back what was announced for a value that was not written, or finds it for one that was.
+    pub fn announced(&self, value: &Bytes) -> Option<Selectable> {
+        self.written.lock().remove(&value.as_ptr().addr()).map(|(_, selectable)| selectable)
+    }
+
+    /// Whether the caches are filled and follow the store.
+    #[must_use]
+    pub fn is_following(&self) -> bool {
+        self.following.load(Ordering::Acquire)
+    }
+
+    /// How far the caches have come.
+    #[must_use]
+    pub fn applied(&self) -> &Arc<Applied> {
+        &self.applied
+    }
+
+    /// Fills the caches with what is stored, and then feeds them in a task of its own until `stop`.
+    ///
+    /// # Errors
+    /// Where the store cannot be read or holds an object that cannot be decoded.
+    pub async fn start(self: &Arc<Self>, stop: CancellationToken) -> Result<(), StoreError> {
+        let revision = self.store.revision();
+        let watch = self.store.watch(Bytes::from_static(REGISTRY.as_bytes()), Some(revision + 1)).await?;
+        for (key, caches) in &self.by_key {
+            let prefix = format!("{REGISTRY}{key}/");
+            let mut entries: Vec<Vec<Entry>> = caches.iter().map(|_| Vec::new()).collect();
+            let mut start = None;
+            loop {
+                let range =
+                    Range { prefix: prefix.clone().into(), start: start.take(), limit: LOAD_PAGE, revision: None };
+                let page = self.store.range(range).await?;
+                for kv in page.items.iter().filter(|kv| kv.mod_revision <= revision) {
+                    for (cache, entries) in caches.iter().zip(&mut entries) {
+                        match entry_of(cache, kv, None) {
+                            Ok((_, entry)) => entries.push(entry),
+                            Err(e) => {
+                                tracing::error!(key = %String::from_utf8_lossy(&kv.key), error = %e, "stored object cannot be decoded; it is left out")
+                            }
+                        }
+                    }
+                }
+                match page.items.last() {
+                    Some(last) if page.more => {
+                        let mut next = last.key.to_vec();
+                        next.push(0);
+                        start = Some(next.into());
+                    }
+                    _ => break,
+                }
+            }
+            for (cache, entries) in caches.iter().zip(entries) {
+                cache.load(entries, revision);
+            }
+        }
+        self.applied.advance(revision);
+        self.following.store(true, Ordering::Release);
+        tokio::spawn(self.clone().run(watch, stop));
+        Ok(())
+    }
+
+    async fn run(self: Arc<Self>, mut watch: Box<dyn gantry_store::Watch>, stop: CancellationToken) {
+        loop {
+            let batch = tokio::select! {
+                () = stop.cancelled() => break,
+                batch = watch.next() => batch,
+            };
+            match batch {
+                Ok(batch) => {
+                    self.take(&batch);
+                    self.applied.advance(batch.revision);
+                }
+                Err(StoreError::WatcherTooSlow) => {
+                    // What was missed is still in the store's history unless compacted; resume where we are.
+                    let from = self.applied.get() + 1;
+                    match self.store.watch(Bytes::from_static(REGISTRY.as_bytes()), Some(from)).await {
+                        Ok(resumed) => watch = resumed,
+                        Err(e) => {
+                            tracing::error!(error = %e, from, "watch caches cannot follow the store any more");
+                            break;
+                        }
+                    }
+                }
+                Err(e) => {
+                    if !stop.is_cancelled() {
+                        tracing::error!(error = %e, "watch caches cannot follow the store any more");
+                    }
+                    break;
+                }
+            }
+        }
+        self.following.store(false, Ordering::Release);
+        for cache in self.caches() {
+            cache.close_watchers();
+        }
+    }
+
+    fn take(&self, batch: &WatchBatch) {
+        let key_of = |event: &Event| -> Option<(&Vec<Arc<WatchCache>>, usize)> {
+            let key = std::str::from_utf8(&event.key).ok()?.strip_prefix(REGISTRY)?;
+            let group = key.find('/')?;
+            let plural = group + 1 + key[group + 1..].find('/')?;
+            self.by_key.get(&key[..plural]).map(|caches| (caches, REGISTRY.len() + plural + 1))
+        };
+        // Changes of one transaction that touch one resource are applied together, so that no snapshot splits them.
+        let mut done = vec![false; batch.events.len()];
+        for (i, event) in batch.events.iter().enumerate() {
+            if done[i] {
+                continue;
+            }
+            let Some((caches, prefix)) = key_of(event) else { continue };
+            let mut together = vec![event];
+            for (j, other) in batch.events.iter().enumerate().skip(i + 1) {
+                if key_of(other).is_some_and(|(c, _)| std::ptr::eq(c, caches)) {
+                    together.push(other);
+                    done[j] = true;
+                }
+            }
+            for cache in caches {
+                let changes = together.iter().filter_map(|event| {
+                    let announced = event.value.as_ref().and_then(|kv| self.announced(&kv.value));
+                    change_of(cache, event, prefix, announced)
+                });
+                cache.apply(batch.revision, changes);
+            }
+        }
+    }
+}
+
+fn change_of(
+    cache: &WatchCache,
+    event: &Event,
+    prefix: usize,
+    announced: Option<Selectable>,
+) -> Option<(String, Option<Entry>)> {
+    match &event.value {
+        None => Some((String::from_utf8_lossy(&event.key[prefix..]).into_owned(), None)),
+        Some(kv) => match entry_of(cache, kv, announced) {
+            Ok((path, entry)) => Some((path, Some(entry))),
+            Err(e) => {
+                tracing::error!(key = %String::from_utf8_lossy(&kv.key), error = %e, "stored object cannot be decoded; it is left out");
+                None
+            }
+        },
+    }
+}
+
+fn entry_of(
+    cache: &WatchCache,
+    kv: &KeyValue,
+    announced: Option<Selectable>,
+) -> Result<(String, Entry), serde_json::Error> {
+    let path = String::from_utf8_lossy(&kv.key[cache.prefix().len()..]).into_owned();
+    let event = if kv.version == 1 { EventType::Added } else { EventType::Modified };
+    let resource = cache.resource;
+    let own = kv.value.get(1..).is_some_and(|v| v.starts_with(cache.type_prefix().as_bytes()));
+    let entry = match announced.filter(|_| own) {
+        Some(selectable) => Entry::new(&path, event, &kv.value, kv.mod_revision, resource, selectable),
+        None => {
+            let object = resource.decode(&kv.value)?;
+            let selectable = Selectable::of(resource, object.as_ref());
+            // An object written through another group or version that shares the storage is shown in this one's form.
+            let foreign = if own { None } else { Some(object.to_json()) };
+            let json = foreign.as_deref().unwrap_or(&kv.value);
+            Entry::new(&path, event, json, kv.mod_revision, resource, selectable)
+        }
+    };
+    Ok((path, entry))
+}

@@ -1,0 +1,373 @@
+//! One cached object: its encoded bytes, and what selectors look at in packed form.
+
+use bytes::{Bytes, BytesMut};
+use gantry_api::kind::{Object, Resource};
+use gantry_api::meta::fields::FieldSelector;
+use gantry_api::meta::labels::Selector;
+use std::borrow::Borrow;
+use std::cmp::Ordering;
+use std::sync::Arc;
+
+const TAIL: &[u8] = b"}\n";
+
+/// What happened to an object, as a watch names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EventType {
+    /// It came into being or into view.
+    Added,
+    /// It changed.
+    Modified,
+    /// It went away or out of view.
+    Deleted,
+}
+
+impl EventType {
+    /// `ADDED`, `MODIFIED`, `DELETED`.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            EventType::Added => "ADDED",
+            EventType::Modified => "MODIFIED",
+            EventType::Deleted => "DELETED",
+        }
+    }
+
+    const fn head(self) -> &'static [u8] {
+        match self {
+            EventType::Added => br#"{"type":"ADDED","object":"#,
+            EventType::Modified => br#"{"type":"MODIFIED","object":"#,
+            EventType::Deleted => br#"{"type":"DELETED","object":"#,
+        }
+    }
+}
+
+/// Strings one after the other, each behind its length; a quarter of the memory of a `Vec<String>`.
+#[derive(Debug, Default)]
+pub struct Packed(Box<[u8]>);
+
+impl Packed {
+    fn from_strings<'a>(strings: impl Iterator<Item = &'a str>) -> Self {
+        let mut out = Vec::new();
+        for s in strings {
+            out.extend_from_slice(&u32::try_from(s.len()).unwrap_or(u32::MAX).to_le_bytes());
+            out.extend_from_slice(s.as_bytes());
+        }
+        Self(out.into_boxed_slice())
+    }
+
+    /// The strings in order.
+    pub fn iter(&self) -> impl Iterator<Item = &str> {
+        let mut rest: &[u8] = &self.0;
+        std::iter::from_fn(move || {
+            let (length, tail) = rest.split_first_chunk::<4>()?;
+            let (text, tail) = tail.split_at_checked(u32::from_le_bytes(*length) as usize)?;
+            rest = tail;
+            std::str::from_utf8(text).ok()
+        })
+    }
+}
+
+/// What selectors look at.
+#[derive(Debug, Default)]
+pub struct Selectable {
+    labels: Packed,
+    fields: Packed,
+}
+
+impl Selectable {
+    /// Of an object of `resource`.
+    #[must_use]
+    pub fn of(resource: &dyn Resource, object: &dyn Object) -> Self {
+        let labels = object.meta().labels.iter().flatten().flat_map(|(k, v)| [k.as_str(), v.as_str()]);
+        let fields = resource.selectable_fields(object);
+        Self {
+            labels: Packed::from_strings(labels),
+            fields: Packed::from_strings(fields.iter().map(|(_, v)| v.as_str())),
+        }
+    }
+}
+
+/// One object at one revision. Shared by the cache, its recent events, lists under way and watchers.
+#[derive(Debug)]
+pub struct Entry {
+    /// The whole watch event as it is sent: head, object, tail. The object is a slice of it, so that it is held once.
+    frame: Bytes,
+    head: u8,
+    /// Length of the `"apiVersion":…,"kind":…,` prefix that items of a list leave out.
+    type_meta: u8,
+    event: EventType,
+    path: Box<str>,
+    /// Revision of the write that made this state.
+    pub revision: u64,
+    labels: Packed,
+    fields: Packed,
+}
+
+impl Entry {
+    /// Encodes an object as written at `revision`. `json` is the stored form, which lacks the resourceVersion.
+    #[must_use]
+    pub fn new(
+        path: &str,
+        event: EventType,
+        json: &[u8],
+        revision: u64,
+        resource: &dyn Resource,
+        selectable: Selectable,
+    ) -> Self {
+        let (frame, head, type_meta) = encode(event, json, revision, resource);
+        let Selectable { labels, fields } = selectable;
+        Self { frame, head, type_meta, event, path: path.into(), revision, labels, fields }
+    }
+
+    /// The last state of a deleted object, at the revision of its deletion.
+    #[must_use]
+    pub fn tombstone(&self, revision: u64) -> Self {
+        Self {
+            frame: self.reframed(EventType::Deleted, revision),
+            head: EventType::Deleted.head().len() as u8,
+            type_meta: self.type_meta,
+            event: EventType::Deleted,
+            path: self.path.clone(),
+            revision,
+            labels: Packed(self.labels.0.clone()),
+            fields: Packed(self.fields.0.clone()),
+        }
+    }
+
+    /// The event this state came with.
+    #[must_use]
+    pub fn event(&self) -> EventType {
+        self.event
+    }
+
+    /// The whole event as it goes over the wire.
+    #[must_use]
+    pub fn frame(&self) -> &Bytes {
+        &self.frame
+    }
+
+    /// The same object in an event of another type and possibly a later revision.
+    #[must_use]
+    pub fn reframed(&self, event: EventType, revision: u64) -> Bytes {
+        let json = self.json();
+        let mut out = BytesMut::with_capacity(event.head().len() + json.len() + TAIL.len() + 8);
+        out.extend_from_slice(event.head());
+        if revision == self.revision {
+            out.extend_from_slice(&json);
+        } else {
+            let old = format!("\"resourceVersion\":\"{}\"", self.revision);
+            match find(&json, old.as_bytes()) {
+                Some(at) => {
+                    out.extend_from_slice(&json[..at]);
+                    out.extend_from_slice(format!("\"resourceVersion\":\"{revision}\"").as_bytes());
+                    out.extend_from_slice(&json[at + old.len()..]);
+                }
+                None => out.extend_from_slice(&json),
+            }
+        }
+        out.extend_from_slice(TAIL);
+        out.freeze()
+    }
+
+    /// The object as JSON.
+    #[must_use]
+    pub fn json(&self) -> Bytes {
+        self.frame.slice(self.head as usize..self.frame.len() - TAIL.len())
+    }
+
+    /// The object as an item of a list: JSON without `{` and without apiVersion and kind, as upstream leaves them out.
+    #[must_use]
+    pub fn item_tail(&self) -> &[u8] {
+        &self.frame[self.head as usize + 1 + self.type_meta as usize..self.frame.len() - TAIL.len()]
+    }
+
+    /// `namespace/name`, or `name` at cluster scope.
+    #[must_use]
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// The namespace, empty at cluster scope.
+    #[must_use]
+    pub fn namespace(&self) -> &str {
+        self.path.split_once('/').map_or("", |(namespace, _)| namespace)
+    }
+
+    /// The name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.path.rsplit_once('/').map_or(&self.path, |(_, name)| name)
+    }
+
+    /// Bytes this entry keeps in memory.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        self.frame.len() + self.path.len() + self.labels.0.len() + self.fields.0.len() + size_of::<Self>()
+    }
+
+    /// The value of a label.
+    #[must_use]
+    pub fn label(&self, key: &str) -> Option<&str> {
+        let mut strings = self.labels.iter();
+        while let (Some(k), Some(v)) = (strings.next(), strings.next()) {
+            if k == key {
+                return Some(v);
+            }
+        }
+        None
+    }
+
+    /// The value of the selectable field at `index` of the resource's list.
+    #[must_use]
+    pub fn field(&self, index: usize) -> &str {
+        self.fields.iter().nth(index).unwrap_or("")
+    }
+}
+
+/// Frames an object, adding its resourceVersion. Returns the frame, the head's length and that of the type prefix.
+fn encode(event: EventType, json: &[u8], revision: u64, resource: &dyn Resource) -> (Bytes, u8, u8) {
+    let head = event.head();
+    let version = format!("\"resourceVersion\":\"{revision}\",");
+    let mut out = BytesMut::with_capacity(head.len() + json.len() + version.len() + TAIL.len());
+    out.extend_from_slice(head);
+    // The codec writes apiVersion, kind, metadata in this order, so the first match is the object's own metadata.
+    const METADATA: &[u8] = b"\"metadata\":{";
+    match find(json, METADATA) {
+        Some(at) => {
+            let at = at + METADATA.len();
+            out.extend_from_slice(&json[..at]);
+            let version = if json.get(at) == Some(&b'}') { version.trim_end_matches(',') } else { &version };
+            out.extend_from_slice(version.as_bytes());
+            out.extend_from_slice(&json[at..]);
+        }
+        None => out.extend_from_slice(json),
+    }
+    out.extend_from_slice(TAIL);
+    let prefix = type_prefix(resource);
+    let has_prefix = out[head.len()..].get(1..).is_some_and(|rest| rest.starts_with(prefix.as_bytes()));
+    let type_meta = if has_prefix { prefix.len() } else { 0 };
+    (out.freeze(), u8::try_from(head.len()).unwrap_or(0), u8::try_from(type_meta).unwrap_or(0))
+}
+
+/// `"apiVersion":"apps/v1","kind":"Deployment",`.
+#[must_use]
+pub fn type_prefix(resource: &dyn Resource) -> String {
+    let info = resource.info();
+    format!("\"apiVersion\":\"{}\",\"kind\":\"{}\",", info.api_version(), info.kind)
+}
+
+fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
+    haystack.windows(needle.len()).position(|w| w == needle)
+}
+
+/// An entry ordered by its path.
+#[derive(Clone, Debug)]
+pub struct ByPath(pub Arc<Entry>);
+
+impl Borrow<str> for ByPath {
+    fn borrow(&self) -> &str {
+        &self.0.path
+    }
+}
+impl PartialEq for ByPath {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.path == other.0.path
+    }
+}
+impl Eq for ByPath {}
+impl PartialOrd for ByPath {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for ByPath {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.0.path.cmp(&other.0.path)
+    }
+}
+
+/// Which objects a list or watch is about.
+#[derive(Clone, Debug, Default)]
+pub struct Selection {
+    /// Namespace, empty for all.
+    pub namespace: String,
+    /// One name, where the request is about one.
+    pub name: Option<String>,
+    /// Labels.
+    pub labels: Selector,
+    /// Fields, resolved against the resource: index, value, equal.
+    pub fields: Vec<(usize, String, bool)>,
+    /// Terms on the name that are no exact match (`metadata.name!=x`), and all terms on the namespace.
+    pub meta: Vec<(MetaField, String, bool)>,
+}
+
+/// The two fields that every object can be selected by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MetaField {
+    /// `metadata.name`.
+    Name,
+    /// `metadata.namespace`.
+    Namespace,
+}
+
+impl Selection {
+    /// Resolves selectors for a resource whose selectable fields are `known`, in order.
+    ///
+    /// # Errors
+    /// `field label not supported: x`.
+    pub fn new(
+        namespace: &str,
+        labels: Selector,
+        fields: &FieldSelector,
+        known: &[&'static str],
+    ) -> Result<Self, String> {
+        let mut out = Self { namespace: namespace.to_owned(), labels, ..Self::default() };
+        for term in &fields.0 {
+            match term.field.as_str() {
+                "metadata.name" => {
+                    if term.equal && out.name.is_none() {
+                        out.name = Some(term.value.clone());
+                    } else {
+                        out.meta.push((MetaField::Name, term.value.clone(), term.equal));
+                    }
+                }
+                "metadata.namespace" => out.meta.push((MetaField::Namespace, term.value.clone(), term.equal)),
+                field => match known.iter().position(|k| *k == field) {
+                    Some(index) => out.fields.push((index, term.value.clone(), term.equal)),
+                    None => return Err(gantry_api::meta::fields::unsupported_field(field)),
+                },
+            }
+        }
+        Ok(out)
+    }
+
+    /// Whether every object of the namespace is meant.
+    #[must_use]
+    pub fn selects_all_of_namespace(&self) -> bool {
+        self.name.is_none() && self.labels.is_empty() && self.fields.is_empty() && self.meta.is_empty()
+    }
+
+    /// Whether the object is meant.
+    #[must_use]
+    pub fn matches(&self, entry: &Entry) -> bool {
+        (self.namespace.is_empty() || entry.namespace() == self.namespace)
+            && self.name.as_ref().is_none_or(|n| entry.name() == n)
+            && self.meta.iter().all(|(field, value, equal)| {
+                let actual = match field {
+                    MetaField::Name => entry.name(),
+                    MetaField::Namespace => entry.namespace(),
+                };
+                (actual == value) == *equal
+            })
+            && self.fields.iter().all(|(index, value, equal)| (entry.field(*index) == value) == *equal)
+            && !self.labels.selects_nothing()
+            && self.labels.requirements().iter().all(|r| r.holds(entry.label(&r.key)))
+    }
+}
+
+/// The stored form of an object with its resourceVersion added, as it is served.
+#[must_use]
+pub fn with_version(json: &[u8], revision: u64, resource: &dyn Resource) -> Bytes {
+    let (frame, head, _) = encode(EventType::Added, json, revision, resource);
+    frame.slice(head as usize..frame.len() - TAIL.len())
+}

@@ -1,0 +1,375 @@
+//! The watch cache: every object of a resource held once, as encoded bytes, in a persistent ordered map; recent changes in
+//! a bounded ring; watchers found by index.
+//!
+//! One task reads the store's watch and feeds all caches, so that one number, the applied revision, says how far the
+//! process has caught up: a read is linearizable once that number has reached the store's revision.
+
+pub(crate) mod dispatch;
+mod entry;
+#[cfg(test)]
+mod tests;
+mod watcher;
+
+pub use dispatch::{Applied, Dispatcher};
+pub use entry::{ByPath, Entry, EventType, MetaField, Selectable, Selection, type_prefix, with_version};
+pub use watcher::{Closed, Next, Shown, Subscription};
+
+use bytes::Bytes;
+use gantry_api::kind::Resource;
+use imbl::OrdSet;
+use parking_lot::RwLock;
+use std::collections::VecDeque;
+use std::ops::Bound;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+use tokio::time::Instant;
+use watcher::{Scope, Watchers};
+
+/// Most events a ring holds: enough that a client which reconnects within seconds under heavy load can resume.
+const RING_EVENTS_MAX: usize = 8192;
+/// Most bytes of states that only the ring keeps alive.
+const RING_BYTES_MAX: usize = 4 << 20;
+/// Events kept however large they are.
+const RING_EVENTS_MIN: usize = 128;
+/// Snapshots kept for paged lists; further ones are rebuilt from the ring or expire.
+const PINNED_MAX: usize = 8;
+/// How long a page may be followed by the next: upstream's compaction interval.
+const PINNED_FOR: Duration = Duration::from_secs(300);
+
+/// One change.
+#[derive(Debug)]
+pub struct Event {
+    /// State after; for a deletion the last state at the deletion's revision.
+    pub entry: Arc<Entry>,
+    /// State before.
+    pub previous: Option<Arc<Entry>>,
+    added: OnceLock<Bytes>,
+    removed: OnceLock<Bytes>,
+}
+
+impl Event {
+    /// Revision of the change.
+    #[must_use]
+    pub fn revision(&self) -> u64 {
+        self.entry.revision
+    }
+
+    /// The event as bytes, encoded at most once for all watchers that see it the same way.
+    #[must_use]
+    pub fn frame(&self, shown: Shown) -> Bytes {
+        match shown {
+            Shown::AsIs => self.entry.frame().clone(),
+            Shown::Added => {
+                self.added.get_or_init(|| self.entry.reframed(EventType::Added, self.entry.revision)).clone()
+            }
+            Shown::Deleted => {
+                let last = self.previous.as_ref().unwrap_or(&self.entry);
+                self.removed.get_or_init(|| last.reframed(EventType::Deleted, self.entry.revision)).clone()
+            }
+        }
+    }
+
+    /// How a watcher with this selection sees the change; None where it does not.
+    #[must_use]
+    pub fn shown_to(&self, selection: &Selection) -> Option<Shown> {
+        match self.entry.event() {
+            EventType::Deleted => selection.matches(&self.entry).then_some(Shown::AsIs),
+            _ => {
+                let before = self.previous.as_ref().is_some_and(|p| selection.matches(p));
+                match (before, selection.matches(&self.entry)) {
+                    (false, false) => None,
+                    (false, true) if self.entry.event() == EventType::Added => Some(Shown::AsIs),
+                    (false, true) => Some(Shown::Added),
+                    (true, true) => Some(Shown::AsIs),
+                    (true, false) => Some(Shown::Deleted),
+                }
+            }
+        }
+    }
+}
+
+/// The objects of a resource at one revision. Cloning is O(1).
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    items: OrdSet<ByPath>,
+    /// The revision.
+    pub revision: u64,
+}
+
+impl Snapshot {
+    /// Number of objects.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.items.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.items.is_empty()
+    }
+
+    /// The object at `namespace/name` or `name`.
+    #[must_use]
+    pub fn get(&self, path: &str) -> Option<&Arc<Entry>> {
+        self.items.get(path).map(|e| &e.0)
+    }
+
+    /// Objects after `after` (exclusive, empty for the beginning) in a namespace (empty for all), in order.
+    pub fn iter_after<'a>(&'a self, namespace: &'a str, after: &'a str) -> impl Iterator<Item = &'a Arc<Entry>> {
+        let inside = move |e: &&ByPath| namespace.is_empty() || e.0.namespace() == namespace;
+        // `ns/` sorts before every name of the namespace and after every namespace that is a prefix of it.
+        let floor = if namespace.is_empty() { String::new() } else { format!("{namespace}/") };
+        let start = if after.is_empty() || after < floor.as_str() { floor } else { format!("{after}\0") };
+        let items = self.items.range::<_, str>((Bound::Included(start.as_str()), Bound::Unbounded));
+        items.take_while(inside).map(|e| &e.0)
+    }
+}
+
+struct State {
+    items: OrdSet<ByPath>,
+    /// Revision of the last change.
+    last: u64,
+    ring: VecDeque<Arc<Event>>,
+    ring_bytes: usize,
+    /// All changes after this revision are in the ring.
+    oldest: u64,
+    pinned: VecDeque<(Instant, Snapshot)>,
+    watchers: Watchers,
+}
+
+/// A revision that is no longer held.
+#[derive(Clone, Copy, Debug)]
+pub struct TooOld {
+    /// What was asked for.
+    pub asked: u64,
+    /// Oldest revision that can be served.
+    pub oldest: u64,
+}
+
+/// Cache of one stored resource.
+pub struct WatchCache {
+    /// The resource.
+    pub resource: &'static dyn Resource,
+    /// Names of the selectable fields, in the order entries hold their values.
+    pub field_names: Vec<&'static str>,
+    prefix: String,
+    type_prefix: String,
+    applied: Arc<Applied>,
+    state: RwLock<State>,
+    generation: AtomicU64,
+}
+
+impl WatchCache {
+    fn new(resource: &'static dyn Resource, prefix: String, applied: Arc<Applied>) -> Self {
+        let blank = resource.decode(b"{\"metadata\":{}}");
+        let field_names = match blank {
+            Ok(object) => resource.selectable_fields(object.as_ref()).into_iter().map(|(k, _)| k).collect(),
+            Err(_) => Vec::new(),
+        };
+        let indexed = field_names.iter().position(|f| *f == "spec.nodeName");
+        Self {
+            resource,
+            field_names,
+            prefix,
+            type_prefix: type_prefix(resource),
+            applied,
+            state: RwLock::new(State {
+                items: OrdSet::new(),
+                last: 0,
+                ring: VecDeque::new(),
+                ring_bytes: 0,
+                oldest: 0,
+                pinned: VecDeque::new(),
+                watchers: Watchers::new(indexed),
+            }),
+            generation: AtomicU64::new(0),
+        }
+    }
+
+    /// The prefix of the resource's keys in the store, `/registry/<group>/<plural>/`.
+    #[must_use]
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    /// `"apiVersion":…,"kind":…,` as the resource's own objects begin.
+    #[must_use]
+    pub fn type_prefix(&self) -> &str {
+        &self.type_prefix
+    }
+
+    /// Grows with every change.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    /// Number of objects, and of watchers.
+    #[must_use]
+    pub fn counts(&self) -> (usize, usize) {
+        let state = self.state.read();
+        (state.items.len(), state.watchers.len())
+    }
+
+    /// The present objects. O(1).
+    #[must_use]
+    pub fn snapshot(&self) -> Snapshot {
+        let state = self.state.read();
+        Snapshot { items: state.items.clone(), revision: state.last.max(self.applied.get()) }
+    }
+
+    /// The present object at a path.
+    #[must_use]
+    pub fn get(&self, path: &str) -> Option<Arc<Entry>> {
+        self.state.read().items.get(path).map(|e| e.0.clone())
+    }
+
+    /// The objects as of exactly `revision`, rebuilt by undoing later changes.
+    ///
+    /// # Errors
+    /// Where those changes are no longer held.
+    pub fn snapshot_at(&self, revision: u64) -> Result<Snapshot, TooOld> {
+        let now = Instant::now();
+        let state = self.state.read();
+        let pinned = state.pinned.iter().find(|(since, s)| s.revision == revision && now - *since < PINNED_FOR);
+        if let Some((_, snapshot)) = pinned {
+            return Ok(snapshot.clone());
+        }
+        if revision < state.oldest {
+            return Err(TooOld { asked: revision, oldest: state.oldest });
+        }
+        let mut items = state.items.clone();
+        for event in state.ring.iter().rev().take_while(|e| e.revision() > revision) {
+            match &event.previous {
+                Some(previous) => {
+                    items.insert(ByPath(previous.clone()));
+                }
+                None => {
+                    items.remove(event.entry.path());
+                }
+            }
+        }
+        Ok(Snapshot { items, revision })
+    }
+
+    /// Keeps a snapshot for the following pages of a list.
+    pub fn pin(&self, snapshot: &Snapshot) {
+        let now = Instant::now();
+        let mut state = self.state.write();
+        state.pinned.retain(|(since, s)| now - *since < PINNED_FOR && s.revision != snapshot.revision);
+        if state.pinned.len() == PINNED_MAX {
+            state.pinned.pop_front();
+        }
+        state.pinned.push_back((now, snapshot.clone()));
+    }
+
+    /// Starts a watch. `after` None begins with the present objects (returned as a snapshot), Some with the changes after it.
+    ///
+    /// # Errors
+    /// Where changes since `after` are no longer held.
+    pub fn subscribe(
+        self: &Arc<Self>,
+        selection: Selection,
+        after: Option<u64>,
+    ) -> Result<(Option<Snapshot>, Subscription), TooOld> {
+        let mut state = self.state.write();
+        let mut backlog = Vec::new();
+        let mut snapshot = None;
+        match after {
+            None => {
+                snapshot = Some(Snapshot { items: state.items.clone(), revision: state.last.max(self.applied.get()) })
+            }
+            Some(after) if after < state.oldest => return Err(TooOld { asked: after, oldest: state.oldest }),
+            Some(after) => {
+                let start = state.ring.partition_point(|e| e.revision() <= after);
+                for event in state.ring.range(start..) {
+                    if let Some(shown) = event.shown_to(&selection) {
+                        backlog.push((event.clone(), shown));
+                    }
+                }
+            }
+        }
+        let scope = Scope::of(&selection, &state.watchers);
+        let watcher = state.watchers.add(scope, selection, backlog);
+        drop(state);
+        Ok((snapshot, Subscription::new(self.clone(), watcher)))
+    }
+
+    fn unsubscribe(&self, id: u64) {
+        self.state.write().watchers.remove(id);
+    }
+
+    /// Everything up to this revision has been handed to this cache's watchers.
+    #[must_use]
+    pub fn applied_revision(&self) -> u64 {
+        self.applied.get()
+    }
+
+    /// Resolves when the process has applied this revision.
+    pub async fn caught_up(&self, revision: u64) {
+        self.applied.reached(revision).await;
+    }
+
+    /// Ends all watches of the resource, so that clients reconnect elsewhere.
+    pub fn close_watchers(&self) {
+        self.state.write().watchers.close_all(Closed::Shutdown);
+    }
+
+    fn load(&self, entries: Vec<Entry>, revision: u64) {
+        let mut state = self.state.write();
+        for entry in entries {
+            state.items.insert(ByPath(Arc::new(entry)));
+        }
+        state.last = revision;
+        state.oldest = revision;
+        self.generation.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Takes in the changes of one transaction: (path, new state or None).
+    fn apply(&self, revision: u64, changes: impl Iterator<Item = (String, Option<Entry>)>) {
+        let mut state = self.state.write();
+        if !state.pinned.is_empty() {
+            // A snapshot nobody pages through any more would keep everything that changed since alive.
+            let now = Instant::now();
+            state.pinned.retain(|(since, _)| now - *since < PINNED_FOR);
+        }
+        for (path, entry) in changes {
+            let previous = state.items.get(path.as_str()).map(|e| e.0.clone());
+            let entry = match (entry, &previous) {
+                (Some(entry), _) => Arc::new(entry),
+                (None, Some(previous)) => Arc::new(previous.tombstone(revision)),
+                (None, None) => continue,
+            };
+            if entry.event() == EventType::Deleted {
+                state.items.remove(path.as_str());
+            } else {
+                state.items.insert(ByPath(entry.clone()));
+            }
+            let event = Arc::new(Event { entry, previous, added: OnceLock::new(), removed: OnceLock::new() });
+            state.watchers.deliver(&event);
+            state.push(event);
+            self.generation.fetch_add(1, Ordering::AcqRel);
+        }
+        state.last = revision;
+    }
+}
+
+impl State {
+    fn push(&mut self, event: Arc<Event>) {
+        let cost = |e: &Event| {
+            e.previous.as_ref().map_or(0, |p| p.size())
+                + if e.entry.event() == EventType::Deleted { e.entry.size() } else { 0 }
+        };
+        self.ring_bytes += cost(&event);
+        self.ring.push_back(event);
+        while self.ring.len() > RING_EVENTS_MAX
+            || (self.ring_bytes > RING_BYTES_MAX && self.ring.len() > RING_EVENTS_MIN)
+        {
+            let Some(gone) = self.ring.pop_front() else { break };
+            self.ring_bytes -= cost(&gone);
+            self.oldest = gone.revision();
+        }
+    }
+}

@@ -1,0 +1,200 @@
+//! The command line.
+
+use crate::config::{AgentOptions, ClusterOptions, DataDirOption, ServerOptions};
+use crate::roles;
+use clap::{Parser, Subcommand};
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use tracing_subscriber::EnvFilter;
+
+/// Kubernetes in one binary
+#[derive(Parser, Debug)]
+#[command(name = "gantry", version, about, disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// Log level or filter, e.g. info, debug, gantry_kubelet=debug
+    #[arg(long, global = true, value_name = "FILTER", default_value = "warn", env = "GANTRY_LOG")]
+    log: String,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Run a whole cluster on this machine: server and agent in one process
+    Up(Box<UpOptions>),
+    /// Stop the cluster of a data directory: its pods, interfaces, rules, mounts and cgroups
+    Down(DownOptions),
+    /// Run the server role: API server, store, controllers, scheduler
+    Server(Box<ServerCommand>),
+    /// Run the agent role: join this machine to a server as a node
+    Agent(Box<AgentCommand>),
+    /// Images on this node
+    #[command(subcommand)]
+    Image(ImageCommand),
+}
+
+/// `gantry up`
+#[derive(clap::Args, Clone, Debug)]
+pub struct UpOptions {
+    /// Where everything is kept
+    #[command(flatten)]
+    pub data: DataDirOption,
+    /// The server
+    #[command(flatten)]
+    pub server: ServerOptions,
+    /// The cluster's ranges
+    #[command(flatten)]
+    pub cluster: ClusterOptions,
+    /// The node
+    #[command(flatten)]
+    pub agent: AgentOptions,
+    /// Deploy a demonstration: three replicas of a small web server behind a Service
+    #[arg(long)]
+    pub demo: bool,
+}
+
+/// `gantry down`
+#[derive(clap::Args, Clone, Debug)]
+pub struct DownOptions {
+    /// Where everything is kept
+    #[command(flatten)]
+    pub data: DataDirOption,
+    /// Delete the data directory too: every object and image of the cluster
+    #[arg(long)]
+    pub purge: bool,
+}
+
+/// `gantry server`
+#[derive(clap::Args, Clone, Debug)]
+pub struct ServerCommand {
+    /// Where everything is kept
+    #[command(flatten)]
+    pub data: DataDirOption,
+    /// The server
+    #[command(flatten)]
+    pub server: ServerOptions,
+    /// The cluster's ranges
+    #[command(flatten)]
+    pub cluster: ClusterOptions,
+}
+
+/// `gantry agent`
+#[derive(clap::Args, Clone, Debug)]
+pub struct AgentCommand {
+    /// Where everything is kept
+    #[command(flatten)]
+    pub data: DataDirOption,
+    /// Address of the server, https://HOST:PORT
+    #[arg(long = "server", value_name = "URL")]
+    pub server_url: String,
+    /// File with the server's CA certificate (pki/ca.crt of its data directory)
+    #[arg(long, value_name = "FILE")]
+    pub ca_file: PathBuf,
+    /// File with the token for joining (pki/join-token of the server's data directory); needed the first time only
+    #[arg(long, value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
+    /// This node's share of the pod addresses
+    #[arg(long, value_name = "CIDR")]
+    pub node_cidr: ipnet::IpNet,
+    /// The cluster's ranges
+    #[command(flatten)]
+    pub cluster: ClusterOptions,
+    /// The node
+    #[command(flatten)]
+    pub agent: AgentOptions,
+}
+
+/// `gantry image …`
+#[derive(Subcommand, Debug)]
+pub enum ImageCommand {
+    /// Import images from a tar archive: OCI layout or docker save, plain, gzip or zstd
+    Import {
+        /// Where everything is kept
+        #[command(flatten)]
+        data: DataDirOption,
+        /// The archive
+        file: PathBuf,
+        /// Name for the image, where the archive names none
+        #[arg(long, value_name = "NAME")]
+        name: Option<String>,
+    },
+    /// List images
+    Ls {
+        /// Where everything is kept
+        #[command(flatten)]
+        data: DataDirOption,
+    },
+    /// Remove an image
+    Rm {
+        /// Where everything is kept
+        #[command(flatten)]
+        data: DataDirOption,
+        /// Names or ids
+        #[arg(required = true)]
+        images: Vec<String>,
+    },
+    /// Show an image's configuration as JSON
+    Inspect {
+        /// Where everything is kept
+        #[command(flatten)]
+        data: DataDirOption,
+        /// Name or id
+        image: String,
+    },
+    /// Pull an image from its registry
+    Pull {
+        /// Where everything is kept
+        #[command(flatten)]
+        data: DataDirOption,
+        /// Name
+        image: String,
+        /// Registry host (and port) to be spoken to in plain HTTP; may be repeated
+        #[arg(long, value_name = "HOST")]
+        insecure_registry: Vec<String>,
+        /// USER:PASSWORD for the registry
+        #[arg(long, value_name = "USER:PASSWORD", env = "GANTRY_REGISTRY_CREDENTIALS")]
+        credentials: Option<String>,
+    },
+}
+
+/// Parses the command line and runs what it says. Failures are printed as one line with their causes.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let filter = match EnvFilter::try_new(&cli.log) {
+        Ok(filter) => filter,
+        Err(error) => {
+            eprintln!("gantry: --log: {error}");
+            return ExitCode::from(2);
+        }
+    };
+    let colours = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr).init();
+    if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
+        tracing::debug!("a TLS provider was installed already");
+    }
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("gantry: cannot start the runtime: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let result = runtime.block_on(async {
+        match cli.command {
+            Command::Up(options) => roles::up::run(*options).await,
+            Command::Down(options) => roles::down::run(options).await,
+            Command::Server(command) => roles::server::run(*command).await,
+            Command::Agent(command) => roles::agent::run(*command).await,
+            Command::Image(command) => roles::image::run(command).await,
+        }
+    });
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("gantry: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! Settings of the roles, with the reason for each default.
+
+use clap::Args;
+use ipnet::IpNet;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+/// Where everything is kept unless told otherwise.
+pub const DEFAULT_DATA_DIR: &str = "/var/lib/gantry";
+/// Where the admin's kubeconfig is written unless told otherwise.
+pub const DEFAULT_KUBECONFIG: &str = "/etc/gantry/kubeconfig";
+
+/// Which data directory.
+#[derive(Args, Clone, Debug)]
+pub struct DataDirOption {
+    /// Directory that everything is kept under
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_DATA_DIR, env = "GANTRY_DATA_DIR")]
+    pub data_dir: PathBuf,
+}
+
+/// Ranges that every machine of a cluster must agree on.
+#[derive(Args, Clone, Debug)]
+pub struct ClusterOptions {
+    /// Addresses of pods in the whole cluster; each node takes a /24 of it
+    #[arg(long, value_name = "CIDR", default_value = "10.244.0.0/16")]
+    pub pod_cidr: IpNet,
+    /// Addresses of Services
+    #[arg(long, value_name = "CIDR", default_value = "10.96.0.0/16")]
+    pub service_cidr: IpNet,
+    /// DNS domain of the cluster
+    #[arg(long, value_name = "DOMAIN", default_value = "cluster.local")]
+    pub cluster_domain: String,
+}
+
+impl ClusterOptions {
+    /// The address of the `kubernetes` Service: the first of the range.
+    #[must_use]
+    pub fn api_service_ip(&self) -> IpAddr {
+        nth(&self.service_cidr, 1)
+    }
+
+    /// The address of the `kube-dns` Service: the tenth of the range, where clients of other distributions expect it.
+    #[must_use]
+    pub fn dns_service_ip(&self) -> IpAddr {
+        nth(&self.service_cidr, 10)
+    }
+
+    /// The first node's share of the pod range.
+    ///
+    /// # Errors
+    /// Where the range is smaller than the share of one node.
+    pub fn first_node_cidr(&self) -> anyhow::Result<IpNet> {
+        let length = match self.pod_cidr {
+            IpNet::V4(_) => 24,
+            IpNet::V6(_) => 64,
+        };
+        if self.pod_cidr.prefix_len() >= length {
+            return Ok(self.pod_cidr);
+        }
+        Ok(IpNet::new(self.pod_cidr.network(), length)?)
+    }
+}
+
+fn nth(net: &IpNet, n: u32) -> IpAddr {
+    match net.network() {
+        IpAddr::V4(a) => IpAddr::V4(std::net::Ipv4Addr::from_bits(a.to_bits().wrapping_add(n))),
+        IpAddr::V6(a) => IpAddr::V6(std::net::Ipv6Addr::from_bits(a.to_bits().wrapping_add(u128::from(n)))),
+    }
+}
+
+/// Settings of the server role.
+#[derive(Args, Clone, Debug)]
+pub struct ServerOptions {
+    /// Address to serve the API on. Loopback keeps a laptop's cluster to itself; pods always reach it by the node's pod gateway
+    #[arg(long, value_name = "IP", default_value = "127.0.0.1")]
+    pub bind_address: IpAddr,
+    /// Port to serve the API on
+    #[arg(long, value_name = "PORT", default_value_t = 6443)]
+    pub port: u16,
+    /// Further names and addresses that clients may reach the API by
+    #[arg(long, value_name = "NAME")]
+    pub tls_san: Vec<String>,
+    /// Ports for Services of type NodePort, FROM-TO
+    #[arg(long, value_name = "RANGE", default_value = "30000-32767", value_parser = port_range)]
+    pub service_node_port_range: (u16, u16),
+    /// Where to write the admin's kubeconfig
+    #[arg(long, value_name = "FILE", default_value = DEFAULT_KUBECONFIG)]
+    pub kubeconfig: PathBuf,
+}
+
+fn port_range(text: &str) -> Result<(u16, u16), String> {
+    let parse = || -> Option<(u16, u16)> {
+        let (from, to) = text.split_once('-')?;
+        Some((from.parse().ok()?, to.parse().ok()?))
+    };
+    match parse() {
+        Some((from, to)) if from <= to && from > 0 => Ok((from, to)),
+        _ => Err("expected FROM-TO with 0 < FROM <= TO <= 65535".into()),
+    }
+}
+
+/// Settings of the agent role.
+#[derive(Args, Clone, Debug)]
+pub struct AgentOptions {
+    /// Name of this node; the host's name unless given
+    #[arg(long, value_name = "NAME")]
+    pub node_name: Option<String>,
+    /// Address of this node; that of the default route's interface unless given
+    #[arg(long, value_name = "IP")]
+    pub node_ip: Option<IpAddr>,
+    /// Port the node agent serves logs, exec and statistics on, to the API server only
+    #[arg(long, value_name = "PORT", default_value_t = 10250)]
+    pub kubelet_port: u16,
+    /// Most pods on this node
+    #[arg(long, value_name = "N", default_value_t = 110)]
+    pub max_pods: u32,
+    /// Registry host (and port) to be spoken to in plain HTTP; may be repeated
+    #[arg(long, value_name = "HOST")]
+    pub insecure_registry: Vec<String>,
+    /// File that names the resolvers for names outside the cluster
+    #[arg(long, value_name = "FILE", default_value = "/etc/resolv.conf")]
+    pub resolv_conf: PathBuf,
+}
+
+impl AgentOptions {
+    /// The node's name: as given, or the host's name in lower case.
+    ///
+    /// # Errors
+    /// Where it is no valid node name.
+    pub fn node_name(&self) -> anyhow::Result<String> {
+        let name = match &self.node_name {
+            Some(name) => name.clone(),
+            None => nix::unistd::gethostname()?.to_string_lossy().trim().to_lowercase(),
+        };
+        let errors = gantry_api::meta::names::dns1123_subdomain(&name, false);
+        if let Some(error) = errors.first() {
+            anyhow::bail!("{name:?} is not a node name ({error}); give one with --node-name");
+        }
+        Ok(name)
+    }
+
+    /// The node's address: as given, or the one the default route leaves from, or `fallback`.
+    #[must_use]
+    pub fn node_ip(&self, fallback: IpAddr) -> IpAddr {
+        self.node_ip.or_else(default_route_address).unwrap_or(fallback)
+    }
+}
+
+/// The address packets to the outside world would leave from. Connecting a datagram socket sends nothing.
+#[must_use]
+pub fn default_route_address() -> Option<IpAddr> {
+    let socket = std::net::UdpSocket::bind(("0.0.0.0", 0)).ok()?;
+    // An address reserved for documentation (RFC 5737): only the routing table is asked.
+    socket.connect(("192.0.2.1", 9)).ok()?;
+    socket.local_addr().ok().map(|a| a.ip()).filter(|ip| !ip.is_unspecified())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges() {
+        let c = ClusterOptions {
+            pod_cidr: "10.244.0.0/16".parse().unwrap(),
+            service_cidr: "10.96.0.0/16".parse().unwrap(),
+            cluster_domain: "cluster.local".into(),
+        };
+        assert_eq!(c.api_service_ip().to_string(), "10.96.0.1");
+        assert_eq!(c.dns_service_ip().to_string(), "10.96.0.10");
+        assert_eq!(c.first_node_cidr().unwrap().to_string(), "10.244.0.0/24");
+        assert_eq!(port_range("30000-32767"), Ok((30000, 32767)));
+        for bad in ["", "5", "9-3", "0-9", "1-70000", "a-b"] {
+            assert!(port_range(bad).is_err(), "{bad}");
+        }
+    }
+}

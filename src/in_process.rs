@@ -1,0 +1,44 @@
+//! The in-process transport: components of this process enter the API server's pipeline without a socket, under their
+//! own identity.
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use gantry_client::Client;
+use gantry_client::transport::{Body, Transport, TransportError};
+use gantry_server::Server;
+use gantry_server::authn::UserInfo;
+use http::{Request, Response};
+use http_body_util::BodyExt;
+use std::sync::Arc;
+
+/// Requests of one identity, straight into the server's pipeline.
+pub struct InProcess {
+    server: Arc<Server>,
+    user: UserInfo,
+}
+
+#[async_trait]
+impl Transport for InProcess {
+    async fn send(&self, request: Request<Bytes>) -> Result<Response<Body>, TransportError> {
+        let response = self.server.call(request, self.user.clone()).await;
+        Ok(response.map(|body| {
+            body.map_err(|e| TransportError { context: "in-process request".into(), message: e.to_string() }).boxed()
+        }))
+    }
+}
+
+/// A client for the component `name` under `user`.
+#[must_use]
+pub fn client(server: &Arc<Server>, user: UserInfo, name: &str) -> Client {
+    Client::new(Arc::new(InProcess { server: server.clone(), user }), name)
+}
+
+/// The client of a controller: its ServiceAccount in `kube-system`.
+#[must_use]
+pub fn controller_client(server: &Arc<Server>, name: &str) -> Client {
+    let user = UserInfo::new(
+        &format!("system:serviceaccount:kube-system:{name}"),
+        &["system:serviceaccounts", "system:serviceaccounts:kube-system"],
+    );
+    client(server, user, name)
+}

@@ -1,0 +1,8 @@
+//! Gantry: Kubernetes in one binary. This crate is the only place that knows all others: it makes certificates, wires
+//! the roles together and carries the command line.
+
+pub mod bootstrap;
+pub mod cli;
+pub mod config;
+pub mod in_process;
+pub mod roles;

@@ -1,0 +1,333 @@
+//! The agent role: node agent, container runtime, pod network, service proxy and DNS. It knows the server by its URL only.
+
+use super::server;
+use crate::bootstrap::{DataDir, data_dir::write_private};
+use crate::cli::AgentCommand;
+use crate::config::{AgentOptions, ClusterOptions};
+use anyhow::{Context, Result, bail};
+use futures::StreamExt;
+use gantry_api::clock::Clock;
+use gantry_client::https::Https;
+use gantry_client::{Api, Client, Credentials, HttpsConfig, PostParams, TokenSource, WatchEvent, WatchParams};
+use gantry_container::image_service::ImageService;
+use gantry_container::native::{NativeRuntime, RuntimeConfig};
+use gantry_dns::DnsConfig;
+use gantry_kubelet::{KubeletConfig, Serving};
+use gantry_network::{NodeNetwork, NodeNetworkConfig};
+use gantry_proxy::ProxyConfig;
+use ipnet::IpNet;
+use k8s_openapi::ByteString;
+use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
+use k8s_openapi::jiff::Timestamp;
+use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair};
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+
+/// How long a joining node waits for its certificate.
+const JOIN_WITHIN: Duration = Duration::from_secs(120);
+/// Port of DNS.
+const DNS_PORT: u16 = 53;
+
+/// How the node proves who it is, and where the server is.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    /// Address of the server, `https://host:port`.
+    pub server_url: String,
+    /// The cluster's CA, PEM.
+    pub ca_pem: String,
+    /// The node's client certificate and key.
+    pub certificate_pem: String,
+    /// Its key.
+    pub key_pem: String,
+    /// The serving certificate of the node agent.
+    pub serving: Serving,
+}
+
+impl Identity {
+    /// Issued directly by the server role of this process.
+    ///
+    /// # Errors
+    /// Where the keys cannot be read or written.
+    pub fn issued(server: &server::Running, node: &str, ip: IpAddr) -> Result<Self> {
+        let user = format!("system:node:{node}");
+        let client = server.pki.client("node-client", &user, Some("system:nodes"))?;
+        let names = [node.to_owned(), "localhost".to_owned()];
+        let addresses = [ip, IpAddr::from([127, 0, 0, 1])];
+        server.pki.serving("node-serving", &user, Some("system:nodes"), &names, &addresses)?;
+        Ok(Self {
+            server_url: server.url.clone(),
+            ca_pem: server.pki.ca().cert_pem.clone(),
+            certificate_pem: client.cert_pem,
+            key_pem: client.key_pem,
+            serving: Serving::Files {
+                certificate: server.pki.path("node-serving.crt"),
+                key: server.pki.path("node-serving.key"),
+            },
+        })
+    }
+
+    fn client(&self, name: &str) -> Result<Client> {
+        let config = HttpsConfig {
+            server: self.server_url.clone(),
+            ca_pem: self.ca_pem.clone().into_bytes(),
+            credentials: Credentials::Certificate {
+                certificate_pem: self.certificate_pem.clone().into_bytes(),
+                key_pem: self.key_pem.clone().into_bytes(),
+            },
+            ..Default::default()
+        };
+        Ok(Client::new(Arc::new(Https::new(&config)?), name))
+    }
+}
+
+/// A node about to run.
+pub struct Node {
+    /// Name of the Node object.
+    pub name: String,
+    /// Its address.
+    pub ip: IpAddr,
+    /// Its pod network.
+    pub network: NodeNetwork,
+    /// The data directory.
+    pub data_dir: PathBuf,
+    /// Short id of the data directory.
+    pub instance: String,
+    /// Settings.
+    pub options: AgentOptions,
+    /// The cluster's ranges.
+    pub cluster: ClusterOptions,
+    /// Who it is.
+    pub identity: Identity,
+}
+
+/// `gantry agent`: runs until Ctrl-C or SIGTERM.
+///
+/// # Errors
+/// Names what is in the way: root, the data directory, the server, the token.
+pub async fn run(command: AgentCommand) -> Result<()> {
+    super::require_root("gantry agent")?;
+    super::raise_file_limit();
+    let data = DataDir::open(&command.data.data_dir)?;
+    let name = command.agent.node_name()?;
+    let network = open_network(&data, &command.cluster, command.node_cidr, &command.agent, &name).await?;
+    let ip = command.agent.node_ip(network.gateway_ip());
+    let identity = join(&command, &data, &name).await?;
+    println!("  joined       {} as {name}", command.server_url);
+    let cancel = CancellationToken::new();
+    let node = Node {
+        name,
+        ip,
+        network,
+        data_dir: data.path().to_owned(),
+        instance: data.instance()?,
+        options: command.agent,
+        cluster: command.cluster,
+        identity,
+    };
+    let mut running = tokio::spawn(run_node(node, cancel.clone()));
+    tokio::select! {
+        () = super::up::until_signalled() => {
+            println!("stopping");
+            cancel.cancel();
+            running.await.context("the node agent panicked")?
+        }
+        result = &mut running => result.context("the node agent panicked")?,
+    }
+}
+
+/// Sets up the node's side of the pod network.
+///
+/// # Errors
+/// Where the kernel refuses, with what was being done.
+pub async fn open_network(
+    data: &DataDir,
+    cluster: &ClusterOptions,
+    node_cidr: IpNet,
+    options: &AgentOptions,
+    node_name: &str,
+) -> Result<NodeNetwork> {
+    let config = NodeNetworkConfig {
+        data_dir: data.path().to_owned(),
+        node_name: node_name.to_owned(),
+        instance: data.instance()?,
+        pod_cidrs: vec![node_cidr],
+        cluster_cidrs: vec![cluster.pod_cidr],
+        service_cidr: cluster.service_cidr,
+        node_ips: options.node_ip.or_else(crate::config::default_route_address).into_iter().collect(),
+        mtu: None,
+    };
+    NodeNetwork::open(config).await.context("cannot set up the pod network")
+}
+
+/// Opens the container runtime of a data directory and adopts what runs in it.
+///
+/// # Errors
+/// Where its state cannot be read.
+pub async fn open_runtime(data_dir: &Path, instance: &str, insecure: &[String]) -> Result<NativeRuntime> {
+    let images = super::image::open_store(data_dir, insecure)?;
+    let mut config = RuntimeConfig::new(data_dir.join("node").join("runtime"));
+    config.cgroup_base = cgroup(instance);
+    config.shim_cgroup = format!("{}/shims", cgroup(instance));
+    NativeRuntime::open(config, images).await.context("cannot open the container runtime")
+}
+
+/// The cgroup everything of a data directory is under, below each hierarchy's root.
+#[must_use]
+pub fn cgroup(instance: &str) -> String {
+    format!("/gantry-{instance}")
+}
+
+/// Runs the parts of the agent until `cancel`. Containers and rules stay when it ends.
+///
+/// # Errors
+/// The first part that cannot work.
+pub async fn run_node(node: Node, cancel: CancellationToken) -> Result<()> {
+    let runtime = open_runtime(&node.data_dir, &node.instance, &node.options.insecure_registry).await?;
+    let images = runtime.images().clone();
+    let executable = std::env::current_exe().context("cannot find this program's own file")?;
+    let built_in = images.clone();
+    // Not needed to become Ready; pods that use it wait for the image like for any other.
+    let building = tokio::spawn(async move { built_in.self_image(&executable).await });
+
+    let gateway = node.network.gateway_ip();
+    let mut kubelet = KubeletConfig::new(&node.name, vec![node.ip], node.data_dir.join("node"));
+    kubelet.cluster_dns = vec![node.cluster.dns_service_ip()];
+    kubelet.cluster_domain.clone_from(&node.cluster.cluster_domain);
+    kubelet.resolv_conf.clone_from(&node.options.resolv_conf);
+    kubelet.cgroup_root = cgroup(&node.instance);
+    kubelet.max_pods = node.options.max_pods;
+    kubelet.bind_address = node.ip;
+    kubelet.port = node.options.kubelet_port;
+    kubelet.client_ca_pem = node.identity.ca_pem.clone().into_bytes();
+    kubelet.serving = node.identity.serving.clone();
+
+    let proxy = ProxyConfig {
+        node_name: node.name.clone(),
+        instance: node.instance.clone(),
+        node_ips: vec![node.ip],
+        cluster_cidrs: vec![node.cluster.pod_cidr],
+    };
+    let dns = DnsConfig {
+        bind: vec![SocketAddr::new(gateway, DNS_PORT)],
+        cluster_domain: node.cluster.cluster_domain.clone(),
+        upstream: Some(node.options.resolv_conf.clone()),
+    };
+    let clock = Clock::starting_at(Timestamp::now());
+    let client = node.identity.client("kubelet")?;
+    let informers = gantry_reconcile::Informers::new(client.named("gantry-agent"));
+    let (proxying, naming) = (informers.clone(), informers.clone());
+    let stop = cancel.clone();
+    let parts = async {
+        tokio::try_join!(
+            async {
+                gantry_kubelet::run(
+                    client,
+                    Arc::new(runtime),
+                    Arc::new(images) as Arc<dyn ImageService>,
+                    Arc::new(node.network),
+                    kubelet,
+                    clock,
+                    stop.clone(),
+                )
+                .await
+                .context("node agent")
+            },
+            async { gantry_proxy::run_with(&proxying, proxy, stop.clone()).await.context("service proxy") },
+            async { gantry_dns::run_with(&naming, dns, stop.clone()).await.context("cluster DNS") },
+            async {
+                informers.start(&stop);
+                match building.await {
+                    Ok(Ok(image)) => tracing::info!(id = image.id, "built-in image is ready"),
+                    Ok(Err(error)) => tracing::error!(%error, "cannot make the built-in image"),
+                    Err(error) => tracing::error!(%error, "making the built-in image panicked"),
+                }
+                anyhow::Ok(())
+            },
+        )
+    };
+    parts.await.map(|_| ())
+}
+
+/// The node's identity: kept from an earlier start, or asked for with the joining token.
+async fn join(command: &AgentCommand, data: &DataDir, name: &str) -> Result<Identity> {
+    let pki = data.path().join("node").join("pki");
+    std::fs::create_dir_all(&pki).with_context(|| format!("cannot create {}", pki.display()))?;
+    let (cert_file, key_file) = (pki.join("client.crt"), pki.join("client.key"));
+    let text = |p: &Path| std::fs::read_to_string(p).with_context(|| format!("cannot read {}", p.display()));
+    let ca_pem = text(&command.ca_file)?;
+    if !(cert_file.exists() && key_file.exists()) {
+        let Some(token_file) = &command.token_file else {
+            bail!("this node has not joined yet; give the server's joining token with --token-file");
+        };
+        let config = HttpsConfig {
+            server: command.server_url.clone(),
+            ca_pem: ca_pem.clone().into_bytes(),
+            credentials: Credentials::Token(TokenSource::Fixed(text(token_file)?.trim().to_owned())),
+            ..Default::default()
+        };
+        let client = Client::new(Arc::new(Https::new(&config)?), "gantry-agent");
+        let key = KeyPair::generate().context("cannot generate the node's key")?;
+        let certificate = tokio::time::timeout(JOIN_WITHIN, request_certificate(&client, name, &key))
+            .await
+            .with_context(|| format!("no certificate within {} s; is the request denied?", JOIN_WITHIN.as_secs()))??;
+        write_private(&key_file, key.serialize_pem().as_bytes())?;
+        write_private(&cert_file, certificate.as_bytes())?;
+    }
+    Ok(Identity {
+        server_url: command.server_url.clone(),
+        ca_pem,
+        certificate_pem: text(&cert_file)?,
+        key_pem: text(&key_file)?,
+        serving: Serving::Request,
+    })
+}
+
+async fn request_certificate(client: &Client, name: &str, key: &KeyPair) -> Result<String> {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::OrganizationName, "system:nodes");
+    params.distinguished_name.push(DnType::CommonName, format!("system:node:{name}"));
+    let request =
+        params.serialize_request(key).and_then(|r| r.pem()).context("cannot write the certificate request")?;
+    let mut csr = CertificateSigningRequest::default();
+    csr.metadata.generate_name = Some("node-csr-".into());
+    csr.spec.request = ByteString(request.into_bytes());
+    csr.spec.signer_name = "kubernetes.io/kube-apiserver-client-kubelet".into();
+    csr.spec.usages = Some(vec!["digital signature".into(), "client auth".into()]);
+    let api = Api::<CertificateSigningRequest>::all(client.clone());
+    let created = api.create(&PostParams::default(), &csr).await.context("cannot ask for the node's certificate")?;
+    let created_name = created.metadata.name.clone().unwrap_or_default();
+    let issued = |csr: &CertificateSigningRequest| -> Result<Option<String>> {
+        let status = csr.status.as_ref();
+        let conditions = status.and_then(|s| s.conditions.as_deref()).unwrap_or_default();
+        if let Some(refusal) = conditions.iter().find(|c| c.type_ == "Denied" || c.type_ == "Failed") {
+            bail!("the certificate request was refused: {}", refusal.message.as_deref().unwrap_or("no reason given"));
+        }
+        match status.and_then(|s| s.certificate.as_ref()).filter(|c| !c.0.is_empty()) {
+            Some(pem) => Ok(Some(String::from_utf8(pem.0.clone()).context("the certificate is not PEM")?)),
+            None => Ok(None),
+        }
+    };
+    loop {
+        let current = api.get(&created_name).await.context("cannot read the certificate request")?;
+        if let Some(pem) = issued(&current)? {
+            return Ok(pem);
+        }
+        let params = WatchParams {
+            field_selector: Some(format!("metadata.name={created_name}")),
+            resource_version: current.metadata.resource_version.clone().unwrap_or_default(),
+            ..Default::default()
+        };
+        let mut events = api.watch(&params).await.context("cannot watch the certificate request")?;
+        while let Some(event) = events.next().await {
+            if let Ok(WatchEvent::Added(csr) | WatchEvent::Modified(csr)) = &event
+                && let Some(pem) = issued(csr)?
+            {
+                return Ok(pem);
+            }
+        }
+    }
+}

@@ -1,0 +1,238 @@
+//! The server role: store, API server, controllers and scheduler.
+
+use crate::bootstrap::{DataDir, Pki, data_dir::seed, pki::Identity};
+use crate::cli::ServerCommand;
+use crate::config::{ClusterOptions, ServerOptions};
+use crate::in_process;
+use anyhow::{Context, Result};
+use gantry_api::clock::Clock;
+use gantry_api::entropy::Entropy;
+use gantry_client::{Client, Credentials, HttpsConfig, Kubeconfig};
+use gantry_server::Server;
+use gantry_server::authn::UserInfo;
+use gantry_server::config::{ComponentRole, ServerConfig};
+use gantry_store::{EmbeddedOptions, EmbeddedStore, Store};
+use k8s_openapi::jiff::Timestamp;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+/// File under `pki/` that holds the token for joining nodes.
+const JOIN_TOKEN: &str = "join-token";
+/// Upstream's limit on request bodies.
+const REQUEST_BODY_BYTES_MAX: usize = 3 << 20;
+
+/// A running server role.
+pub struct Running {
+    /// The API server.
+    pub server: Arc<Server>,
+    /// The cluster's keys.
+    pub pki: Pki,
+    /// Where clients on this machine reach it, `https://host:port`.
+    pub url: String,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Running {
+    /// Waits until everything has ended after the cancellation.
+    pub async fn join(self) {
+        for task in self.tasks {
+            if let Err(error) = task.await {
+                tracing::error!(%error, "a component of the server panicked");
+            }
+        }
+    }
+
+    /// A client of the cluster's administrator, in process.
+    #[must_use]
+    pub fn admin(&self, name: &str) -> Client {
+        in_process::client(&self.server, UserInfo::new("kubernetes-admin", &["system:masters"]), name)
+    }
+}
+
+/// `gantry server`: runs until Ctrl-C or SIGTERM.
+///
+/// # Errors
+/// Names what is in the way: root, a taken port, the data directory, a file.
+pub async fn run(command: ServerCommand) -> Result<()> {
+    super::require_root("gantry server")?;
+    super::raise_file_limit();
+    let data = DataDir::open(&command.data.data_dir)?;
+    let cancel = CancellationToken::new();
+    let fallback = IpAddr::from([127, 0, 0, 1]);
+    let node_ip = crate::config::default_route_address().unwrap_or(fallback);
+    let running = start(&command.server, &command.cluster, &data, None, node_ip, &cancel).await?;
+    println!("  API server   {}", running.url);
+    println!("  kubeconfig   {}", command.server.kubeconfig.display());
+    println!(
+        "  join a node  gantry agent --server {} --ca-file {2}/pki/ca.crt --token-file {2}/pki/{1} --node-cidr CIDR",
+        running.url,
+        JOIN_TOKEN,
+        data.path().display()
+    );
+    let outcome = tokio::select! {
+        () = super::up::until_signalled() => Ok(()),
+        () = cancel.cancelled() => Err(anyhow::anyhow!("the API server ended; see the log above")),
+    };
+    println!("stopping");
+    cancel.cancel();
+    running.server.stop();
+    running.join().await;
+    outcome
+}
+
+/// Opens the store and starts everything. `gateway` is the address pods reach this machine by, where this machine is a
+/// node too.
+///
+/// # Errors
+/// Names the file, address or object that is in the way.
+pub async fn start(
+    options: &ServerOptions,
+    cluster: &ClusterOptions,
+    data: &DataDir,
+    gateway: Option<IpAddr>,
+    node_ip: IpAddr,
+    cancel: &CancellationToken,
+) -> Result<Running> {
+    let pki = Pki::open(data.path())?;
+    let mut addresses = vec![options.bind_address];
+    if let Some(gateway) = gateway.filter(|g| !options.bind_address.is_unspecified() && *g != options.bind_address) {
+        addresses.push(gateway);
+    }
+    let mut listeners = Vec::new();
+    for address in &addresses {
+        listeners.push(listen(SocketAddr::new(*address, options.port)).await?);
+    }
+    let store = EmbeddedStore::open(&data.path().join("store"), EmbeddedOptions::default())
+        .with_context(|| format!("cannot open the store in {}", data.path().display()))?;
+    let clock = Clock::starting_at(Timestamp::now());
+    let entropy = Entropy::from_seed_bytes(seed()?);
+    let local = if options.bind_address.is_unspecified() { node_ip } else { options.bind_address };
+    let url = format!("https://{}", SocketAddr::new(local, options.port));
+    let advertise = (gateway.unwrap_or(local), options.port);
+    let config = server_config(options, cluster, &pki, &listeners, advertise, node_ip)?;
+    let store: Arc<dyn Store> = Arc::new(store);
+    let server = Server::new(config, store, clock, entropy.clone()).await.context("cannot start the API server")?;
+
+    let admin = pki.client("admin", "kubernetes-admin", Some("system:masters"))?;
+    write_kubeconfig(options, &url, &pki, &admin)?;
+
+    let mut tasks = Vec::new();
+    let (serving, stop) = (server.clone(), cancel.clone());
+    tasks.push(tokio::spawn(async move {
+        if let Err(error) = serving.serve(listeners, stop.clone()).await {
+            tracing::error!(%error, "the API server ended");
+            stop.cancel();
+        }
+    }));
+    tasks.push(tokio::spawn(components(server.clone(), pki.ca().clone(), clock, entropy, cancel.clone())));
+    Ok(Running { server, pki, url, tasks })
+}
+
+/// Controllers and scheduler, in process, on shared caches.
+async fn components(server: Arc<Server>, ca: Identity, clock: Clock, entropy: Entropy, cancel: CancellationToken) {
+    let factory_server = server.clone();
+    let mut config = gantry_controllers::ControllersConfig::new(
+        clock,
+        entropy.clone(),
+        Arc::new(move |name: &str| in_process::controller_client(&factory_server, name)),
+        ca.cert_pem.clone(),
+    );
+    config.ca_key_pem = Some(ca.key_pem.clone());
+    let manager = UserInfo::new("system:kube-controller-manager", &[]);
+    let manager = in_process::client(&server, manager, "kube-controller-manager");
+    let informers = gantry_reconcile::Informers::new(manager);
+    let scheduler = in_process::client(&server, UserInfo::new("system:kube-scheduler", &[]), "kube-scheduler");
+    let scheduling = gantry_scheduler::SchedulerConfig { name: "default-scheduler".into(), clock, entropy };
+    tokio::join!(
+        gantry_controllers::run(&informers, config, cancel.clone()),
+        gantry_scheduler::run(scheduler, &informers, scheduling, cancel.clone()),
+    );
+}
+
+async fn listen(address: SocketAddr) -> Result<TcpListener> {
+    TcpListener::bind(address).await.map_err(|e| match e.kind() {
+        std::io::ErrorKind::AddrInUse => {
+            anyhow::anyhow!("cannot serve the API on {address}: the port is taken; choose another with --port")
+        }
+        _ => anyhow::anyhow!("cannot serve the API on {address}: {e}"),
+    })
+}
+
+fn server_config(
+    options: &ServerOptions,
+    cluster: &ClusterOptions,
+    pki: &Pki,
+    listeners: &[TcpListener],
+    advertise: (IpAddr, u16),
+    node_ip: IpAddr,
+) -> Result<ServerConfig> {
+    let mut names: Vec<String> =
+        ["kubernetes", "kubernetes.default", "kubernetes.default.svc", "localhost"].map(str::to_owned).to_vec();
+    names.push(format!("kubernetes.default.svc.{}", cluster.cluster_domain));
+    if let Ok(host) = nix::unistd::gethostname() {
+        names.push(host.to_string_lossy().into_owned());
+    }
+    let mut addresses = vec![IpAddr::from([127, 0, 0, 1]), cluster.api_service_ip(), advertise.0, node_ip];
+    for name in &options.tls_san {
+        match name.parse() {
+            Ok(ip) => addresses.push(ip),
+            Err(_) => names.push(name.clone()),
+        }
+    }
+    if !options.bind_address.is_unspecified() {
+        addresses.push(options.bind_address);
+    }
+    addresses.sort();
+    addresses.dedup();
+    let serving = pki.serving("apiserver", "kube-apiserver", None, &names, &addresses)?;
+    let kubelet = pki.client("apiserver-kubelet-client", "kube-apiserver-kubelet-client", Some("system:masters"))?;
+    let issuer = format!("https://kubernetes.default.svc.{}", cluster.cluster_domain);
+    let rules = |rules: &[gantry_controllers::Rule]| {
+        let own = |texts: &[&str]| texts.iter().map(|t| (*t).to_owned()).collect::<Vec<_>>();
+        rules.iter().map(|r| (own(r.groups), own(r.resources), own(r.verbs))).collect()
+    };
+    Ok(ServerConfig {
+        listen: listeners.iter().filter_map(|l| l.local_addr().ok()).collect(),
+        serving_cert_pem: serving.cert_pem,
+        serving_key_pem: serving.key_pem,
+        client_ca_pem: pki.ca().cert_pem.clone(),
+        cluster_ca_pem: pki.ca().cert_pem.clone(),
+        kubelet_client_cert_pem: kubelet.cert_pem,
+        kubelet_client_key_pem: kubelet.key_pem,
+        service_account_key_pem: pki.signing_key("service-account")?,
+        api_audiences: vec![issuer.clone()],
+        service_account_issuer: issuer,
+        static_tokens: vec![(
+            pki.token(JOIN_TOKEN)?,
+            "system:bootstrap:join".into(),
+            String::new(),
+            vec!["system:bootstrappers".into(), "system:bootstrappers:kubeadm:default-node-token".into()],
+        )],
+        service_cidr: cluster.service_cidr,
+        node_port_range: options.service_node_port_range,
+        advertise: Some(advertise),
+        request_body_bytes_max: REQUEST_BODY_BYTES_MAX,
+        component_roles: gantry_controllers::list::ALL
+            .iter()
+            .map(|entry| ComponentRole { name: entry.name.to_owned(), rules: rules(entry.rules) })
+            .collect(),
+    })
+}
+
+fn write_kubeconfig(options: &ServerOptions, url: &str, pki: &Pki, admin: &Identity) -> Result<()> {
+    let config = HttpsConfig {
+        server: url.to_owned(),
+        ca_pem: pki.ca().cert_pem.clone().into_bytes(),
+        credentials: Credentials::Certificate {
+            certificate_pem: admin.cert_pem.clone().into_bytes(),
+            key_pem: admin.key_pem.clone().into_bytes(),
+        },
+        ..Default::default()
+    };
+    Kubeconfig::single("gantry", "kubernetes-admin", &config)
+        .write(&options.kubeconfig)
+        .with_context(|| format!("cannot write the kubeconfig {}", options.kubeconfig.display()))
+}

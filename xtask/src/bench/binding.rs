@@ -1,0 +1,161 @@
+//! Pods bound per second, from the first create to the last binding seen by a watch, on hollow nodes.
+
+use super::gantry::Gantry;
+use super::workload::{self, Events, PODS, pod_event};
+use super::{Bench, Measurement};
+use anyhow::{Context, Result, bail};
+use bytes::Bytes;
+use gantry_client::Client;
+use http::Method;
+use serde_json::{Value, json};
+use std::collections::HashSet;
+use std::time::{Duration, Instant};
+
+const NODES: &str = "/api/v1/nodes";
+const LEASES: &str = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases";
+/// Below the node controller's grace of forty seconds; real kubelets renew every ten.
+const RENEW_EVERY: Duration = Duration::from_secs(20);
+/// How long all bindings may take before the run counts as broken.
+const BOUND_WITHIN: Duration = Duration::from_secs(600);
+
+/// One server for each size of cluster.
+pub async fn run(bench: &Bench) -> Result<Vec<Measurement>> {
+    let mut found = vec![bound(bench, "bound_1000", 1_000).await?];
+    if !bench.quick {
+        found.push(bound(bench, "bound_5000", 5_000).await?);
+    }
+    Ok(found)
+}
+
+async fn bound(bench: &Bench, id: &'static str, nodes: u64) -> Result<Measurement> {
+    let gantry = Gantry::server(bench).await?;
+    let clients = gantry.clients(workload::fillers()).await?;
+    let client = clients[0].clone();
+    workload::namespace(&client).await?;
+    workload::fill(&clients, NODES, nodes, node).await?;
+    workload::fill(&clients, LEASES, nodes, lease).await?;
+    untainted(&client).await?;
+    gantry.settle().await?;
+    let heartbeats = tokio::spawn(heartbeats(client.clone(), nodes));
+
+    let count = bench.scaled(10_000, 2_000);
+    let version = workload::version(&client, PODS).await?;
+    let mut events = Events::watch(&gantry.client()?, PODS, &version).await?;
+    let before = gantry.cpu()?;
+    let began = Instant::now();
+    let watching = tokio::spawn(async move {
+        let mut names = HashSet::new();
+        let (mut first, mut last) = (Duration::ZERO, Duration::ZERO);
+        let seen = events.each(|line| {
+            let event = pod_event(line)?;
+            if !event.object.spec.node_name.is_empty() && names.insert(event.object.metadata.name) {
+                last = began.elapsed();
+                if names.len() == 1 {
+                    first = last;
+                }
+            }
+            Ok(names.len() as u64 == count)
+        });
+        match tokio::time::timeout(BOUND_WITHIN, seen).await {
+            Ok(outcome) => outcome.map(|()| (first, last)),
+            Err(_) => bail!("only {} of {count} pods were bound within {} s", names.len(), BOUND_WITHIN.as_secs()),
+        }
+    });
+    let created = workload::fill(&clients, PODS, count, |n| workload::pod(&format!("bound-{n:05}"), "100m")).await?;
+    let (first, last) = watching.await.context("the watcher panicked")??;
+    let used = gantry.cpu()? - before;
+    heartbeats.abort();
+    let detail = json!({
+        "nodes": nodes,
+        "pods": count,
+        "created_per_second": created.rate(),
+        "first_bound_after_s": first.as_secs_f64(),
+        "last_bound_after_s": last.as_secs_f64(),
+        "server_cpu_per_pod_us": used.as_secs_f64() * 1e6 / count as f64,
+        "memory_mb": gantry.memory()? as f64 / 1e6,
+    });
+    Ok(Measurement { id, value: count as f64 / last.as_secs_f64(), detail })
+}
+
+fn name(number: u64) -> String {
+    format!("hollow-{number:05}")
+}
+
+/// A node as its agent would register it.
+fn node(number: u64) -> Value {
+    let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+    let condition = |kind: &str, status: &str, reason: &str| {
+        json!({
+            "type": kind, "status": status, "reason": reason, "message": "hollow",
+            "lastHeartbeatTime": now, "lastTransitionTime": now,
+        })
+    };
+    let capacity = json!({ "cpu": "32", "memory": "256Gi", "pods": "110", "ephemeral-storage": "100Gi" });
+    json!({
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {
+            "name": name(number),
+            "labels": {
+                "kubernetes.io/hostname": name(number),
+                "kubernetes.io/os": "linux",
+                "kubernetes.io/arch": "amd64",
+                "topology.kubernetes.io/zone": format!("zone-{}", number % 3),
+            },
+        },
+        "status": {
+            "capacity": capacity,
+            "allocatable": capacity,
+            "conditions": [
+                condition("MemoryPressure", "False", "KubeletHasSufficientMemory"),
+                condition("DiskPressure", "False", "KubeletHasNoDiskPressure"),
+                condition("PIDPressure", "False", "KubeletHasSufficientPID"),
+                condition("Ready", "True", "KubeletReady"),
+            ],
+        },
+    })
+}
+
+fn lease(number: u64) -> Value {
+    json!({
+        "apiVersion": "coordination.k8s.io/v1",
+        "kind": "Lease",
+        "metadata": { "name": name(number), "namespace": "kube-node-lease" },
+        "spec": { "holderIdentity": name(number), "leaseDurationSeconds": 40, "renewTime": micro_time() },
+    })
+}
+
+fn micro_time() -> String {
+    jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S%.6fZ").to_string()
+}
+
+/// Renews every lease, so that no node is thought dead while a slow run lasts. Ends by being aborted.
+async fn heartbeats(client: Client, nodes: u64) {
+    loop {
+        tokio::time::sleep(RENEW_EVERY).await;
+        for number in 0..nodes {
+            let body = Bytes::from(json!({ "spec": { "renewTime": micro_time() } }).to_string());
+            let path = format!("{LEASES}/{}", name(number));
+            if let Err(error) = client.call(Method::PATCH, &path, Some("application/merge-patch+json"), body).await {
+                eprintln!("  cannot renew the lease of {}: {error}", name(number));
+            }
+        }
+    }
+}
+
+/// Waits until the node controller has taken the taint of new nodes from all.
+async fn untainted(client: &Client) -> Result<()> {
+    let deadline = Instant::now() + super::gantry::PATIENCE;
+    loop {
+        let list = workload::get(client, NODES).await?;
+        let nodes = list["items"].as_array().cloned().unwrap_or_default();
+        let tainted = nodes.iter().filter(|n| n["spec"]["taints"].as_array().is_some_and(|t| !t.is_empty())).count();
+        if tainted == 0 {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            bail!("{tainted} of {} nodes still have taints", nodes.len());
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+}

@@ -1,0 +1,100 @@
+//! What each figure is to be, and what Kubernetes needs for the same.
+//!
+//! Upstream is Kubernetes 1.24 with etcd 3.4 (API server, controller manager, scheduler and etcd, without a kubelet), measured
+//! on a machine with two cores, client included; pod start and shim memory are containerd 1.6's.
+
+/// One megabyte, as budgets count them.
+pub const MB: f64 = 1e6;
+
+/// Which way is better.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Better {
+    /// Times and sizes.
+    Less,
+    /// Rates.
+    More,
+}
+
+/// What one figure is to be.
+#[derive(Clone, Copy, Debug)]
+pub struct Budget {
+    /// Key in the results.
+    pub id: &'static str,
+    /// What is measured, for people.
+    pub what: &'static str,
+    /// Unit of the figure and of the limit.
+    pub unit: &'static str,
+    /// Which way is better.
+    pub better: Better,
+    /// The limit.
+    pub limit: f64,
+    /// What upstream needs, in words.
+    pub upstream: &'static str,
+}
+
+const fn less(id: &'static str, what: &'static str, limit: f64, unit: &'static str, upstream: &'static str) -> Budget {
+    Budget { id, what, unit, better: Better::Less, limit, upstream }
+}
+
+const fn more(id: &'static str, what: &'static str, limit: f64, unit: &'static str, upstream: &'static str) -> Budget {
+    Budget { id, what, unit, better: Better::More, limit, upstream }
+}
+
+/// Every budget, in the order of the report.
+pub const BUDGETS: &[Budget] = &[
+    less("binary_size", "release binary, stripped", 60.0, "MB", "276 MB in five binaries"),
+    less("start_to_ready", "empty data directory to node Ready", 1.0, "s", "API server alone 3.2 s"),
+    less(
+        "start_to_first_pod",
+        "empty data directory to first pod Running and resolvable",
+        2.0,
+        "s",
+        "18.6 s to three pods merely bound",
+    ),
+    less("idle_memory", "resident memory of the whole, idle", 64.0, "MB", "426 MiB"),
+    less("idle_cpu", "idle CPU, one node, no pods changing", 0.5, "% of a core", "3.8 %"),
+    less("pending_memory", "resident memory with 10,000 pending pods", 160.0, "MB", "1,040 MiB"),
+    less("pod_start", "pod start, image present, median", 50.0, "ms", "containerd 126–138 ms, crun alone 33–42"),
+    less("shim_memory", "shim memory per pod (PSS)", 2.0, "MB", "containerd-shim 8 MB"),
+    more("creates_1", "durable creates of 1 KB over TLS, 1 client", 1_500.0, "/s", "425"),
+    more("creates_16", "durable creates of 1 KB over TLS, 16 clients", 8_000.0, "/s", "1,167"),
+    more("creates_64", "durable creates of 1 KB over TLS, 64 clients", 10_000.0, "/s", "1,541"),
+    more("gets_64", "GET, 64 clients", 20_000.0, "/s", "2,100–2,480"),
+    less("list_cpu", "LIST of 10,000 pods: CPU of the server", 60.0, "ms", "480–760 ms"),
+    less("list_memory", "LIST of 100,000 pods: extra memory while serving", 16.0, "MB", "RSS 558 → 1,734 MiB"),
+    less("cache_memory", "memory per object, relative to its JSON", 1.5, "×", "5–7 × reported"),
+    less("watch_cpu", "watch, 1,000 watchers: CPU per delivered event", 5.0, "µs", "53 µs"),
+    less("watch_p99", "watch, 1,000 watchers, 10 updates/s: p99 delay", 15.0, "ms", "79 ms"),
+    more("bound_1000", "pods bound, durable, end to end, 1,000 nodes", 10_000.0, "/s", "280–315"),
+    more("bound_5000", "pods bound, durable, end to end, 5,000 nodes", 10_000.0, "/s", "231–271"),
+];
+
+impl Budget {
+    /// The budget of a figure.
+    ///
+    /// # Panics
+    /// Where there is none: a measure names a figure that is not in the table.
+    pub fn of(id: &str) -> &'static Budget {
+        BUDGETS.iter().find(|b| b.id == id).unwrap_or_else(|| panic!("no budget for {id}"))
+    }
+
+    /// How many times worse than its limit a figure is; up to 1 it meets the budget.
+    pub fn ratio(&self, value: f64) -> f64 {
+        match self.better {
+            Better::Less => value / self.limit,
+            Better::More => self.limit / value,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_is_met_and_more_is_worse() {
+        assert_eq!(Budget::of("start_to_ready").ratio(2.0), 2.0);
+        assert_eq!(Budget::of("gets_64").ratio(40_000.0), 0.5);
+        assert_eq!(Budget::of("gets_64").ratio(5_000.0), 4.0);
+    }
+}
