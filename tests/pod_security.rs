@@ -43,7 +43,7 @@ spec:
   restartPolicy: Never
   securityContext: {runAsUser: 1234, runAsGroup: 3000, supplementalGroups: [5555]}
   containers:
-  - {name: pod, image: test.local/busybox:1, command: [sh, -c, "id -u; id -g; id -G | tr ' ' '\\n' | sort -n; touch /x; cat /proc/self/status"]}
+  - {name: pod, image: test.local/busybox:1, command: [sh, -c, "id -u; id -g; id -G | tr ' ' '\\n' | sort -n; touch /x 2>&1; cat /proc/self/status"]}
   - {name: own, image: test.local/busybox:1, command: [sh, -c, "id -u; id -g"], securityContext: {runAsUser: 7, runAsGroup: 8}}
   - {name: home, image: test.local/busybox:1, command: [sh, -c, "echo $HOME; pwd"], workingDir: /etc}
 ---
@@ -71,7 +71,7 @@ spec:
     image: test.local/busybox:1
     command: [cat, /proc/self/status]
     securityContext: {runAsUser: 1000, allowPrivilegeEscalation: false, capabilities: {drop: [ALL], add: [NET_BIND_SERVICE]}}
-  - {name: readonly, image: test.local/busybox:1, command: [sh, -c, "touch /x; echo $?; touch /dev/shm/x; echo $?"], securityContext: {readOnlyRootFilesystem: true}}
+  - {name: readonly, image: test.local/busybox:1, command: [sh, -c, "touch /x 2>&1; echo $?; touch /dev/shm/x; echo $?"], securityContext: {readOnlyRootFilesystem: true}}
   - name: privileged
     image: test.local/busybox:1
     command: [sh, -c, "cat /proc/self/status; mount -t tmpfs t /tmp; echo $?; test -b $(ls -d /dev/vda /dev/sda /dev/nvme0n1 /dev/loop0 2>/dev/null | head -n1); echo $?"]
