@@ -4,6 +4,7 @@ use clap::Args;
 use ipnet::IpNet;
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// Where everything is kept unless told otherwise.
 pub const DEFAULT_DATA_DIR: &str = "/var/lib/gantry";
@@ -83,6 +84,9 @@ pub struct ServerOptions {
     /// Ports for Services of type NodePort, FROM-TO
     #[arg(long, value_name = "RANGE", default_value = "30000-32767", value_parser = port_range)]
     pub service_node_port_range: (u16, u16),
+    /// Lifetime of the certificates that are signed for nodes, where they ask for none: 8760h0m0s, 30m, 90s
+    #[arg(long, value_name = "DURATION", default_value = "8760h0m0s", value_parser = duration)]
+    pub cluster_signing_duration: Duration,
     /// Where to write the admin's kubeconfig
     #[arg(long, value_name = "FILE", default_value = DEFAULT_KUBECONFIG)]
     pub kubeconfig: PathBuf,
@@ -97,6 +101,23 @@ fn port_range(text: &str) -> Result<(u16, u16), String> {
         Some((from, to)) if from <= to && from > 0 => Ok((from, to)),
         _ => Err("expected FROM-TO with 0 < FROM <= TO <= 65535".into()),
     }
+}
+
+/// A length of time as Kubernetes' flags spell it: hours, minutes and seconds in this order, each optional.
+fn duration(text: &str) -> Result<Duration, String> {
+    let expected = || format!("expected a duration such as 8760h0m0s, 30m or 90s, not {text:?}");
+    let (mut rest, mut seconds) = (text, 0u64);
+    for (unit, length) in [('h', 3600), ('m', 60), ('s', 1)] {
+        if let Some((number, after)) = rest.split_once(unit) {
+            let number: u64 = number.parse().map_err(|_| expected())?;
+            seconds = number.checked_mul(length).and_then(|n| seconds.checked_add(n)).ok_or_else(expected)?;
+            rest = after;
+        }
+    }
+    if !rest.is_empty() || seconds == 0 {
+        return Err(expected());
+    }
+    Ok(Duration::from_secs(seconds))
 }
 
 /// Settings of the agent role.
@@ -172,6 +193,11 @@ mod tests {
         assert_eq!(port_range("30000-32767"), Ok((30000, 32767)));
         for bad in ["", "5", "9-3", "0-9", "1-70000", "a-b"] {
             assert!(port_range(bad).is_err(), "{bad}");
+        }
+        assert_eq!(duration("8760h0m0s"), Ok(Duration::from_secs(8760 * 3600)));
+        assert_eq!(duration("1m30s"), Ok(Duration::from_secs(90)));
+        for bad in ["", "0s", "90", "1s1m", "-1h", "1d"] {
+            assert!(duration(bad).is_err(), "{bad}");
         }
     }
 }

@@ -6,3 +6,4 @@ pub mod cli;
 pub mod config;
 pub mod in_process;
 pub mod roles;
+pub mod wire;

@@ -194,6 +194,7 @@ pub async fn run_node(node: Node, cancel: CancellationToken) -> Result<()> {
 
     let gateway = node.network.gateway_ip();
     let mut kubelet = KubeletConfig::new(&node.name, vec![node.ip], node.data_dir.join("node"));
+    kubelet.pod_cidrs = node.network.pod_cidrs().iter().map(ToString::to_string).collect();
     kubelet.cluster_dns = vec![node.cluster.dns_service_ip()];
     kubelet.cluster_domain.clone_from(&node.cluster.cluster_domain);
     kubelet.resolv_conf.clone_from(&node.options.resolv_conf);

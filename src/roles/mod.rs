@@ -1,7 +1,6 @@
 //! The roles of the binary and how they are put together.
 
 pub mod agent;
-pub mod dns_service;
 pub mod down;
 pub mod image;
 pub mod server;

@@ -4,13 +4,14 @@ use crate::bootstrap::{DataDir, Pki, data_dir::seed, pki::Identity};
 use crate::cli::ServerCommand;
 use crate::config::{ClusterOptions, ServerOptions};
 use crate::in_process;
+use crate::wire::{self, Components};
 use anyhow::{Context, Result};
 use gantry_api::clock::Clock;
 use gantry_api::entropy::Entropy;
 use gantry_client::{Client, Credentials, HttpsConfig, Kubeconfig};
 use gantry_server::Server;
 use gantry_server::authn::UserInfo;
-use gantry_server::config::{ComponentRole, ServerConfig};
+use gantry_server::config::ServerConfig;
 use gantry_store::{EmbeddedOptions, EmbeddedStore, Store};
 use k8s_openapi::jiff::Timestamp;
 use std::net::{IpAddr, SocketAddr};
@@ -127,29 +128,16 @@ pub async fn start(
             stop.cancel();
         }
     }));
-    tasks.push(tokio::spawn(components(server.clone(), pki.ca().clone(), clock, entropy, cancel.clone())));
-    Ok(Running { server, pki, url, tasks })
-}
-
-/// Controllers and scheduler, in process, on shared caches.
-async fn components(server: Arc<Server>, ca: Identity, clock: Clock, entropy: Entropy, cancel: CancellationToken) {
-    let factory_server = server.clone();
-    let mut config = gantry_controllers::ControllersConfig::new(
+    let components = Components {
+        ca_cert_pem: pki.ca().cert_pem.clone(),
+        ca_key_pem: pki.ca().key_pem.clone(),
         clock,
-        entropy.clone(),
-        Arc::new(move |name: &str| in_process::controller_client(&factory_server, name)),
-        ca.cert_pem.clone(),
-    );
-    config.ca_key_pem = Some(ca.key_pem.clone());
-    let manager = UserInfo::new("system:kube-controller-manager", &[]);
-    let manager = in_process::client(&server, manager, "kube-controller-manager");
-    let informers = gantry_reconcile::Informers::new(manager);
-    let scheduler = in_process::client(&server, UserInfo::new("system:kube-scheduler", &[]), "kube-scheduler");
-    let scheduling = gantry_scheduler::SchedulerConfig { name: "default-scheduler".into(), clock, entropy };
-    tokio::join!(
-        gantry_controllers::run(&informers, config, cancel.clone()),
-        gantry_scheduler::run(scheduler, &informers, scheduling, cancel.clone()),
-    );
+        entropy,
+        signing_duration: Some(options.cluster_signing_duration),
+        cluster_dns: Some(cluster.dns_service_ip()),
+    };
+    tasks.push(tokio::spawn(wire::run(server.clone(), components, cancel.clone())));
+    Ok(Running { server, pki, url, tasks })
 }
 
 async fn listen(address: SocketAddr) -> Result<TcpListener> {
@@ -190,10 +178,6 @@ fn server_config(
     let serving = pki.serving("apiserver", "kube-apiserver", None, &names, &addresses)?;
     let kubelet = pki.client("apiserver-kubelet-client", "kube-apiserver-kubelet-client", Some("system:masters"))?;
     let issuer = format!("https://kubernetes.default.svc.{}", cluster.cluster_domain);
-    let rules = |rules: &[gantry_controllers::Rule]| {
-        let own = |texts: &[&str]| texts.iter().map(|t| (*t).to_owned()).collect::<Vec<_>>();
-        rules.iter().map(|r| (own(r.groups), own(r.resources), own(r.verbs))).collect()
-    };
     Ok(ServerConfig {
         listen: listeners.iter().filter_map(|l| l.local_addr().ok()).collect(),
         serving_cert_pem: serving.cert_pem,
@@ -215,10 +199,7 @@ fn server_config(
         node_port_range: options.service_node_port_range,
         advertise: Some(advertise),
         request_body_bytes_max: REQUEST_BODY_BYTES_MAX,
-        component_roles: gantry_controllers::list::ALL
-            .iter()
-            .map(|entry| ComponentRole { name: entry.name.to_owned(), rules: rules(entry.rules) })
-            .collect(),
+        component_roles: wire::component_roles(),
     })
 }
 

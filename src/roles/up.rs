@@ -1,6 +1,6 @@
 //! `gantry up`: server and agent in one process.
 
-use super::{agent, dns_service, server};
+use super::{agent, server};
 use crate::bootstrap::DataDir;
 use crate::cli::UpOptions;
 use anyhow::{Context, Result};
@@ -55,7 +55,6 @@ pub async fn run(options: UpOptions) -> Result<()> {
 
     let admin = api.admin("gantry-up");
     let ready = async {
-        dns_service::ensure(&admin, options.cluster.dns_service_ip(), &node_name, gateway).await?;
         let waiting = wait_until_ready(&admin, &node_name);
         if let Ok(result) = tokio::time::timeout(READY_WITHIN, waiting).await {
             result?;

@@ -4,6 +4,7 @@ use gantry_api::clock::Clock;
 use gantry_api::entropy::Entropy;
 use gantry_client::Client;
 use gantry_reconcile::{EventRecorder, Informers};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
@@ -26,6 +27,8 @@ pub struct ControllersConfig {
     pub ca_key_pem: Option<String>,
     /// Lifetime of signed certificates where the request asks for none.
     pub certificate_duration: Duration,
+    /// Address of the DNS Service that leads to the nodes' own DNS servers; none is made where it is `None`.
+    pub cluster_dns: Option<IpAddr>,
     /// A node silent for this long is taken for lost (`--node-monitor-grace-period`).
     pub node_grace_period: Duration,
     /// The same for a node that has never reported (`--node-startup-grace-period`).
@@ -45,6 +48,7 @@ impl ControllersConfig {
             ca_cert_pem,
             ca_key_pem: None,
             certificate_duration: Duration::from_secs(365 * 24 * 3600),
+            cluster_dns: None,
             node_grace_period: Duration::from_secs(50),
             node_startup_grace_period: Duration::from_secs(60),
             terminated_pod_threshold: 12500,

@@ -2,6 +2,7 @@
 //! visible list; every entry says next to its code what it may do ([`rules::Rule`]), and acts under its own identity.
 
 pub mod certificate;
+pub mod cluster_dns;
 pub mod cluster_role_aggregation;
 pub mod config;
 pub mod deployment;

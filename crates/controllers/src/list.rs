@@ -29,6 +29,7 @@ macro_rules! entry {
 /// Every controller.
 pub static ALL: &[Entry] = &[
     entry!("certificate-controller", crate::certificate::RULES, crate::certificate::run),
+    entry!("cluster-dns-controller", crate::cluster_dns::RULES, crate::cluster_dns::run),
     entry!(
         "clusterrole-aggregation-controller",
         crate::cluster_role_aggregation::RULES,

@@ -1,5 +1,7 @@
 //! What a controller may do, in RBAC's terms.
 
+use k8s_openapi::api::rbac::v1::PolicyRule;
+
 /// One rule of a controller's role.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rule {
@@ -22,6 +24,19 @@ impl Rule {
         verbs: &'static [&'static str],
     ) -> Self {
         Self { groups, resources, verbs, names: &[] }
+    }
+}
+
+impl From<&Rule> for PolicyRule {
+    fn from(rule: &Rule) -> Self {
+        let own = |texts: &[&str]| texts.iter().map(|t| (*t).to_owned()).collect::<Vec<_>>();
+        Self {
+            api_groups: Some(own(rule.groups)),
+            resources: Some(own(rule.resources)),
+            verbs: own(rule.verbs),
+            resource_names: (!rule.names.is_empty()).then(|| own(rule.names)),
+            non_resource_urls: None,
+        }
     }
 }
 

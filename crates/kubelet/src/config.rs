@@ -31,6 +31,8 @@ pub struct KubeletConfig {
     pub labels: BTreeMap<String, String>,
     /// Taints the Node object is created with.
     pub taints: Vec<Taint>,
+    /// The node's ranges of pod addresses, the primary first; shown in the Node object's `spec.podCIDRs`.
+    pub pod_cidrs: Vec<String>,
     /// Directory for volumes, termination messages and certificates (below `kubelet/`).
     pub data_dir: PathBuf,
     /// Directory for container logs; usually `/var/log/pods`.
@@ -84,6 +86,7 @@ impl KubeletConfig {
             node_ips,
             labels: BTreeMap::new(),
             taints: Vec::new(),
+            pod_cidrs: Vec::new(),
             log_dir: data_dir.join("kubelet/logs"),
             seccomp_dir: data_dir.join("kubelet/seccomp"),
             data_dir,

@@ -147,6 +147,11 @@ impl NodeNetwork {
         self.ranges[0].gateway()
     }
 
+    /// The node's pod CIDRs, the primary first.
+    pub fn pod_cidrs(&self) -> &[IpNet] {
+        &self.config.pod_cidrs
+    }
+
     /// MTU of the pods' interfaces in bytes.
     pub fn mtu(&self) -> u32 {
         self.mtu

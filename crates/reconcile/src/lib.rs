@@ -1,13 +1,12 @@
 //! What every controller is made of: shared caches fed by watches ([`informer`]), a rate-limited work queue ([`queue`]),
 //! the loop that works off keys ([`runner`]), plans and their executor ([`plan`]), [`expectations`] against stale caches,
-//! [`events`] and leader election ([`lease`]).
+//! and [`events`].
 
 pub mod backoff;
 pub mod error;
 pub mod events;
 pub mod expectations;
 pub mod informer;
-pub mod lease;
 pub mod owner;
 pub mod plan;
 pub mod queue;

@@ -225,10 +225,12 @@ impl Scheduler {
                     None => std::future::pending().await,
                 }
             };
+            // In order: where several are ready at once, chance must not decide, or two runs from one seed would differ.
             tokio::select! {
+                biased;
+                () = cancel.cancelled() => return,
                 () = self.wake.notified() => {}
                 () = timer => {}
-                () = cancel.cancelled() => return,
             }
         }
     }

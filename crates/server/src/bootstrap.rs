@@ -59,7 +59,9 @@ async fn keep_one(server: Weak<Server>, cache: Arc<WatchCache>, stop: Cancellati
     let selection = Selection { namespace: "default".into(), name: Some("kubernetes".into()), ..Default::default() };
     let Ok((_, changes)) = cache.subscribe(selection, None) else { return };
     loop {
+        // In order: an unordered choice draws lots, and two runs from one seed would end differently.
         let next = tokio::select! {
+            biased;
             () = stop.cancelled() => return,
             next = poll_fn(|cx| changes.poll_next(cx)) => next,
         };

@@ -1,5 +1,6 @@
 //! Configuration of the API server. Every default carries its reason.
 
+use gantry_api::k8s_openapi::api::rbac::v1::PolicyRule;
 use ipnet::IpNet;
 use std::net::{IpAddr, SocketAddr};
 
@@ -36,8 +37,8 @@ pub struct ServerConfig {
     pub advertise: Option<(IpAddr, u16)>,
     /// Largest request body in bytes; upstream's limit is 3 MiB.
     pub request_body_bytes_max: usize,
-    /// Extra RBAC: cluster roles of in-process components `(name, rules)` where a rule is (groups, resources, verbs); each is
-    /// bound to the ServiceAccount of the same name (without the `system:controller:` prefix) in kube-system.
+    /// Extra RBAC: cluster roles of in-process components; each is bound to the ServiceAccount of the same name (without
+    /// the `system:controller:` prefix) in kube-system.
     pub component_roles: Vec<ComponentRole>,
 }
 
@@ -46,6 +47,6 @@ pub struct ServerConfig {
 pub struct ComponentRole {
     /// Controller name, e.g. `deployment-controller`.
     pub name: String,
-    /// (API groups, resources, verbs).
-    pub rules: Vec<(Vec<String>, Vec<String>, Vec<String>)>,
+    /// What it may do.
+    pub rules: Vec<PolicyRule>,
 }

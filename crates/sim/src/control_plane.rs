@@ -3,22 +3,16 @@
 use crate::hollow::{HollowNode, HollowSpec, Pace};
 use crate::keys::{self, Keys};
 use crate::log::EventLog;
-use async_trait::async_trait;
-use bytes::Bytes;
+use gantry::in_process;
+use gantry::wire::{self, Components};
 use gantry_api::clock::Clock;
 use gantry_api::entropy::Entropy;
 use gantry_api::k8s_openapi::jiff::Timestamp;
 use gantry_api::kind::Kind;
-use gantry_client::{Api, Body, Client, Transport, TransportError};
-use gantry_controllers::ControllersConfig;
-use gantry_reconcile::Informers;
-use gantry_scheduler::SchedulerConfig;
+use gantry_client::{Api, Client};
 use gantry_server::authn::UserInfo;
-use gantry_server::config::ComponentRole;
 use gantry_server::{Server, ServerConfig};
 use gantry_store::{MemoryStore, Store, StoreError};
-use http::{Request, Response};
-use http_body_util::BodyExt;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
@@ -39,22 +33,6 @@ pub enum StartError {
     /// The API server did not start.
     #[error(transparent)]
     Server(#[from] gantry_server::StartError),
-}
-
-/// Requests of one identity, straight into the API server's pipeline.
-struct InProcess {
-    server: Arc<Server>,
-    user: UserInfo,
-}
-
-#[async_trait]
-impl Transport for InProcess {
-    async fn send(&self, request: Request<Bytes>) -> Result<Response<Body>, TransportError> {
-        let response = self.server.call(request, self.user.clone()).await;
-        Ok(response.map(|body| {
-            body.map_err(|e| TransportError { context: "in-process request".into(), message: e.to_string() }).boxed()
-        }))
-    }
 }
 
 /// A running control plane. Everything in it ends with [`ControlPlane::stop`] or with its runtime.
@@ -84,21 +62,22 @@ impl ControlPlane {
         let log = EventLog::follow(&*store).await?;
         let server = Server::new(server_config(&keys), store, clock, entropy.clone()).await?;
         let running = Self { server, log, clock, entropy, cancel };
-        tokio::spawn(components(
-            running.server.clone(),
-            keys.ca.certificate_pem,
-            keys.ca.key_pem,
+        let components = Components {
+            ca_cert_pem: keys.ca.certificate_pem,
+            ca_key_pem: keys.ca.key_pem,
             clock,
-            running.entropy.clone(),
-            running.cancel.clone(),
-        ));
+            entropy: running.entropy.clone(),
+            signing_duration: None,
+            cluster_dns: None,
+        };
+        tokio::spawn(wire::run(running.server.clone(), components, running.cancel.clone()));
         Ok(running)
     }
 
     /// A client under any identity.
     #[must_use]
     pub fn client(&self, user: &str, groups: &[&str], name: &str) -> Client {
-        client(&self.server, user, groups, name)
+        in_process::client(&self.server, UserInfo::new(user, groups), name)
     }
 
     /// A client that may do anything.
@@ -127,39 +106,7 @@ impl ControlPlane {
     }
 }
 
-fn client(server: &Arc<Server>, user: &str, groups: &[&str], name: &str) -> Client {
-    Client::new(Arc::new(InProcess { server: server.clone(), user: UserInfo::new(user, groups) }), name)
-}
-
-/// Controllers and scheduler on shared caches.
-async fn components(
-    server: Arc<Server>,
-    ca_cert_pem: String,
-    ca_key_pem: String,
-    clock: Clock,
-    entropy: Entropy,
-    cancel: CancellationToken,
-) {
-    let factory = server.clone();
-    let client_for = move |name: &str| {
-        let groups = ["system:serviceaccounts", "system:serviceaccounts:kube-system"];
-        client(&factory, &format!("system:serviceaccount:kube-system:{name}"), &groups, name)
-    };
-    let mut config = ControllersConfig::new(clock, entropy.clone(), Arc::new(client_for), ca_cert_pem);
-    config.ca_key_pem = Some(ca_key_pem);
-    let manager = "kube-controller-manager";
-    let informers = Informers::new(client(&server, &format!("system:{manager}"), &[], manager));
-    let scheduler = client(&server, "system:kube-scheduler", &[], "kube-scheduler");
-    let scheduling = SchedulerConfig { name: "default-scheduler".into(), clock, entropy };
-    tokio::join!(
-        biased;
-        gantry_controllers::run(&informers, config, cancel.clone()),
-        gantry_scheduler::run(scheduler, &informers, scheduling, cancel.clone()),
-    );
-}
-
 fn server_config(keys: &Keys) -> ServerConfig {
-    let own = |texts: &[&str]| texts.iter().map(|t| (*t).to_owned()).collect::<Vec<_>>();
     ServerConfig {
         listen: Vec::new(),
         serving_cert_pem: keys.serving.certificate_pem.clone(),
@@ -176,12 +123,6 @@ fn server_config(keys: &Keys) -> ServerConfig {
         node_port_range: (30000, 32767),
         advertise: Some((IpAddr::V4(Ipv4Addr::new(192, 168, 0, 1)), 6443)),
         request_body_bytes_max: 3 << 20,
-        component_roles: gantry_controllers::ALL
-            .iter()
-            .map(|e| ComponentRole {
-                name: e.name.to_owned(),
-                rules: e.rules.iter().map(|r| (own(r.groups), own(r.resources), own(r.verbs))).collect(),
-            })
-            .collect(),
+        component_roles: wire::component_roles(),
     }
 }

@@ -39,14 +39,20 @@ pub const RULES: &[Rule] = &[
         &["certificatesigningrequests/approval", "certificatesigningrequests/status"],
         &["update"],
     ),
+    // Beyond upstream's rule: a node's serving certificate is approved where it names the node's own addresses only.
     Rule {
         groups: &["certificates.k8s.io"],
         resources: &["signers"],
-        verbs: &["approve", "sign"],
+        verbs: &["approve"],
+        names: &[CLIENT_SIGNER, SERVING_SIGNER],
+    },
+    Rule {
+        groups: &["certificates.k8s.io"],
+        resources: &["signers"],
+        verbs: &["sign"],
         names: &[CLIENT_SIGNER, SERVING_SIGNER],
     },
     Rule::new(&["authorization.k8s.io"], &["subjectaccessreviews"], &["create"]),
-    Rule::new(&[""], &["nodes"], &["get", "list", "watch"]),
     EVENTS,
 ];
 

@@ -20,6 +20,7 @@ use http::{Request, Response};
 use http_body_util::BodyExt;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Binding, Namespace, Node, Pod};
+use k8s_openapi::api::rbac::v1::PolicyRule;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -62,7 +63,6 @@ fn server_config() -> ServerConfig {
     let key = KeyPair::generate().unwrap();
     let serving = CertificateParams::new(vec!["localhost".into()]).unwrap();
     let certificate = serving.signed_by(&key, &issuer).unwrap().pem();
-    let own = |texts: &[&str]| texts.iter().map(|t| (*t).to_owned()).collect::<Vec<_>>();
     ServerConfig {
         listen: vec![],
         serving_cert_pem: certificate.clone(),
@@ -83,7 +83,7 @@ fn server_config() -> ServerConfig {
             .iter()
             .map(|e| ComponentRole {
                 name: e.name.to_owned(),
-                rules: e.rules.iter().map(|r| (own(r.groups), own(r.resources), own(r.verbs))).collect(),
+                rules: e.rules.iter().map(PolicyRule::from).collect(),
             })
             .collect(),
     }

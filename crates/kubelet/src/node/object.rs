@@ -125,12 +125,17 @@ pub(crate) async fn status(
     }
 }
 
-/// Registers the node, or brings an existing object's labels up to date.
+/// Registers the node, or brings an existing object's labels up to date, and its pod ranges where it has none yet.
 pub(crate) async fn register(client: &Client, cfg: &KubeletConfig, status: NodeStatus) -> Result<Node, Error> {
     let api = Api::<Node>::all(client.clone());
     let node = Node {
         metadata: ObjectMeta { name: Some(cfg.node_name.clone()), labels: Some(labels(cfg)), ..ObjectMeta::default() },
-        spec: Some(NodeSpec { taints: (!cfg.taints.is_empty()).then(|| cfg.taints.clone()), ..NodeSpec::default() }),
+        spec: Some(NodeSpec {
+            taints: (!cfg.taints.is_empty()).then(|| cfg.taints.clone()),
+            pod_cidr: cfg.pod_cidrs.first().cloned(),
+            pod_cidrs: (!cfg.pod_cidrs.is_empty()).then(|| cfg.pod_cidrs.clone()),
+            ..NodeSpec::default()
+        }),
         status: Some(status),
     };
     match api.create(&PostParams::default(), &node).await {
@@ -139,7 +144,13 @@ pub(crate) async fn register(client: &Client, cfg: &KubeletConfig, status: NodeS
             Ok(made)
         }
         Err(error) if error.is("AlreadyExists") => {
-            let patch = Patch::Strategic(json!({"metadata": {"labels": labels(cfg)}}));
+            let mut patch = json!({"metadata": {"labels": labels(cfg)}});
+            // The ranges of a node never change: with others than these the server refuses, and says so.
+            if let Some(first) = cfg.pod_cidrs.first() {
+                let all: Vec<Value> = cfg.pod_cidrs.iter().map(|c| json!(c)).collect();
+                patch["spec"] = json!({"podCIDR": first, "podCIDRs": all});
+            }
+            let patch = Patch::Merge(patch);
             api.patch(&cfg.node_name, &PatchParams::default(), &patch).await
         }
         Err(error) => Err(error),

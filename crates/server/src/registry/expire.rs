@@ -19,7 +19,9 @@ const LOOK_EVERY: Duration = Duration::from_secs(300);
 pub async fn run(registry: Arc<Registry>, stop: CancellationToken) {
     let Some(events) = gantry_api::kinds::find("", "v1", "events") else { return };
     loop {
+        // In order: an unordered choice draws lots, and two runs from one seed would end differently.
         tokio::select! {
+            biased;
             () = stop.cancelled() => return,
             () = tokio::time::sleep(LOOK_EVERY) => {}
         }

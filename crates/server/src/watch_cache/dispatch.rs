@@ -162,7 +162,9 @@ impl Dispatcher {
 
     async fn run(self: Arc<Self>, mut watch: Box<dyn gantry_store::Watch>, stop: CancellationToken) {
         loop {
+            // In order: an unordered choice draws lots, and two runs from one seed would end differently.
             let batch = tokio::select! {
+                biased;
                 () = stop.cancelled() => break,
                 batch = watch.next() => batch,
             };

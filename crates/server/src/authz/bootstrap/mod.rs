@@ -142,13 +142,7 @@ fn bindings() -> Vec<ClusterRoleBinding> {
 
 fn component(c: &ComponentRole) -> (ClusterRole, ClusterRoleBinding) {
     let name = format!("system:controller:{}", c.name);
-    let rules = c.rules.iter().map(|(groups, resources, verbs)| PolicyRule {
-        api_groups: Some(groups.clone()),
-        resources: Some(resources.clone()),
-        verbs: verbs.clone(),
-        ..Default::default()
-    });
-    (role(&name, rules.collect()), bind(&name, &name, vec![account("kube-system", &c.name)]))
+    (role(&name, c.rules.clone()), bind(&name, &name, vec![account("kube-system", &c.name)]))
 }
 
 /// All ClusterRoles, aggregated ones with their sums.

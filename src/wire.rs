@@ -1,0 +1,63 @@
+//! How the control plane is put together on top of a running API server: once, for the server role and for the simulation.
+
+use crate::in_process;
+use gantry_api::clock::Clock;
+use gantry_api::entropy::Entropy;
+use gantry_controllers::ControllersConfig;
+use gantry_reconcile::Informers;
+use gantry_scheduler::SchedulerConfig;
+use gantry_server::Server;
+use gantry_server::authn::UserInfo;
+use gantry_server::config::ComponentRole;
+use k8s_openapi::api::rbac::v1::PolicyRule;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+
+/// What controllers and scheduler are given from outside.
+pub struct Components {
+    /// The cluster authority's certificate, PEM.
+    pub ca_cert_pem: String,
+    /// Its key, PEM.
+    pub ca_key_pem: String,
+    /// Time.
+    pub clock: Clock,
+    /// Chance.
+    pub entropy: Entropy,
+    /// Lifetime of the certificates that are signed; Kubernetes' one year where none is given.
+    pub signing_duration: Option<Duration>,
+    /// Address of the cluster's DNS Service, where the nodes serve DNS.
+    pub cluster_dns: Option<IpAddr>,
+}
+
+/// The RBAC every controller states beside its code.
+#[must_use]
+pub fn component_roles() -> Vec<ComponentRole> {
+    gantry_controllers::ALL
+        .iter()
+        .map(|e| ComponentRole { name: e.name.to_owned(), rules: e.rules.iter().map(PolicyRule::from).collect() })
+        .collect()
+}
+
+/// Runs controllers and scheduler, in process and on shared caches, until `cancel`.
+pub async fn run(server: Arc<Server>, components: Components, cancel: CancellationToken) {
+    let Components { ca_cert_pem, ca_key_pem, clock, entropy, signing_duration, cluster_dns } = components;
+    let factory = server.clone();
+    let client_for = Arc::new(move |name: &str| in_process::controller_client(&factory, name));
+    let mut config = ControllersConfig::new(clock, entropy.clone(), client_for, ca_cert_pem);
+    config.ca_key_pem = Some(ca_key_pem);
+    config.certificate_duration = signing_duration.unwrap_or(config.certificate_duration);
+    config.cluster_dns = cluster_dns;
+    let manager = "kube-controller-manager";
+    let manager = in_process::client(&server, UserInfo::new(&format!("system:{manager}"), &[]), manager);
+    let informers = Informers::new(manager);
+    let scheduler = in_process::client(&server, UserInfo::new("system:kube-scheduler", &[]), "kube-scheduler");
+    let scheduling = SchedulerConfig { name: "default-scheduler".into(), clock, entropy };
+    tokio::join!(
+        // In order: an unordered choice draws lots, and two simulations from one seed would differ.
+        biased;
+        gantry_controllers::run(&informers, config, cancel.clone()),
+        gantry_scheduler::run(scheduler, &informers, scheduling, cancel.clone()),
+    );
+}
