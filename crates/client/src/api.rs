@@ -332,8 +332,7 @@ impl<K: Kind> Api<K> {
     /// # Errors
     /// `AlreadyExists`, `Invalid`, …; see [`Error`].
     pub async fn create(&self, params: &PostParams, object: &K) -> Result<K, Error> {
-        let path = params.query().on(&self.path(None, None));
-        let bytes = self.client.call(Method::POST, &path, Some("application/json"), object.to_json().into()).await?;
+        let bytes = self.write(Method::POST, (None, None), params, object).await?;
         self.decode(object.meta().name.as_deref().unwrap_or("(generated)"), &bytes)
     }
 
@@ -355,9 +354,20 @@ impl<K: Kind> Api<K> {
 
     async fn put(&self, params: &PostParams, object: &K, subresource: Option<&str>) -> Result<K, Error> {
         let name = object.meta().name.clone().unwrap_or_default();
-        let path = params.query().on(&self.path(Some(&name), subresource));
-        let bytes = self.client.call(Method::PUT, &path, Some("application/json"), object.to_json().into()).await?;
+        let bytes = self.write(Method::PUT, (Some(&name), subresource), params, object).await?;
         self.decode(&name, &bytes)
+    }
+
+    /// Sends `body` to the collection, an object or a subresource of it.
+    async fn write<T: Kind>(
+        &self,
+        method: Method,
+        (name, subresource): (Option<&str>, Option<&str>),
+        params: &PostParams,
+        body: &T,
+    ) -> Result<Bytes, Error> {
+        let path = params.query().on(&self.path(name, subresource));
+        self.client.call(method, &path, Some("application/json"), body.to_json().into()).await
     }
 
     /// Patches an object.
@@ -441,8 +451,7 @@ impl<K: Kind> Api<K> {
         params: &PostParams,
         body: &T,
     ) -> Result<T, Error> {
-        let path = params.query().on(&self.path(Some(name), Some(subresource)));
-        let bytes = self.client.call(Method::PUT, &path, Some("application/json"), body.to_json().into()).await?;
+        let bytes = self.write(Method::PUT, (Some(name), Some(subresource)), params, body).await?;
         self.decode(name, &bytes)
     }
 
@@ -457,8 +466,7 @@ impl<K: Kind> Api<K> {
         params: &PostParams,
         body: &T,
     ) -> Result<T, Error> {
-        let path = params.query().on(&self.path(Some(name), Some(subresource)));
-        let bytes = self.client.call(Method::POST, &path, Some("application/json"), body.to_json().into()).await?;
+        let bytes = self.write(Method::POST, (Some(name), Some(subresource)), params, body).await?;
         self.decode(name, &bytes)
     }
 
@@ -473,8 +481,7 @@ impl<K: Kind> Api<K> {
         params: &PostParams,
         body: &T,
     ) -> Result<(), Error> {
-        let path = params.query().on(&self.path(Some(name), Some(subresource)));
-        self.client.call(Method::POST, &path, Some("application/json"), body.to_json().into()).await?;
+        self.write(Method::POST, (Some(name), Some(subresource)), params, body).await?;
         Ok(())
     }
 }

@@ -9,10 +9,11 @@ use http_body_util::{BodyExt, Full};
 use hyper_util::client::legacy::Client as Pool;
 use hyper_util::client::legacy::connect::{Connected, Connection};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls::client::WantsClientCert;
+use rustls::{ClientConfig, ConfigBuilder, DigitallySignedStruct, RootCertStore, SignatureScheme, WantsVerifier};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use std::future::Future;
@@ -84,7 +85,7 @@ impl ConfigError {
 
 /// A connection pool to one server under one identity.
 pub struct Https {
-    pool: Pool<Connector, Full<Bytes>>,
+    pool: RwLock<Pool<Connector, Full<Bytes>>>,
     scheme: Scheme,
     authority: Authority,
     prefix: String,
@@ -137,24 +138,39 @@ impl Https {
             .authority()
             .cloned()
             .ok_or_else(|| ConfigError::new(format!("server {:?}", config.server), "names no host"))?;
-        let tls = if scheme == Scheme::HTTPS { Some(Arc::new(tls_config(config)?)) } else { None };
-        let server_name = config.tls_server_name.clone();
-        let pool = Pool::builder(TokioExecutor::new())
-            .timer(TokioTimer::new())
-            .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(Duration::from_secs(90))
-            // A peer that vanished without a word is noticed within 45 seconds, as client-go does.
-            .http2_keep_alive_interval(Duration::from_secs(30))
-            .http2_keep_alive_timeout(Duration::from_secs(15))
-            .http2_keep_alive_while_idle(true)
-            .http2_adaptive_window(true)
-            .build(Connector { tls, server_name });
+        let pool = RwLock::new(pool(&scheme, config)?);
         let token = match &config.credentials {
             Credentials::Token(source) => Some(Token { source: source.clone(), cached: Mutex::new(None) }),
             _ => None,
         };
         Ok(Self { pool, scheme, authority, prefix: uri.path().trim_end_matches('/').to_owned(), token })
     }
+
+    /// Goes on under another certificate: requests sent from now on use new connections, made as `config` says. Answers
+    /// that are still coming in (watches) end on the old ones. Address and token stay what they were.
+    ///
+    /// # Errors
+    /// Where a certificate or key cannot be read; then nothing changes.
+    pub fn renew(&self, config: &HttpsConfig) -> Result<(), ConfigError> {
+        let fresh = pool(&self.scheme, config)?;
+        *self.pool.write() = fresh;
+        Ok(())
+    }
+}
+
+fn pool(scheme: &Scheme, config: &HttpsConfig) -> Result<Pool<Connector, Full<Bytes>>, ConfigError> {
+    let tls = if *scheme == Scheme::HTTPS { Some(Arc::new(tls_config(config)?)) } else { None };
+    let server_name = config.tls_server_name.clone();
+    Ok(Pool::builder(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .pool_timer(TokioTimer::new())
+        .pool_idle_timeout(Duration::from_secs(90))
+        // A peer that vanished without a word is noticed within 45 seconds, as client-go does.
+        .http2_keep_alive_interval(Duration::from_secs(30))
+        .http2_keep_alive_timeout(Duration::from_secs(15))
+        .http2_keep_alive_while_idle(true)
+        .http2_adaptive_window(true)
+        .build(Connector { tls, server_name }))
 }
 
 #[async_trait]
@@ -174,7 +190,8 @@ impl Transport for Https {
             parts.headers.insert(header::AUTHORIZATION, token.header().map_err(&failed)?);
         }
         let request = Request::from_parts(parts, Full::new(body));
-        let response = self.pool.request(request).await.map_err(|e| failed(chain(&e)))?;
+        let pool = self.pool.read().clone();
+        let response = pool.request(request).await.map_err(|e| failed(chain(&e)))?;
         let read = context.clone();
         Ok(response
             .map(|b| BodyExt::boxed(b.map_err(move |e| TransportError { context: read.clone(), message: chain(&e) }))))
@@ -196,14 +213,34 @@ fn chain(e: &dyn std::error::Error) -> String {
     text
 }
 
-fn tls_config(config: &HttpsConfig) -> Result<ClientConfig, ConfigError> {
+type Builder<State> = ConfigBuilder<ClientConfig, State>;
+
+fn tls_builder() -> Result<(Builder<WantsVerifier>, Arc<CryptoProvider>), ConfigError> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let builder = ClientConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
         .map_err(|e| ConfigError::new("TLS", e))?;
+    Ok((builder, provider))
+}
+
+fn unverified() -> Result<Builder<WantsClientCert>, ConfigError> {
+    let (builder, provider) = tls_builder()?;
+    Ok(builder.dangerous().with_custom_certificate_verifier(Arc::new(Unverified(provider))))
+}
+
+/// TLS that does not ask who the server is, and does not say who the client is.
+///
+/// # Errors
+/// Where the TLS library refuses its own defaults.
+pub fn unverified_tls() -> Result<ClientConfig, ConfigError> {
+    Ok(unverified()?.with_no_client_auth())
+}
+
+fn tls_config(config: &HttpsConfig) -> Result<ClientConfig, ConfigError> {
     let builder = if config.insecure_skip_tls_verify {
-        builder.dangerous().with_custom_certificate_verifier(Arc::new(Unverified(provider)))
+        unverified()?
     } else {
+        let (builder, _) = tls_builder()?;
         let mut roots = RootCertStore::empty();
         for cert in CertificateDer::pem_slice_iter(&config.ca_pem) {
             let cert = cert.map_err(|e| ConfigError::new("certificate authority", e))?;
@@ -231,7 +268,7 @@ fn tls_config(config: &HttpsConfig) -> Result<ClientConfig, ConfigError> {
     Ok(tls)
 }
 
-/// Accepts any server certificate (`insecure-skip-tls-verify`), but still checks the handshake's signatures.
+/// Accepts any server certificate (`insecure-skip-tls-verify`, probes), but still checks the handshake's signatures.
 #[derive(Debug)]
 struct Unverified(Arc<CryptoProvider>);
 
