@@ -2,6 +2,7 @@
 //! API client, and the machine only through the container runtime, the image store and the node's network.
 
 mod agent;
+pub mod certificates;
 mod config;
 mod error;
 mod logs;

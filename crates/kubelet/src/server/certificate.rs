@@ -1,15 +1,11 @@
 //! The server's own certificate: from files, or requested from the cluster and renewed before it expires.
 
 use crate::agent::Agent;
+use crate::certificates::{self, Issued, Purpose};
 use crate::config::Serving;
 use crate::error::Error;
-use gantry_client::{Api, PostParams};
-use k8s_openapi::ByteString;
-use k8s_openapi::api::certificates::v1::{CertificateSigningRequest, CertificateSigningRequestSpec};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use k8s_openapi::jiff::Timestamp;
+use gantry_reconcile::backoff::Backoff;
 use parking_lot::RwLock;
-use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair, SanType};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ClientHello, ResolvesServerCert};
@@ -19,20 +15,27 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
-use x509_parser::prelude::{FromDer, X509Certificate};
 
-/// How often an unanswered request is looked at; signing is a person's or a controller's business.
-const LOOK: Duration = Duration::from_secs(2);
-/// A request that is not signed by then is made anew.
-const GIVE_UP: Duration = Duration::from_secs(900);
+/// A request that failed is made anew after this long, and after longer each time.
+const RETRY: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(300));
 
-/// Serves the certificate that is current.
-#[derive(Debug)]
-pub(crate) struct Current(RwLock<Arc<CertifiedKey>>);
+/// Serves the certificate that is current; handshakes fail while there is none yet.
+#[derive(Debug, Default)]
+pub(crate) struct Current(RwLock<Option<Arc<CertifiedKey>>>);
+
+impl Current {
+    fn set(&self, certified: CertifiedKey) {
+        *self.0.write() = Some(Arc::new(certified));
+    }
+}
 
 impl ResolvesServerCert for Current {
     fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(self.0.read().clone())
+        let current = self.0.read().clone();
+        if current.is_none() {
+            tracing::warn!("no serving certificate available for the node agent yet");
+        }
+        current
     }
 }
 
@@ -50,26 +53,16 @@ fn certified(certificate_pem: &[u8], key_pem: &[u8], what: &str) -> Result<Certi
     CertifiedKey::from_der(chain, key, &rustls::crypto::aws_lc_rs::default_provider()).map_err(|e| tls_error(what, e))
 }
 
-/// When a certificate should be replaced: after four fifths of its life.
-fn renewal(certified: &CertifiedKey) -> Option<Timestamp> {
-    let (_, certificate) = X509Certificate::from_der(certified.cert.first()?).ok()?;
-    let validity = certificate.validity();
-    let (from, to) = (validity.not_before.timestamp(), validity.not_after.timestamp());
-    Timestamp::from_second(from + (to - from) / 5 * 4).ok()
-}
-
-/// The certificate to serve; `None` where shutdown came first.
-pub(crate) async fn obtain(
-    agent: &Arc<Agent>,
-    shutdown: &CancellationToken,
-) -> Result<Option<Arc<dyn ResolvesServerCert>>, Error> {
+/// What resolves the certificate to serve. One that is to be requested comes when the cluster has signed it.
+pub(crate) fn obtain(agent: &Arc<Agent>, shutdown: &CancellationToken) -> Result<Arc<dyn ResolvesServerCert>, Error> {
+    let current = Arc::new(Current::default());
     if let Serving::Files { certificate, key } = &agent.cfg.serving {
         let read = |path: &Path| {
             std::fs::read(path).map_err(|source| Error::Io { what: "read", path: path.to_path_buf(), source })
         };
         let what = certificate.display().to_string();
-        let current = certified(&read(certificate)?, &read(key)?, &what)?;
-        return Ok(Some(Arc::new(Current(RwLock::new(Arc::new(current))))));
+        current.set(certified(&read(certificate)?, &read(key)?, &what)?);
+        return Ok(current);
     }
     let directory = agent.cfg.pki_directory();
     std::fs::create_dir_all(&directory).map_err(|source| Error::Io {
@@ -77,121 +70,69 @@ pub(crate) async fn obtain(
         path: directory.clone(),
         source,
     })?;
-    let (certificate_file, key_file) = (directory.join("kubelet.crt"), directory.join("kubelet.key"));
-    let stored = match (std::fs::read(&certificate_file), std::fs::read(&key_file)) {
-        (Ok(c), Ok(k)) => certified(&c, &k, "stored serving certificate").ok(),
-        _ => None,
-    };
-    let fresh = stored.filter(|c| renewal(c).is_some_and(|at| at > agent.clock.now()));
-    let current = match fresh {
-        Some(c) => c,
-        None => tokio::select! {
-            made = request(agent, &directory) => made?,
-            () = shutdown.cancelled() => return Ok(None),
-        },
-    };
-    let resolver = Arc::new(Current(RwLock::new(Arc::new(current))));
-    let (renewing, agent, stop) = (resolver.clone(), agent.clone(), shutdown.clone());
+    let (keeping, agent, stop) = (current.clone(), agent.clone(), shutdown.clone());
     tokio::spawn(async move {
-        let work = async {
-            loop {
-                let at = renewal(&renewing.0.read().clone());
-                let wait = at.map(|at| at.duration_since(agent.clock.now()));
-                let wait = wait.and_then(|d| Duration::try_from(d).ok()).unwrap_or(Duration::from_secs(3600));
-                tokio::time::sleep(wait.max(Duration::from_secs(60))).await;
-                match request(&agent, &directory).await {
-                    Ok(made) => *renewing.0.write() = Arc::new(made),
-                    Err(error) => tracing::warn!(%error, "cannot renew the serving certificate"),
-                }
-            }
-        };
         tokio::select! {
-            () = work => {}
+            () = keep(&agent, &directory, &keeping) => {}
             () = stop.cancelled() => {}
         }
     });
-    Ok(Some(resolver))
+    Ok(current)
 }
 
-/// Key and signing request (PEM) for a node.
-fn signing_request(node: &str, ips: &[std::net::IpAddr]) -> Result<(String, String), rcgen::Error> {
-    let key = KeyPair::generate()?;
-    let mut params = CertificateParams::new(vec![node.to_owned()])?;
-    params.subject_alt_names.extend(ips.iter().map(|ip| SanType::IpAddress(*ip)));
-    params.distinguished_name = DistinguishedName::new();
-    params.distinguished_name.push(DnType::OrganizationName, "system:nodes");
-    params.distinguished_name.push(DnType::CommonName, format!("system:node:{node}"));
-    let request = params.serialize_request(&key)?.pem()?;
-    Ok((key.serialize_pem(), request))
-}
-
-async fn request(agent: &Agent, directory: &Path) -> Result<CertifiedKey, Error> {
-    let api = Api::<CertificateSigningRequest>::all(agent.client.clone());
+/// Takes over the stored certificate, requests what is missing and replaces it in time, for as long as it is polled.
+async fn keep(agent: &Agent, directory: &Path, current: &Current) {
+    let mut held = stored(directory, agent).map(|(pem, certified)| {
+        current.set(certified);
+        pem
+    });
+    let mut retry = Backoff::new(RETRY.0, RETRY.1);
     loop {
-        let (key, pem) = signing_request(&agent.cfg.node_name, &agent.cfg.node_ips)
-            .map_err(|e| tls_error("serving certificate request", e))?;
-        let object = CertificateSigningRequest {
-            metadata: ObjectMeta { generate_name: Some("csr-".into()), ..ObjectMeta::default() },
-            spec: CertificateSigningRequestSpec {
-                request: ByteString(pem.into_bytes()),
-                signer_name: "kubernetes.io/kubelet-serving".into(),
-                usages: Some(vec!["digital signature".into(), "server auth".into()]),
-                ..CertificateSigningRequestSpec::default()
-            },
-            ..CertificateSigningRequest::default()
-        };
-        let made = match api.create(&PostParams::default(), &object).await {
-            Ok(made) => made,
-            Err(error) if error.is_retryable() => {
-                tracing::warn!(%error, "cannot request a serving certificate");
-                tokio::time::sleep(LOOK).await;
-                continue;
-            }
-            Err(source) => return Err(Error::Api { what: "request a serving certificate".into(), source }),
-        };
-        let name = made.metadata.name.unwrap_or_default();
-        tracing::info!(name, "requested a serving certificate");
-        let Some(certificate) = signed(&api, &name).await else { continue };
-        let current = certified(&certificate, key.as_bytes(), "issued serving certificate")?;
-        for (file, content) in [("kubelet.crt", certificate.as_slice()), ("kubelet.key", key.as_bytes())] {
-            store(&directory.join(file), content).map_err(|source| Error::Io {
-                what: "write",
-                path: directory.join(file),
-                source,
-            })?;
+        if let Some(pem) = &held {
+            certificates::until_renewal(pem, &agent.clock).await;
         }
-        return Ok(current);
+        let addresses = Purpose::Serving(&agent.cfg.node_ips);
+        let made = certificates::request(&agent.client, &agent.cfg.node_name, addresses).await;
+        let made = made.map_err(|e| tls_error("serving certificate", e)).and_then(|issued| {
+            let (pem, key) = (issued.certificate_pem.as_bytes(), issued.key_pem.as_bytes());
+            current.set(certified(pem, key, "issued serving certificate")?);
+            Ok(issued)
+        });
+        match made {
+            Ok(issued) => {
+                if let Err(error) = store(directory, &issued) {
+                    tracing::warn!(%error, "cannot keep the serving certificate; a restart will request another");
+                }
+                tracing::info!("got a serving certificate");
+                held = Some(issued.certificate_pem);
+                retry.reset();
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot get a serving certificate, trying again");
+                tokio::time::sleep(retry.next_delay()).await;
+            }
+        }
     }
 }
 
-/// The certificate once it is issued; `None` where the request was denied, vanished or is forgotten.
-async fn signed(api: &Api<CertificateSigningRequest>, name: &str) -> Option<Vec<u8>> {
-    let began = tokio::time::Instant::now();
-    while began.elapsed() < GIVE_UP {
-        tokio::time::sleep(LOOK).await;
-        match api.get(name).await {
-            Ok(found) => {
-                let status = found.status.unwrap_or_default();
-                if let Some(certificate) = status.certificate.filter(|c| !c.0.is_empty()) {
-                    return Some(certificate.0);
-                }
-                let refused =
-                    status.conditions.iter().flatten().find(|c| matches!(c.type_.as_str(), "Denied" | "Failed"));
-                if let Some(refused) = refused {
-                    let message = refused.message.clone().unwrap_or_default();
-                    tracing::warn!(name, kind = refused.type_, message, "the serving certificate was refused");
-                    tokio::time::sleep(Duration::from_secs(60)).await;
-                    return None;
-                }
-            }
-            Err(error) if error.is("NotFound") => return None,
-            Err(error) => tracing::debug!(name, %error, "cannot read the certificate request"),
-        }
-    }
-    None
+/// The certificate of an earlier run, where it still holds.
+fn stored(directory: &Path, agent: &Agent) -> Option<(String, CertifiedKey)> {
+    let pem = std::fs::read_to_string(directory.join("kubelet.crt")).ok()?;
+    let key = std::fs::read(directory.join("kubelet.key")).ok()?;
+    let certified = certified(pem.as_bytes(), &key, "stored serving certificate").ok()?;
+    certificates::expiry(&pem).filter(|at| *at > agent.clock.now())?;
+    Some((pem, certified))
 }
 
-fn store(path: &Path, content: &[u8]) -> std::io::Result<()> {
+fn store(directory: &Path, issued: &Issued) -> Result<(), Error> {
+    for (file, content) in [("kubelet.crt", &issued.certificate_pem), ("kubelet.key", &issued.key_pem)] {
+        let path = directory.join(file);
+        replace(&path, content.as_bytes()).map_err(|source| Error::Io { what: "write", path, source })?;
+    }
+    Ok(())
+}
+
+fn replace(path: &Path, content: &[u8]) -> std::io::Result<()> {
     use std::io::Write;
     let fresh = path.with_extension("new");
     let mut file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
@@ -203,24 +144,15 @@ fn store(path: &Path, content: &[u8]) -> std::io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rcgen::{CertificateParams, KeyPair};
 
     #[test]
-    fn requests_carry_the_nodes_names() {
-        let (key, pem) = signing_request("n1", &["192.0.2.1".parse().unwrap()]).unwrap();
-        assert!(key.contains("PRIVATE KEY") && pem.contains("CERTIFICATE REQUEST"));
-        let (_, block) = x509_parser::pem::parse_x509_pem(pem.as_bytes()).unwrap();
-        let (_, parsed) =
-            x509_parser::certification_request::X509CertificationRequest::from_der(&block.contents).unwrap();
-        let subject = parsed.certification_request_info.subject.to_string();
-        assert!(subject.contains("system:node:n1") && subject.contains("system:nodes"), "{subject}");
-    }
-
-    #[test]
-    fn renewal_is_at_four_fifths() {
-        let key = KeyPair::generate().unwrap();
-        let certificate = CertificateParams::new(vec!["n".to_owned()]).unwrap().self_signed(&key).unwrap();
-        let c = certified(certificate.pem().as_bytes(), key.serialize_pem().as_bytes(), "test").unwrap();
-        assert!(renewal(&c).is_some());
-        assert!(certified(b"", key.serialize_pem().as_bytes(), "test").is_err());
+    fn a_certificate_needs_its_key() {
+        let (key, other) = (KeyPair::generate().unwrap().serialize_pem(), KeyPair::generate().unwrap());
+        let own = KeyPair::from_pem(&key).unwrap();
+        let pem = CertificateParams::new(vec!["n".to_owned()]).unwrap().self_signed(&own).unwrap().pem();
+        assert!(certified(pem.as_bytes(), key.as_bytes(), "test").is_ok());
+        assert!(certified(b"", key.as_bytes(), "test").is_err());
+        assert!(certified(pem.as_bytes(), other.serialize_pem().as_bytes(), "test").is_err());
     }
 }

@@ -132,8 +132,7 @@ pub(crate) async fn run(server: Arc<Server>) -> Result<(), Error> {
     let cfg = &server.agent.cfg;
     let address = SocketAddr::new(cfg.bind_address, cfg.port);
     let listener = TcpListener::bind(address).await.map_err(|source| Error::Listen { address, source })?;
-    let resolver = certificate::obtain(&server.agent, &server.shutdown).await?;
-    let Some(resolver) = resolver else { return Ok(()) };
+    let resolver = certificate::obtain(&server.agent, &server.shutdown)?;
     let tls = auth::tls(cfg, resolver)?;
     let acceptor = TlsAcceptor::from(Arc::new(tls));
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
