@@ -90,7 +90,11 @@ pub struct AgentCommand {
     pub server_url: String,
     /// File with the server's CA certificate (pki/ca.crt of its data directory)
     #[arg(long, value_name = "FILE")]
-    pub ca_file: PathBuf,
+    pub ca_file: Option<PathBuf>,
+    /// Instead of the file: hash of the CA's public key, sha256:HEX, to know the right CA by when the server tells its own;
+    /// needed the first time only; may be repeated
+    #[arg(long, value_name = "HASH")]
+    pub discovery_token_ca_cert_hash: Vec<String>,
     /// File with the token for joining (pki/join-token of the server's data directory); needed the first time only
     #[arg(long, value_name = "FILE")]
     pub token_file: Option<PathBuf>,

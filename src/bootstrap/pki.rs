@@ -7,6 +7,7 @@ use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, SanType,
 };
+use sha2::{Digest, Sha256};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use time::{Duration, OffsetDateTime};
@@ -66,6 +67,16 @@ impl Pki {
     #[must_use]
     pub fn ca(&self) -> &Identity {
         &self.ca
+    }
+
+    /// What the authority's key is known by; see [`spki_hash`].
+    ///
+    /// # Errors
+    /// Names the file where it holds no certificate.
+    pub fn ca_hash(&self) -> Result<String> {
+        let named = || format!("{} is not a certificate", self.dir.join("ca.crt").display());
+        let (_, pem) = x509_parser::pem::parse_x509_pem(self.ca.cert_pem.as_bytes()).with_context(named)?;
+        Ok(spki_hash(&pem.parse_x509().with_context(named)?))
     }
 
     /// Path of a file under `pki/`.
@@ -159,6 +170,13 @@ impl Pki {
         write_private(&path, token.as_bytes())?;
         Ok(token)
     }
+}
+
+/// What a CA's key is known by: `sha256:` and the hexadecimal digest of its `SubjectPublicKeyInfo` (kubeadm's spelling).
+#[must_use]
+pub fn spki_hash(certificate: &x509_parser::certificate::X509Certificate<'_>) -> String {
+    let digest = Sha256::digest(certificate.public_key().raw);
+    digest.iter().fold("sha256:".to_owned(), |text, b| text + &format!("{b:02x}"))
 }
 
 fn name(user: &str, group: Option<&str>) -> DistinguishedName {

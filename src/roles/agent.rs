@@ -1,14 +1,13 @@
 //! The agent role: node agent, container runtime, pod network, service proxy and DNS. It knows the server by its URL only.
 
-use super::server;
-use crate::bootstrap::{DataDir, data_dir::write_private};
+use super::{join, server};
+use crate::bootstrap::DataDir;
 use crate::cli::AgentCommand;
 use crate::config::{AgentOptions, ClusterOptions};
-use anyhow::{Context, Result, bail};
-use futures::StreamExt;
+use anyhow::{Context, Result};
 use gantry_api::clock::Clock;
 use gantry_client::https::Https;
-use gantry_client::{Api, Client, Credentials, HttpsConfig, PostParams, TokenSource, WatchEvent, WatchParams};
+use gantry_client::{Client, Credentials, HttpsConfig};
 use gantry_container::image_service::ImageService;
 use gantry_container::native::{NativeRuntime, RuntimeConfig};
 use gantry_dns::DnsConfig;
@@ -16,18 +15,12 @@ use gantry_kubelet::{KubeletConfig, Serving};
 use gantry_network::{NodeNetwork, NodeNetworkConfig};
 use gantry_proxy::ProxyConfig;
 use ipnet::IpNet;
-use k8s_openapi::ByteString;
-use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use k8s_openapi::jiff::Timestamp;
-use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair};
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
-/// How long a joining node waits for its certificate.
-const JOIN_WITHIN: Duration = Duration::from_secs(120);
 /// Port of DNS.
 const DNS_PORT: u16 = 53;
 
@@ -44,6 +37,8 @@ pub struct Identity {
     pub key_pem: String,
     /// The serving certificate of the node agent.
     pub serving: Serving,
+    /// The file the client certificate is kept in, where it is to be renewed while the node runs.
+    pub renewed_in: Option<PathBuf>,
 }
 
 impl Identity {
@@ -66,11 +61,12 @@ impl Identity {
                 certificate: server.pki.path("node-serving.crt"),
                 key: server.pki.path("node-serving.key"),
             },
+            renewed_in: None,
         })
     }
 
-    fn client(&self, name: &str) -> Result<Client> {
-        let config = HttpsConfig {
+    fn https(&self) -> HttpsConfig {
+        HttpsConfig {
             server: self.server_url.clone(),
             ca_pem: self.ca_pem.clone().into_bytes(),
             credentials: Credentials::Certificate {
@@ -78,8 +74,7 @@ impl Identity {
                 key_pem: self.key_pem.clone().into_bytes(),
             },
             ..Default::default()
-        };
-        Ok(Client::new(Arc::new(Https::new(&config)?), name))
+        }
     }
 }
 
@@ -112,9 +107,10 @@ pub async fn run(command: AgentCommand) -> Result<()> {
     super::raise_file_limit();
     let data = DataDir::open(&command.data.data_dir)?;
     let name = command.agent.node_name()?;
+    println!("gantry {}: joining {} as {name}", env!("CARGO_PKG_VERSION"), command.server_url);
+    let identity = join::join(&command, data.path(), &name).await?;
     let network = open_network(&data, &command.cluster, command.node_cidr, &command.agent, &name).await?;
     let ip = command.agent.node_ip(network.gateway_ip());
-    let identity = join(&command, &data, &name).await?;
     println!("  joined       {} as {name}", command.server_url);
     let cancel = CancellationToken::new();
     let node = Node {
@@ -204,6 +200,7 @@ pub async fn run_node(node: Node, cancel: CancellationToken) -> Result<()> {
     kubelet.port = node.options.kubelet_port;
     kubelet.client_ca_pem = node.identity.ca_pem.clone().into_bytes();
     kubelet.serving = node.identity.serving.clone();
+    node.options.upkeep.apply(&mut kubelet)?;
 
     let proxy = ProxyConfig {
         node_name: node.name.clone(),
@@ -217,7 +214,9 @@ pub async fn run_node(node: Node, cancel: CancellationToken) -> Result<()> {
         upstream: Some(node.options.resolv_conf.clone()),
     };
     let clock = Clock::starting_at(Timestamp::now());
-    let client = node.identity.client("kubelet")?;
+    let config = node.identity.https();
+    let https = Arc::new(Https::new(&config)?);
+    let client = Client::new(https.clone(), "kubelet");
     let informers = gantry_reconcile::Informers::new(client.named("gantry-agent"));
     let (proxying, naming) = (informers.clone(), informers.clone());
     let stop = cancel.clone();
@@ -239,6 +238,14 @@ pub async fn run_node(node: Node, cancel: CancellationToken) -> Result<()> {
             async { gantry_proxy::run_with(&proxying, proxy, stop.clone()).await.context("service proxy") },
             async { gantry_dns::run_with(&naming, dns, stop.clone()).await.context("cluster DNS") },
             async {
+                let Some(file) = node.identity.renewed_in else { return Ok(()) };
+                tokio::select! {
+                    () = join::renew(https, config, file, &node.name, clock) => {}
+                    () = stop.cancelled() => {}
+                }
+                Ok(())
+            },
+            async {
                 informers.start(&stop);
                 match building.await {
                     Ok(Ok(image)) => tracing::info!(id = image.id, "built-in image is ready"),
@@ -250,85 +257,4 @@ pub async fn run_node(node: Node, cancel: CancellationToken) -> Result<()> {
         )
     };
     parts.await.map(|_| ())
-}
-
-/// The node's identity: kept from an earlier start, or asked for with the joining token.
-async fn join(command: &AgentCommand, data: &DataDir, name: &str) -> Result<Identity> {
-    let pki = data.path().join("node").join("pki");
-    std::fs::create_dir_all(&pki).with_context(|| format!("cannot create {}", pki.display()))?;
-    let (cert_file, key_file) = (pki.join("client.crt"), pki.join("client.key"));
-    let text = |p: &Path| std::fs::read_to_string(p).with_context(|| format!("cannot read {}", p.display()));
-    let ca_pem = text(&command.ca_file)?;
-    if !(cert_file.exists() && key_file.exists()) {
-        let Some(token_file) = &command.token_file else {
-            bail!("this node has not joined yet; give the server's joining token with --token-file");
-        };
-        let config = HttpsConfig {
-            server: command.server_url.clone(),
-            ca_pem: ca_pem.clone().into_bytes(),
-            credentials: Credentials::Token(TokenSource::Fixed(text(token_file)?.trim().to_owned())),
-            ..Default::default()
-        };
-        let client = Client::new(Arc::new(Https::new(&config)?), "gantry-agent");
-        let key = KeyPair::generate().context("cannot generate the node's key")?;
-        let certificate = tokio::time::timeout(JOIN_WITHIN, request_certificate(&client, name, &key))
-            .await
-            .with_context(|| format!("no certificate within {} s; is the request denied?", JOIN_WITHIN.as_secs()))??;
-        write_private(&key_file, key.serialize_pem().as_bytes())?;
-        write_private(&cert_file, certificate.as_bytes())?;
-    }
-    Ok(Identity {
-        server_url: command.server_url.clone(),
-        ca_pem,
-        certificate_pem: text(&cert_file)?,
-        key_pem: text(&key_file)?,
-        serving: Serving::Request,
-    })
-}
-
-async fn request_certificate(client: &Client, name: &str, key: &KeyPair) -> Result<String> {
-    let mut params = CertificateParams::default();
-    params.distinguished_name = DistinguishedName::new();
-    params.distinguished_name.push(DnType::OrganizationName, "system:nodes");
-    params.distinguished_name.push(DnType::CommonName, format!("system:node:{name}"));
-    let request =
-        params.serialize_request(key).and_then(|r| r.pem()).context("cannot write the certificate request")?;
-    let mut csr = CertificateSigningRequest::default();
-    csr.metadata.generate_name = Some("node-csr-".into());
-    csr.spec.request = ByteString(request.into_bytes());
-    csr.spec.signer_name = "kubernetes.io/kube-apiserver-client-kubelet".into();
-    csr.spec.usages = Some(vec!["digital signature".into(), "client auth".into()]);
-    let api = Api::<CertificateSigningRequest>::all(client.clone());
-    let created = api.create(&PostParams::default(), &csr).await.context("cannot ask for the node's certificate")?;
-    let created_name = created.metadata.name.clone().unwrap_or_default();
-    let issued = |csr: &CertificateSigningRequest| -> Result<Option<String>> {
-        let status = csr.status.as_ref();
-        let conditions = status.and_then(|s| s.conditions.as_deref()).unwrap_or_default();
-        if let Some(refusal) = conditions.iter().find(|c| c.type_ == "Denied" || c.type_ == "Failed") {
-            bail!("the certificate request was refused: {}", refusal.message.as_deref().unwrap_or("no reason given"));
-        }
-        match status.and_then(|s| s.certificate.as_ref()).filter(|c| !c.0.is_empty()) {
-            Some(pem) => Ok(Some(String::from_utf8(pem.0.clone()).context("the certificate is not PEM")?)),
-            None => Ok(None),
-        }
-    };
-    loop {
-        let current = api.get(&created_name).await.context("cannot read the certificate request")?;
-        if let Some(pem) = issued(&current)? {
-            return Ok(pem);
-        }
-        let params = WatchParams {
-            field_selector: Some(format!("metadata.name={created_name}")),
-            resource_version: current.metadata.resource_version.clone().unwrap_or_default(),
-            ..Default::default()
-        };
-        let mut events = api.watch(&params).await.context("cannot watch the certificate request")?;
-        while let Some(event) = events.next().await {
-            if let Ok(WatchEvent::Added(csr) | WatchEvent::Modified(csr)) = &event
-                && let Some(pem) = issued(csr)?
-            {
-                return Ok(pem);
-            }
-        }
-    }
 }

@@ -1,5 +1,6 @@
 //! The server role: store, API server, controllers and scheduler.
 
+use super::join::CLUSTER_INFO;
 use crate::bootstrap::{DataDir, Pki, data_dir::seed, pki::Identity};
 use crate::cli::ServerCommand;
 use crate::config::{ClusterOptions, ServerOptions};
@@ -8,12 +9,14 @@ use crate::wire::{self, Components};
 use anyhow::{Context, Result};
 use gantry_api::clock::Clock;
 use gantry_api::entropy::Entropy;
-use gantry_client::{Client, Credentials, HttpsConfig, Kubeconfig};
+use gantry_client::{Api, Client, Credentials, HttpsConfig, Kubeconfig, Patch, PatchParams};
 use gantry_server::Server;
 use gantry_server::authn::UserInfo;
 use gantry_server::config::ServerConfig;
 use gantry_store::{EmbeddedOptions, EmbeddedStore, Store};
+use k8s_openapi::api::core::v1::ConfigMap;
 use k8s_openapi::jiff::Timestamp;
+use serde_json::json;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use tokio::net::TcpListener;
@@ -68,10 +71,10 @@ pub async fn run(command: ServerCommand) -> Result<()> {
     println!("  API server   {}", running.url);
     println!("  kubeconfig   {}", command.server.kubeconfig.display());
     println!(
-        "  join a node  gantry agent --server {} --ca-file {2}/pki/ca.crt --token-file {2}/pki/{1} --node-cidr CIDR",
+        "  join a node  gantry agent --server {} --token-file {} --discovery-token-ca-cert-hash {} --node-cidr CIDR",
         running.url,
-        JOIN_TOKEN,
-        data.path().display()
+        running.pki.path(JOIN_TOKEN).display(),
+        running.pki.ca_hash()?,
     );
     let outcome = tokio::select! {
         () = super::up::until_signalled() => Ok(()),
@@ -119,6 +122,7 @@ pub async fn start(
 
     let admin = pki.client("admin", "kubernetes-admin", Some("system:masters"))?;
     write_kubeconfig(options, &url, &pki, &admin)?;
+    publish_ca(&server, &url, &pki).await?;
 
     let mut tasks = Vec::new();
     let (serving, stop) = (server.clone(), cancel.clone());
@@ -201,6 +205,28 @@ fn server_config(
         request_body_bytes_max: REQUEST_BODY_BYTES_MAX,
         component_roles: wire::component_roles(),
     })
+}
+
+/// Tells machines that join which CA is the cluster's, as kubeadm does: they know the right one by its hash.
+async fn publish_ca(server: &Arc<Server>, url: &str, pki: &Pki) -> Result<()> {
+    let config = HttpsConfig {
+        server: url.to_owned(),
+        ca_pem: pki.ca().cert_pem.clone().into_bytes(),
+        ..HttpsConfig::default()
+    };
+    let kubeconfig = Kubeconfig::single("kubernetes", "", &config).to_yaml()?;
+    let (namespace, name) = CLUSTER_INFO;
+    let info = json!({
+        "apiVersion": "v1", "kind": "ConfigMap", "metadata": { "name": name, "namespace": namespace },
+        "data": { "kubeconfig": kubeconfig },
+    });
+    let admin = in_process::client(server, UserInfo::new("kubernetes-admin", &["system:masters"]), "gantry-server");
+    let params = PatchParams { force: true, ..PatchParams::default() };
+    Api::<ConfigMap>::namespaced(admin, namespace)
+        .patch(name, &params, &Patch::Apply(info))
+        .await
+        .with_context(|| format!("cannot write ConfigMap {namespace}/{name}"))?;
+    Ok(())
 }
 
 fn write_kubeconfig(options: &ServerOptions, url: &str, pki: &Pki, admin: &Identity) -> Result<()> {

@@ -18,14 +18,6 @@ pub enum Error {
         /// Why it failed.
         source: std::io::Error,
     },
-    /// The API server refused what the agent cannot do without.
-    #[error("cannot {what}: {source}")]
-    Api {
-        /// What was tried.
-        what: String,
-        /// The answer.
-        source: gantry_client::Error,
-    },
     /// The container runtime.
     #[error("container runtime: {0}")]
     Runtime(#[from] gantry_container::Error),

@@ -173,6 +173,7 @@ pub(super) fn roles() -> Vec<ClusterRole> {
                 on(&[""], "persistentvolumeclaims", "get list patch update watch"),
             ],
         ),
+        role("kubeadm:get-nodes", vec![on(&[""], "nodes", "get")]),
         // What the service proxy and the DNS server in a node's agent watch beyond what the kubelet needs.
         role(
             "gantry:node-agent",

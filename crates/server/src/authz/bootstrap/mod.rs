@@ -133,6 +133,8 @@ fn bindings() -> Vec<ClusterRoleBinding> {
         same("gantry:node-agent", vec![group("system:nodes")]),
         // A machine that joins asks for its certificate with the join token's identity; a node renews its own.
         bind("gantry:node-bootstrap", "system:node-bootstrapper", joining()),
+        // It looks first whether its name is taken.
+        bind("kubeadm:get-nodes", "kubeadm:get-nodes", joining()),
         bind("gantry:node-autoapprove-bootstrap", &csr("nodeclient"), joining()),
         bind("gantry:node-autoapprove-certificate-rotation", &csr("selfnodeclient"), vec![group("system:nodes")]),
         // The server's own client certificate towards kubelets.

@@ -22,6 +22,7 @@ pub(super) fn policy() -> (Vec<Role>, Vec<RoleBinding>) {
     let (manager, scheduler) =
         ("system::leader-locking-kube-controller-manager", "system::leader-locking-kube-scheduler");
     let (signer, cleaner) = ("system:controller:bootstrap-signer", "system:controller:token-cleaner");
+    let info = "kubeadm:bootstrap-signer-clusterinfo";
     let account = |name: &str| vec![super::account(system, name)];
     let roles = vec![
         role(system, reader, vec![named("", "configmaps", "extension-apiserver-authentication", "get list watch")]),
@@ -38,6 +39,8 @@ pub(super) fn policy() -> (Vec<Role>, Vec<RoleBinding>) {
                 events(),
             ],
         ),
+        // Where a machine that joins reads which CA is the cluster's, before it is anybody.
+        role("kube-public", info, vec![named("", "configmaps", "cluster-info", "get")]),
     ];
     let controller_manager = user("system:kube-controller-manager");
     let kube_scheduler = user("system:kube-scheduler");
@@ -48,6 +51,7 @@ pub(super) fn policy() -> (Vec<Role>, Vec<RoleBinding>) {
         bind(system, signer, account("bootstrap-signer")),
         bind(system, cleaner, account("token-cleaner")),
         bind("kube-public", signer, account("bootstrap-signer")),
+        bind("kube-public", info, vec![user("system:anonymous")]),
     ];
     (roles, bindings)
 }
