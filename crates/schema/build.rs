@@ -1,5 +1,6 @@
 //! Builds the two tables the crate embeds, from the schemas of k8s-openapi (fields, types, descriptions) and from
-//! `facts/markers*.tsv` (what those lack: list types, map keys, patch strategies, group-version-kinds, defaults):
+//! `facts/markers*.tsv` (what those lack: list types, map keys, patch strategies, group-version-kinds, defaults),
+//! and from `facts/metrics.json` (the types of metrics.k8s.io, which are no part of k8s-openapi):
 //!
 //! * `structure.tsv.zst`: one line per definition and field, without descriptions; loaded on the first decode or patch.
 //!   The format is described in `src/schema/load.rs`.
@@ -60,6 +61,8 @@ fn main() {
     let kinds = gather_kinds(&mut generator);
     let mut definitions: BTreeMap<String, Value> = generator.take_definitions(true).into_iter().collect();
     add_lists(&mut definitions, &kinds);
+    let metrics = std::fs::read_to_string("facts/metrics.json").expect("facts/metrics.json");
+    definitions.extend(serde_json::from_str::<BTreeMap<String, Value>>(&metrics).expect("metrics.json is JSON"));
     for (name, definition) in &mut definitions {
         mark(name, definition, &markers, &kinds);
     }

@@ -23,8 +23,8 @@ impl Documents {
     /// Documents of these resources; nothing is made yet.
     #[must_use]
     pub fn new(resources: &[&'static dyn Resource]) -> Self {
-        let served = resources.iter().map(|r| {
-            let info = r.info();
+        let infos = resources.iter().map(|r| r.info()).chain(crate::metrics_api::RESOURCES);
+        let served = infos.map(|info| {
             let listed = info.verbs.iter().any(|v| v.as_str() == "list");
             ServedResource {
                 group: info.group.into(),

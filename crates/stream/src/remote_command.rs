@@ -114,7 +114,7 @@ impl Upgrade {
                 tokio::time::timeout(CREATION_TIMEOUT, accepting).await.map_err(|_| StreamError::CreationTimeout)?
             }
             Carrier::WebSocket { encoding, .. } => {
-                over_websocket(io, encoding, &self.agreement.protocol, self.streams, with_status).await
+                Ok(over_websocket(io, encoding, &self.agreement.protocol, self.streams, with_status).await)
             }
             Carrier::Tunnel { .. } => Err(StreamError::Protocol("remote commands are not tunnelled".into())),
         }
@@ -123,7 +123,8 @@ impl Upgrade {
 
 enum Carried {
     Spdy(Connection),
-    WebSocket(Channels),
+    /// With the channel of the empty message that tells clients that the command runs.
+    WebSocket(Channels, usize),
 }
 
 /// The streams of an accepted exec or attach.
@@ -204,22 +205,21 @@ async fn over_websocket(
     protocol: &str,
     streams: Streams,
     with_status: bool,
-) -> Result<RemoteCommand, StreamError> {
+) -> RemoteCommand {
     let read = |wanted| Direction { read: wanted, write: false };
     let write = |wanted| Direction { read: false, write: wanted };
     let directions =
         [read(streams.stdin), write(streams.stdout), write(streams.stderr), write(true), read(streams.tty)];
     let mut channels = Channels::start(io, encoding, protocol == V5, &directions).await;
-    let greeted = if streams.stdout {
+    let greeted_on = if streams.stdout {
         1
     } else if streams.stderr {
         2
     } else {
         3
     };
-    channels.greet(greeted).await?;
     let closed = channels.closed();
-    Ok(RemoteCommand {
+    RemoteCommand {
         stdin: channels.channels[0].reader.take(),
         stdout: channels.channels[1].writer.take(),
         stderr: channels.channels[2].writer.take(),
@@ -227,8 +227,8 @@ async fn over_websocket(
         resize: channels.channels[4].reader.take().map(|r| terminal_sizes(r, closed)),
         stdin_end: None,
         with_status,
-        carried: Carried::WebSocket(channels),
-    })
+        carried: Carried::WebSocket(channels, greeted_on),
+    }
 }
 
 /// Decodes the JSON documents (`{"Width":80,"Height":24}`) of a resize stream; what is not one is passed over.
@@ -269,7 +269,7 @@ impl RemoteCommand {
     pub fn closed(&self) -> CancellationToken {
         match &self.carried {
             Carried::Spdy(c) => c.closed(),
-            Carried::WebSocket(c) => c.closed(),
+            Carried::WebSocket(c, _) => c.closed(),
         }
     }
 
@@ -290,7 +290,7 @@ impl RemoteCommand {
         drop((self.stdin.take(), self.resize.take()));
         match self.carried {
             Carried::Spdy(connection) => connection.close().await,
-            Carried::WebSocket(channels) => channels.close().await,
+            Carried::WebSocket(channels, _) => channels.close().await,
         }
     }
 
@@ -299,6 +299,13 @@ impl RemoteCommand {
     pub async fn run(mut self, process: Process) {
         let Process { stdin, stdout, stderr, control } = process;
         let closed = self.closed();
+        // Not with the handshake: kubectl before 1.34 reads messages while it still makes its streams, and says of an early
+        // one that its stream is unknown. Starting the process gives it the time.
+        if let Carried::WebSocket(channels, on) = &mut self.carried
+            && let Err(error) = channels.greet(*on).await
+        {
+            tracing::debug!(%error, "the client left before its command ran");
+        }
         let feeding = match (self.stdin.take(), stdin) {
             (Some(mut from), Some(mut to)) => Some(tokio::spawn(async move {
                 // Its failure means that the process closed its stdin, which ends nothing else.

@@ -73,12 +73,20 @@ where
     response.map(|()| full(""))
 }
 
-async fn running(server: &Server, namespace: &str, pod: &str, container: &str) -> Result<ContainerStatus, Failure> {
+/// The running container, if there is one.
+async fn running(
+    server: &Server,
+    namespace: &str,
+    pod: &str,
+    container: &str,
+) -> Result<Option<ContainerStatus>, Failure> {
     let pod = find_pod(server, namespace, pod)?;
     let observed = observe(server, &pod).await?;
-    let found = observed.latest(container).filter(|c| c.state == ContainerState::Running).cloned();
-    let message = || format!("container not found ({container:?})");
-    found.ok_or_else(|| Failure::new(StatusCode::INTERNAL_SERVER_ERROR, message()))
+    Ok(observed.latest(container).filter(|c| c.state == ContainerState::Running).cloned())
+}
+
+fn none_running(message: String) -> Failure {
+    Failure::new(StatusCode::INTERNAL_SERVER_ERROR, message)
 }
 
 fn streams(query: &Query) -> Streams {
@@ -121,6 +129,7 @@ pub(crate) async fn exec(
         ));
     }
     let target = running(server, namespace, pod, container).await?;
+    let target = target.ok_or_else(|| none_running(format!("container not found ({container:?})")))?;
     let (upgrade, request, streams) = match agree(request, streams(query)) {
         Agreed::Upgrade(agreed) => *agreed,
         Agreed::Answer(a) => return Ok(*a),
@@ -158,6 +167,8 @@ pub(crate) async fn attach(
     request: Request<Incoming>,
 ) -> Result<Response<Body>, Failure> {
     let target = running(server, namespace, pod, container).await?;
+    let missing = || none_running(format!("container {container} not found in pod {pod}_{namespace}"));
+    let target = target.ok_or_else(missing)?;
     // The container's own terminal counts, not what the client thinks it has.
     let wanted = Streams { tty: target.tty, ..streams(query) };
     let (upgrade, request, streams) = match agree(request, wanted) {

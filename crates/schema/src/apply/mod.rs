@@ -33,6 +33,7 @@
 mod managed;
 mod manager;
 mod path;
+mod scale;
 mod set;
 #[cfg(test)]
 mod tests;
@@ -47,6 +48,7 @@ pub use manager::{
     ApplyError, Conflict, FieldManager, LAST_APPLIED_ANNOTATION, SingleVersion, Versions, conflict_message, keep_times,
 };
 pub use path::PathElement;
+pub use scale::{SCALE_API_VERSION, owners_from_scale, owners_to_scale};
 pub use set::FieldSet;
 pub use typed::Comparison;
 

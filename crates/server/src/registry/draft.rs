@@ -61,8 +61,8 @@ impl PatchType {
     }
 }
 
-/// Makes the new object from the present one.
-pub type Edit = Arc<dyn Fn(&Value) -> Result<Value, ApiError> + Send + Sync>;
+/// Makes the new object, with the record of who manages its fields, from the present one and the time (RFC 3339).
+pub type Edit = Arc<dyn Fn(&Value, &str) -> Result<Value, ApiError> + Send + Sync>;
 
 /// What a write asks for.
 pub enum Change {
@@ -112,7 +112,7 @@ impl Registry {
             }
             Change::Edit(edit) => {
                 let live = live()?;
-                (edit(&live)?, Some(live))
+                (edit(&live, &now)?, Some(live))
             }
         };
         let mut object = into_object(target.resource, value)?;
@@ -123,9 +123,13 @@ impl Registry {
         }
         target.resource.set_defaults(object.as_mut());
         let new = object.to_value();
-        let managed = with_manager(target, schema, |manager| {
-            manager.map(|m| m.update(live.as_ref(), new, &target.options.field_manager, &now))
-        });
+        let managed = match change {
+            // The edit has recorded what it did itself.
+            Change::Edit(_) => None,
+            _ => with_manager(target, schema, |manager| {
+                manager.map(|m| m.update(live.as_ref(), new, &target.options.field_manager, &now))
+            }),
+        };
         if let Some(managed) = managed {
             take_managed_fields(object.as_mut(), managed)?;
         }
@@ -386,7 +390,7 @@ fn check_identity(target: &Target<'_>, object: &mut dyn Object, creating: bool) 
     }
 }
 
-fn apply_error(error: ApplyError) -> ApiError {
+pub(super) fn apply_error(error: ApplyError) -> ApiError {
     match error {
         ApplyError::BadRequest(m) => ApiError::bad_request(m),
         ApplyError::Unfit(m) => ApiError::new(500, "", m),

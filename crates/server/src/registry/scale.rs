@@ -1,19 +1,26 @@
 //! The `scale` subresource: an autoscaling/v1 Scale in front of `spec.replicas`.
 
 use super::Registry;
-use super::draft::{Body, Change, Encoding, PatchType, patch_error};
+use super::draft::{Body, Change, Encoding, PatchType, apply_error, patch_error};
 use super::write::{Target, Written};
 use crate::http::negotiate::IncludeObject;
 use crate::watch_cache::Entry;
 use gantry_api::k8s_openapi::jiff::Timestamp;
+use gantry_api::kind::ResourceInfo;
 use gantry_api::meta::field::{ErrorList, Path};
 use gantry_api::meta::labels::{Selector, format_label_selector};
 use gantry_api::meta::status::ApiError;
 use gantry_api::meta::table::human_duration;
+use gantry_schema::apply::{
+    FieldManager, PathElement, SCALE_API_VERSION, SingleVersion, owners_from_scale, owners_to_scale,
+};
 use gantry_schema::patch;
 use gantry_schema::{Definitions, strict};
 use serde_json::{Map, Value, json};
 use std::sync::Arc;
+
+/// Where the scalable kinds have what a Scale sets.
+const REPLICAS: [&str; 2] = ["spec", "replicas"];
 
 /// The Scale of an object given as JSON.
 #[must_use]
@@ -105,10 +112,16 @@ impl Registry {
     pub async fn scale(&self, target: &Target<'_>, change: ScaleChange) -> Result<(Value, Written), ApiError> {
         let change = Arc::new(change);
         let (namespace, name) = (target.namespace.to_owned(), target.name.to_owned());
-        let edit = move |live: &Value| -> Result<Value, ApiError> {
-            let present = scale_of(live);
-            let wanted = wanted_scale(&present, &change)?;
+        let info = *target.resource.info();
+        let api_version = info.api_version();
+        let (manager, force) = (target.options.field_manager.clone(), target.options.force);
+        let edit = move |live: &Value, now: &str| -> Result<Value, ApiError> {
+            let mut present = scale_of(live);
+            let replicas_path = REPLICAS.map(PathElement::field);
+            owners_to_scale(live, &mut present, &replicas_path).map_err(apply_error)?;
+            let wanted = wanted_scale(&present, &change, &manager, force, now)?;
             let replicas = check(&wanted, &namespace, &name)?;
+            check_uid(&wanted, live, &info)?;
             let mut object = live.clone();
             object["spec"]["replicas"] = replicas.into();
             // An absent version leaves the update unconditional.
@@ -120,6 +133,7 @@ impl Registry {
                     }
                 }
             }
+            owners_from_scale(&wanted, &mut object, &api_version, &replicas_path).map_err(apply_error)?;
             Ok(object)
         };
         let written = self.write(target, &Change::Edit(Arc::new(edit))).await?;
@@ -128,13 +142,30 @@ impl Registry {
     }
 }
 
-fn wanted_scale(present: &Value, change: &ScaleChange) -> Result<Value, ApiError> {
-    let schema = Definitions::builtin().schema_for("autoscaling", "v1", "Scale");
+/// The Scale a client asks for, with the record of who manages its replicas.
+fn wanted_scale(
+    present: &Value,
+    change: &ScaleChange,
+    manager: &str,
+    force: bool,
+    now: &str,
+) -> Result<Value, ApiError> {
+    let schema = Definitions::builtin()
+        .schema_for("autoscaling", "v1", "Scale")
+        .ok_or_else(|| ApiError::internal("no definition of Scale"))?;
+    let owners = FieldManager {
+        schema,
+        api_version: SCALE_API_VERSION,
+        kind: "Scale",
+        subresource: "scale",
+        reset_fields: None,
+        versions: &SingleVersion,
+    };
     let value = match change {
         ScaleChange::Replace(body) => {
             let decoded = match body.encoding {
-                Encoding::Json => strict::decode_json(&body.bytes, schema),
-                Encoding::Yaml => strict::decode_yaml(&body.bytes, schema),
+                Encoding::Json => strict::decode_json(&body.bytes, Some(schema)),
+                Encoding::Yaml => strict::decode_yaml(&body.bytes, Some(schema)),
             };
             decoded
                 .map_err(|e| ApiError::bad_request(strict::cannot_be_handled("Scale", "v1", "Scale", &e.to_string())))?
@@ -142,11 +173,10 @@ fn wanted_scale(present: &Value, change: &ScaleChange) -> Result<Value, ApiError
         }
         ScaleChange::Patch(PatchType::Json, body) => patch::json_patch(present, body).map_err(patch_error)?.value,
         ScaleChange::Patch(PatchType::Apply, body) => {
-            let config = strict::decode_yaml(body, schema)
+            let config = strict::decode_yaml(body, Some(schema))
                 .map_err(|e| ApiError::bad_request(format!("error decoding YAML: {e}")))?
                 .value;
-            let text = config.to_string();
-            patch::merge_patch(present, text.as_bytes()).map_err(patch_error)?.value
+            return owners.apply(Some(present), &config, manager, force, now).map_err(apply_error);
         }
         ScaleChange::Patch(_, body) => patch::merge_patch(present, body).map_err(patch_error)?.value,
     };
@@ -159,7 +189,18 @@ fn wanted_scale(present: &Value, change: &ScaleChange) -> Result<Value, ApiError
             &format!("no kind {kind:?} is registered"),
         )));
     }
-    Ok(value)
+    Ok(owners.update(Some(present), value, manager, now))
+}
+
+/// A Scale with another object's uid is not this one's.
+fn check_uid(scale: &Value, live: &Value, info: &ResourceInfo) -> Result<(), ApiError> {
+    let text = |of: &Value, field: &str| of["metadata"][field].as_str().unwrap_or_default().to_owned();
+    let (given, own) = (text(scale, "uid"), text(live, "uid"));
+    if given.is_empty() || given == own {
+        return Ok(());
+    }
+    let why = format!("Precondition failed: UID in precondition: {given}, UID in object meta: {own}");
+    Err(ApiError::conflict(info.group, &format!("{}/scale", info.plural), &text(live, "name"), &why))
 }
 
 fn check(scale: &Value, namespace: &str, name: &str) -> Result<i64, ApiError> {

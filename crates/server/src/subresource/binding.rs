@@ -7,7 +7,6 @@ use crate::request::{HandlerResult, RequestContext};
 use async_trait::async_trait;
 use bytes::Bytes;
 use gantry_api::Time;
-use gantry_api::core::pod::bump_generation;
 use gantry_api::k8s_openapi::api::core::v1::{Binding, Node, Pod, PodCondition};
 use gantry_api::kind::{Object, downcast_mut};
 use gantry_api::meta::field::{ErrorList, Path};
@@ -54,7 +53,6 @@ fn assign(pod: &mut Pod, binding: &Binding, labels: &BTreeMap<String, String>, n
     if pod.metadata.is_deleting() {
         return conflict(format!("pod {name} is being deleted, cannot be assigned to a host"));
     }
-    let old = pod.clone();
     let spec = pod.spec.get_or_insert_default();
     if let Some(node) = spec.node_name.as_deref().filter(|n| !n.is_empty()) {
         return conflict(format!("pod {name} is already assigned to node {node:?}"));
@@ -69,8 +67,10 @@ fn assign(pod: &mut Pod, binding: &Binding, labels: &BTreeMap<String, String>, n
     for (key, value) in labels.iter().chain(binding.metadata.labels.iter().flatten()) {
         pod.metadata.labels.get_or_insert_default().insert(key.clone(), value.clone());
     }
-    bump_generation(pod, &old);
-    let conditions = pod.status.get_or_insert_default().conditions.get_or_insert_default();
+    // Being assigned is not a change of what the pod's author asked for: the generation stays.
+    let status = pod.status.get_or_insert_default();
+    status.nominated_node_name = None;
+    let conditions = status.conditions.get_or_insert_default();
     let scheduled = PodCondition {
         type_: "PodScheduled".into(),
         status: "True".into(),
@@ -181,10 +181,12 @@ mod tests {
 
     #[test]
     fn an_unscheduled_pod_is_assigned() {
-        let pod = json!({"metadata": {"name": "p", "uid": "u"}, "spec": {"containers": []},
-            "status": {"conditions": [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}]}});
+        let pod = json!({"metadata": {"name": "p", "uid": "u", "generation": 1}, "spec": {"containers": []},
+            "status": {"nominatedNodeName": "m", "conditions": [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}]}});
         let pod = try_assign(pod, json!({"metadata": {"uid": "u"}, "target": {"name": "n"}})).unwrap();
         assert_eq!(pod.spec.unwrap().node_name.as_deref(), Some("n"));
+        assert_eq!(pod.metadata.generation, Some(1));
+        assert_eq!(pod.status.as_ref().unwrap().nominated_node_name, None);
         assert_eq!(pod.metadata.label("topology.kubernetes.io/zone"), Some("z"));
         let conditions = pod.status.unwrap().conditions.unwrap();
         assert_eq!((conditions.len(), conditions[0].status.as_str(), &conditions[0].reason), (1, "True", &None));

@@ -24,7 +24,8 @@ mod warnings;
 pub use columns::display_status;
 pub use decode::canonicalize_pod_spec;
 pub use defaults::{default_pod, default_pod_spec, default_pod_template, default_pull_policy};
-pub use strategy::{GATED_MESSAGE, bump_generation};
+pub use strategy::GATED_MESSAGE;
+pub(crate) use strategy::bump_generation;
 pub use template::validate_pod_template_spec;
 pub use warnings::{deprecated_node_label, pod_template_warnings, pod_warnings};
 

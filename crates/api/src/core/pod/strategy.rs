@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{DeleteOptions, LabelSelector, LabelSelectorRequirement, Time};
 use k8s_openapi::jiff::Timestamp;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 /// The message of the PodScheduled condition of a gated pod.
 pub const GATED_MESSAGE: &str = "Scheduling is blocked due to non-empty scheduling gates";
@@ -92,8 +92,8 @@ pub(super) fn prepare_for_update(pod: &mut Pod, old: &Pod) {
     bump_generation(pod, old);
 }
 
-/// Raises the generation where the spec differs; also after binding, resizing and adding ephemeral containers.
-pub fn bump_generation(pod: &mut Pod, old: &Pod) {
+/// Raises the generation where the spec differs; also after resizing and adding ephemeral containers.
+pub(crate) fn bump_generation(pod: &mut Pod, old: &Pod) {
     let same = match (&pod.spec, &old.spec) {
         (Some(new), Some(old)) => semantically_equal(new, old),
         (new, old) => new == old,
@@ -113,6 +113,26 @@ pub(super) fn prepare_for_status_update(pod: &mut Pod, old: &Pod) {
     let status = pod.status.get_or_insert_default();
     if text(&status.qos_class).is_empty() {
         status.qos_class = old_class;
+    }
+    if let Some(old) = &old.status {
+        keep_observed_generations(status, old);
+    }
+}
+
+/// Clients that do not know `observedGeneration` do not take it away. Types may occur more than once, in order.
+fn keep_observed_generations(status: &mut PodStatus, old: &PodStatus) {
+    if status.observed_generation.unwrap_or(0) == 0 {
+        status.observed_generation = old.observed_generation;
+    }
+    let mut before: BTreeMap<&str, VecDeque<Option<i64>>> = BTreeMap::new();
+    for condition in old.conditions.iter().flatten() {
+        before.entry(&condition.type_).or_default().push_back(condition.observed_generation);
+    }
+    for condition in status.conditions.iter_mut().flatten() {
+        let observed = before.get_mut(condition.type_.as_str()).and_then(VecDeque::pop_front).flatten();
+        if condition.observed_generation.unwrap_or(0) == 0 {
+            condition.observed_generation = observed;
+        }
     }
 }
 
@@ -187,6 +207,18 @@ mod tests {
             let options = DeleteOptions { grace_period_seconds: asked, ..Default::default() };
             assert_eq!(graceful_delete_seconds(&pod(value.clone()), &options), want, "{value}");
         }
+    }
+
+    #[test]
+    fn observed_generations_stay_with_clients_that_do_not_know_them() {
+        let old = pod(json!({"status": {"observedGeneration": 3, "conditions": [
+            {"type": "A", "status": "True", "observedGeneration": 2}, {"type": "B", "status": "True"}]}}));
+        let mut new = pod(json!({"status": {"conditions": [
+            {"type": "B", "status": "False", "observedGeneration": 4}, {"type": "A", "status": "False"}]}}));
+        prepare_for_status_update(&mut new, &old);
+        let status = new.status.unwrap();
+        let of: Vec<_> = status.conditions.unwrap().iter().map(|c| c.observed_generation).collect();
+        assert_eq!((status.observed_generation, of), (Some(3), vec![Some(4), Some(2)]));
     }
 
     #[test]

@@ -65,6 +65,18 @@ impl Endpoint {
     }
 }
 
+/// A failed connection as clients know it from Go.
+fn in_go_words(error: &std::io::Error) -> String {
+    use std::io::ErrorKind as K;
+    match error.kind() {
+        K::ConnectionRefused => "connect: connection refused".to_owned(),
+        K::HostUnreachable => "connect: no route to host".to_owned(),
+        K::NetworkUnreachable => "connect: network is unreachable".to_owned(),
+        K::TimedOut => "connect: connection timed out".to_owned(),
+        _ => error.to_string(),
+    }
+}
+
 /// A node's statistics could not be had.
 #[derive(Debug, thiserror::Error)]
 #[error("statistics of node {node}: {why}")]
@@ -100,7 +112,7 @@ impl KubeletClient {
         let authority = to.authority();
         let dial = |e: &dyn std::fmt::Display| format!("dial tcp {authority}: {e}");
         let connect = async {
-            let stream = TcpStream::connect((to.host.as_str(), to.port)).await.map_err(|e| dial(&e))?;
+            let stream = TcpStream::connect((to.host.as_str(), to.port)).await.map_err(|e| dial(&in_go_words(&e)))?;
             stream.set_nodelay(true).map_err(|e| dial(&e))?;
             let config = match to.security {
                 Security::Plain => return Ok::<_, String>(Connected::Plain(stream)),
