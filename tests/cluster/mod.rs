@@ -5,7 +5,9 @@
 
 #![allow(dead_code, reason = "every test binary uses another part of this module")]
 
+pub mod api;
 pub mod busybox;
+pub mod pods;
 
 use serde_json::Value;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -30,6 +32,7 @@ pub struct Cluster {
     child: Option<Child>,
     log: Arc<Mutex<String>>,
     options: Vec<String>,
+    role: &'static str,
 }
 
 /// The newest kubectl on the machine.
@@ -76,6 +79,11 @@ impl Cluster {
 
     /// Namespace and data directory, without starting anything.
     pub fn prepare(options: &[&str]) -> Self {
+        Self::prepare_role("up", options)
+    }
+
+    /// The same for a machine that runs one role: `server` or `agent` (which is given no kubeconfig).
+    pub fn prepare_role(role: &'static str, options: &[&str]) -> Self {
         assert!(
             nix::unistd::geteuid().is_root(),
             "behaviour tests make network namespaces, mounts and cgroups: run as root"
@@ -89,13 +97,34 @@ impl Cluster {
             child: None,
             log: Arc::default(),
             options: options.iter().map(|o| (*o).to_owned()).collect(),
+            role,
+        }
+    }
+
+    /// Further options for the next start.
+    pub fn add_options(&mut self, options: &[&str]) {
+        self.options.extend(options.iter().map(|o| (*o).to_owned()));
+    }
+
+    /// Joins two machines by a cable: network interfaces `cable` with these addresses (of a /24).
+    pub fn connect(&self, address: &str, other: &Self, other_address: &str) {
+        let (near, far) = (&self.namespace, &other.namespace);
+        let pair = ["netns", near, "type", "veth", "peer", "name", "cable", "netns", far];
+        run(Command::new("ip").args(["link", "add", "cable"]).args(pair));
+        for (namespace, address) in [(near, address), (far, other_address)] {
+            run(Command::new("ip").args(["-n", namespace, "address", "add", &format!("{address}/24"), "dev", "cable"]));
+            run(Command::new("ip").args(["-n", namespace, "link", "set", "cable", "up"]));
         }
     }
 
     /// Starts `gantry up` and waits until it says that the node is Ready.
     pub fn up(&mut self) {
         self.spawn();
-        self.wait_for_log("is Ready");
+        self.wait_for_log(match self.role {
+            "server" => "join a node",
+            "agent" => "joined",
+            _ => "is Ready",
+        });
     }
 
     /// Starts `gantry up` and returns at once.
@@ -104,10 +133,11 @@ impl Cluster {
         self.log.lock().unwrap().clear();
         let mut child = self
             .inside(GANTRY)
-            .arg("up")
+            .arg(self.role)
             .args(["--data-dir".as_ref(), self.data.path().as_os_str()])
-            .args(["--kubeconfig".as_ref(), self.kubeconfig().as_os_str()])
-            .args(["--node-name", "node-1", "--log", "info"])
+            .args((self.role != "agent").then(|| format!("--kubeconfig={}", self.kubeconfig().display())))
+            .args((self.role != "server").then_some("--node-name=node-1"))
+            .args(["--log", "info"])
             .args(&self.options)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
