@@ -141,6 +141,90 @@ pub struct AgentOptions {
     /// File that names the resolvers for names outside the cluster
     #[arg(long, value_name = "FILE", default_value = "/etc/resolv.conf")]
     pub resolv_conf: PathBuf,
+    /// What the node does when something runs short
+    #[command(flatten)]
+    pub upkeep: UpkeepOptions,
+}
+
+/// The node's upkeep: logs, images, eviction. Names and notation are the kubelet's.
+#[derive(Args, Clone, Debug)]
+pub struct UpkeepOptions {
+    /// Shortages at which pods are evicted at once, SIGNAL<QUANTITY or SIGNAL<PERCENT%, separated by commas
+    #[arg(long, value_name = "LIST", default_value = gantry_kubelet::DEFAULT_HARD)]
+    pub eviction_hard: String,
+    /// Shortages at which pods are evicted after a grace period
+    #[arg(long, value_name = "LIST", default_value = "")]
+    pub eviction_soft: String,
+    /// How long a soft shortage must last, SIGNAL=DURATION, separated by commas
+    #[arg(long, value_name = "LIST", default_value = "")]
+    pub eviction_soft_grace_period: String,
+    /// Greatest grace period, in seconds, of pods evicted by a soft shortage
+    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+    pub eviction_max_pod_grace_period: u64,
+    /// What an eviction must free beyond the threshold, SIGNAL=QUANTITY, separated by commas
+    #[arg(long, value_name = "LIST", default_value = "")]
+    pub eviction_minimum_reclaim: String,
+    /// How long the node reports pressure after it is over
+    #[arg(long, value_name = "DURATION", default_value = "5m0s", value_parser = gantry_kubelet::duration)]
+    pub eviction_pressure_transition_period: Duration,
+    /// Fullness of the disk, in percent, from which unused images are removed
+    #[arg(long, value_name = "PERCENT", default_value_t = 85, value_parser = clap::value_parser!(u64).range(0..=100))]
+    pub image_gc_high_threshold: u64,
+    /// Fullness of the disk, in percent, down to which unused images are removed
+    #[arg(long, value_name = "PERCENT", default_value_t = 80, value_parser = clap::value_parser!(u64).range(0..=100))]
+    pub image_gc_low_threshold: u64,
+    /// Unused images younger than this are kept
+    #[arg(long, value_name = "DURATION", default_value = "2m0s", value_parser = gantry_kubelet::duration)]
+    pub minimum_image_ttl_duration: Duration,
+    /// Size at which a container's log is rotated
+    #[arg(long, value_name = "QUANTITY", default_value = "10Mi", value_parser = size)]
+    pub container_log_max_size: u64,
+    /// Files kept of a container's log
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = log_files)]
+    pub container_log_max_files: usize,
+    /// Most processes in a pod; -1 for no limit
+    #[arg(long, value_name = "N", default_value_t = -1, allow_negative_numbers = true)]
+    pub pod_max_pids: i64,
+}
+
+fn size(text: &str) -> Result<u64, String> {
+    let amount = gantry_api::meta::quantity::Amount::parse(text)?;
+    u64::try_from(amount.value()).ok().filter(|n| *n > 0).ok_or_else(|| "must be positive".into())
+}
+
+fn log_files(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|n| *n > 1).ok_or_else(|| "must be greater than 1".into())
+}
+
+impl UpkeepOptions {
+    /// Takes the options over into the node agent's settings.
+    ///
+    /// # Errors
+    /// Where a threshold is malformed, or the image thresholds are the wrong way round.
+    pub fn apply(&self, kubelet: &mut gantry_kubelet::KubeletConfig) -> anyhow::Result<()> {
+        if self.image_gc_low_threshold >= self.image_gc_high_threshold {
+            let (low, high) = (self.image_gc_low_threshold, self.image_gc_high_threshold);
+            anyhow::bail!("--image-gc-low-threshold {low} must be less than --image-gc-high-threshold {high}");
+        }
+        let thresholds = gantry_kubelet::thresholds(
+            &self.eviction_hard,
+            &self.eviction_soft,
+            &self.eviction_soft_grace_period,
+            &self.eviction_minimum_reclaim,
+        );
+        kubelet.eviction = gantry_kubelet::EvictionConfig {
+            thresholds: thresholds.map_err(|error| anyhow::anyhow!("eviction thresholds: {error}"))?,
+            pressure_transition: self.eviction_pressure_transition_period,
+            max_pod_grace: Duration::from_secs(self.eviction_max_pod_grace_period),
+        };
+        kubelet.image_gc_high_percent = self.image_gc_high_threshold;
+        kubelet.image_gc_low_percent = self.image_gc_low_threshold;
+        kubelet.image_minimum_age = self.minimum_image_ttl_duration;
+        kubelet.log_max_size = self.container_log_max_size;
+        kubelet.log_max_files = self.container_log_max_files;
+        kubelet.pod_pids_limit = (self.pod_max_pids > 0).then_some(self.pod_max_pids);
+        Ok(())
+    }
 }
 
 impl AgentOptions {

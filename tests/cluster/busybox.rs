@@ -75,8 +75,13 @@ pub fn docker_archive(file: &Path, name: &str, marker: &str) {
 
 /// Makes the image [`BUSYBOX`] known to the cluster's node; returns the archive it came from.
 pub fn import(cluster: &Cluster) -> PathBuf {
+    import_as(cluster, BUSYBOX)
+}
+
+/// The same under another name, and with content of its own.
+pub fn import_as(cluster: &Cluster, name: &str) -> PathBuf {
     let file = cluster.data_dir().join("busybox.tar");
-    docker_archive(&file, BUSYBOX, "marker");
+    docker_archive(&file, name, if name == BUSYBOX { "marker" } else { name });
     run(cluster.inside(GANTRY).args(["image", "import", "--data-dir"]).arg(cluster.data_dir()).arg(&file));
     file
 }

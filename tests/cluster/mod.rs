@@ -117,6 +117,11 @@ impl Cluster {
         }
     }
 
+    /// Replaces the options of `gantry up`; the next start has them.
+    pub fn set_options(&mut self, options: &[&str]) {
+        self.options = options.iter().map(|o| (*o).to_owned()).collect();
+    }
+
     /// Starts `gantry up` and waits until it says that the node is Ready.
     pub fn up(&mut self) {
         self.spawn();

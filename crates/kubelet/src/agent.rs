@@ -38,6 +38,8 @@ pub(crate) struct Agent {
     pub machine: Machine,
     pub pulls: Semaphore,
     pub admissions: crate::pod::admission::Admissions,
+    /// What the node is short of, as its conditions say.
+    pub pressure: tokio::sync::watch::Sender<crate::node::object::Pressure>,
 }
 
 impl Agent {

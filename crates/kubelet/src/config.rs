@@ -1,9 +1,11 @@
 //! How a node agent is set up.
 
+use crate::eviction::EvictionConfig;
 use k8s_openapi::api::core::v1::Taint;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// Where the certificate of the agent's HTTPS server comes from.
 #[derive(Debug, Clone)]
@@ -71,10 +73,10 @@ pub struct KubeletConfig {
     pub image_gc_high_percent: u64,
     /// …until it is below this.
     pub image_gc_low_percent: u64,
-    /// Free memory in bytes below which pods are evicted.
-    pub eviction_memory_available: u64,
-    /// Free disk space in percent below which pods are evicted.
-    pub eviction_disk_percent: u64,
+    /// Unused images younger than this are kept.
+    pub image_minimum_age: Duration,
+    /// When pods are refused and evicted.
+    pub eviction: EvictionConfig,
 }
 
 impl KubeletConfig {
@@ -106,8 +108,8 @@ impl KubeletConfig {
             log_max_files: 5,
             image_gc_high_percent: 85,
             image_gc_low_percent: 80,
-            eviction_memory_available: 100 << 20,
-            eviction_disk_percent: 10,
+            image_minimum_age: Duration::from_secs(120),
+            eviction: EvictionConfig::default(),
         }
     }
 

@@ -5,6 +5,7 @@ mod agent;
 pub mod certificates;
 mod config;
 mod error;
+mod eviction;
 mod logs;
 mod node;
 mod pod;
@@ -18,6 +19,7 @@ mod volumes;
 
 pub use config::{KubeletConfig, Serving};
 pub use error::Error;
+pub use eviction::{DEFAULT_HARD, EvictionConfig, Signal, Threshold, duration, thresholds};
 
 use agent::{Agent, PARALLEL_PULLS};
 use gantry_api::clock::Clock;
@@ -26,7 +28,7 @@ use gantry_container::image_service::ImageService;
 use gantry_container::runtime::Runtime;
 use gantry_network::NodeNetwork;
 use gantry_reconcile::{EventRecorder, Informers};
-use k8s_openapi::api::core::v1::{Node, Pod, Service};
+use k8s_openapi::api::core::v1::{Node, NodeStatus, Pod, Service};
 use node::machine::Machine;
 use node::object::Pressure;
 use pod::manager::Manager;
@@ -76,6 +78,7 @@ pub async fn run(
         tokens: Tokens::new(client.clone()),
         pulls: Semaphore::new(PARALLEL_PULLS),
         admissions: Default::default(),
+        pressure: Default::default(),
         runtime: runtime.clone(),
         images,
         network,
@@ -113,9 +116,8 @@ pub async fn run(
     });
     let serving = tokio::spawn(server::run(server));
     spawn(Box::pin(node::lease::run(client.clone(), registered.clone(), clock)));
-    let (pressure, pressed) = tokio::sync::watch::channel(Pressure::default());
-    spawn(Box::pin(keep_status(agent.clone(), registered, pressed)));
-    spawn(Box::pin(node::housekeeping::run(agent.clone(), manager.clone(), pressure)));
+    spawn(Box::pin(keep_status(agent.clone(), registered)));
+    spawn(Box::pin(node::housekeeping::run(agent.clone())));
     // Pods may name services and be matched against the node: both must be known first.
     let known = gantry_reconcile::wait_synced(&[&agent.services, &agent.node], &shutdown).await;
     if known {
@@ -128,6 +130,7 @@ pub async fn run(
         spawn(Box::pin(async move {
             if gantry_reconcile::wait_synced(&[&pods], &stop).await {
                 cleaning.remove_orphans().await;
+                eviction::run(agent, cleaning).await;
             }
         }));
     }
@@ -163,8 +166,10 @@ async fn register(agent: &Agent) -> Node {
     }
 }
 
-async fn keep_status(agent: Arc<Agent>, registered: Node, mut pressure: tokio::sync::watch::Receiver<Pressure>) {
+async fn keep_status(agent: Arc<Agent>, registered: Node) {
     agent.recorder.normal(&registered, "Starting", "Starting kubelet.");
+    tell_conditions(&agent, &registered, None);
+    let mut pressure = agent.pressure.subscribe();
     let mut written = tokio::time::Instant::now();
     let mut current = registered;
     loop {
@@ -183,11 +188,34 @@ async fn keep_status(agent: Arc<Agent>, registered: Node, mut pressure: tokio::s
         let heartbeat = written.elapsed() >= STATUS_HEARTBEAT;
         match node::object::report(&agent.client, &current, &new, heartbeat).await {
             Ok(Some(node)) => {
+                tell_conditions(&agent, &node, current.status.as_ref());
                 current = node;
                 written = tokio::time::Instant::now();
             }
             Ok(None) => {}
             Err(error) => tracing::warn!(%error, "cannot write the node's status"),
         }
+    }
+}
+
+/// Says of the node which conditions have changed since `before`.
+fn tell_conditions(agent: &Agent, node: &Node, before: Option<&NodeStatus>) {
+    let known = before.and_then(|s| s.conditions.as_deref()).unwrap_or_default();
+    for c in node.status.iter().flat_map(|s| s.conditions.iter().flatten()) {
+        if known.iter().any(|k| k.type_ == c.type_ && k.status == c.status) {
+            continue;
+        }
+        let reason = match (c.type_.as_str(), c.status.as_str()) {
+            ("MemoryPressure", "True") => "NodeHasInsufficientMemory",
+            ("MemoryPressure", _) => "NodeHasSufficientMemory",
+            ("DiskPressure", "True") => "NodeHasDiskPressure",
+            ("DiskPressure", _) => "NodeHasNoDiskPressure",
+            ("PIDPressure", "True") => "NodeHasInsufficientPID",
+            ("PIDPressure", _) => "NodeHasSufficientPID",
+            ("Ready", "True") => "NodeReady",
+            ("Ready", _) => "NodeNotReady",
+            _ => continue,
+        };
+        agent.recorder.normal(node, reason, &format!("Node {} status is now: {reason}", agent.cfg.node_name));
     }
 }

@@ -445,6 +445,7 @@ pub(crate) fn world() -> World {
         tokens: Tokens::new(client.clone()),
         pulls: Semaphore::new(PARALLEL_PULLS),
         admissions: Default::default(),
+        pressure: Default::default(),
         runtime: runtime.clone(),
         images: Arc::new(FakeImages(Mutex::default())),
         network: network.clone(),

@@ -64,6 +64,43 @@ async fn tail_offset(file: &mut tokio::fs::File, lines: usize) -> io::Result<(u6
     Ok((0, found + usize::from(unfinished)))
 }
 
+struct Open {
+    file: tokio::fs::File,
+    inode: u64,
+}
+
+/// Opens all files of a log, oldest first. One that is renamed or removed meanwhile makes it look again.
+async fn open_all(path: &Path) -> io::Result<Vec<Open>> {
+    'again: loop {
+        let mut all = Vec::new();
+        for file in files(path)? {
+            match tokio::fs::File::open(&file).await {
+                Ok(file) => {
+                    let inode = file.metadata().await?.ino();
+                    all.push(Open { file, inode });
+                }
+                Err(e) if e.kind() == io::ErrorKind::NotFound => continue 'again,
+                Err(e) => return Err(e),
+            }
+        }
+        return Ok(all);
+    }
+}
+
+/// The file of a log that follows the one of `inode`; the oldest there is where that is gone. `None` while it is the last.
+async fn next_file(path: &Path, inode: u64) -> io::Result<Option<Open>> {
+    match tokio::fs::metadata(path).await {
+        Ok(meta) if meta.ino() == inode => return Ok(None),
+        Ok(_) => {}
+        // Renamed, and not opened anew yet.
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(e),
+    }
+    let mut all = open_all(path).await?;
+    let next = all.iter().position(|o| o.inode == inode).map_or(0, |at| at + 1);
+    Ok((next < all.len()).then(|| all.swap_remove(next)))
+}
+
 struct Sender {
     out: mpsc::Sender<Bytes>,
     options: Options,
@@ -120,7 +157,7 @@ pub(crate) async fn stream(
     if sender.left == 0 {
         return Ok(());
     }
-    let mut all = files(&path)?;
+    let mut all = open_all(&path).await?;
     if all.is_empty() {
         return Err(io::Error::new(io::ErrorKind::NotFound, format!("{} does not exist", path.display())));
     }
@@ -130,8 +167,7 @@ pub(crate) async fn stream(
         let mut first = all.len();
         while first > 0 {
             first -= 1;
-            let mut file = tokio::fs::File::open(&all[first]).await?;
-            let (at, got) = tail_offset(&mut file, lines).await?;
+            let (at, got) = tail_offset(&mut all[first].file, lines).await?;
             offset = at;
             lines -= got.min(lines);
             if lines == 0 {
@@ -141,11 +177,9 @@ pub(crate) async fn stream(
         all.drain(..first);
     }
     let mut current = None;
-    for file in &all {
-        let mut file = tokio::fs::File::open(file).await?;
+    for Open { mut file, inode } in all {
         file.seek(SeekFrom::Start(offset)).await?;
         offset = 0;
-        let inode = file.metadata().await?.ino();
         let mut reader = BufReader::with_capacity(BLOCK as usize, file);
         let mut rest = Vec::new();
         if !copy(&mut reader, &mut rest, &mut sender).await? {
@@ -163,19 +197,14 @@ pub(crate) async fn stream(
             return Ok(());
         }
         // Rotated: the old file is read to its end by now, the new one comes next.
-        match tokio::fs::metadata(&path).await {
-            Ok(meta) if meta.ino() != inode => {
-                if !copy(&mut reader, &mut rest, &mut sender).await? {
-                    return Ok(());
-                }
-                inode = meta.ino();
-                reader = BufReader::with_capacity(BLOCK as usize, tokio::fs::File::open(&path).await?);
-                rest.clear();
-                continue;
+        if let Some(next) = next_file(&path, inode).await? {
+            if !copy(&mut reader, &mut rest, &mut sender).await? {
+                return Ok(());
             }
-            Ok(_) => {}
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-            Err(e) => return Err(e),
+            inode = next.inode;
+            reader = BufReader::with_capacity(BLOCK as usize, next.file);
+            rest.clear();
+            continue;
         }
         if last {
             return Ok(());
@@ -286,6 +315,13 @@ mod tests {
         assert_eq!(parts.recv().await.unwrap(), "late\n");
         std::fs::write(&path, entry(4, "new")).unwrap();
         assert_eq!(parts.recv().await.unwrap(), "new\n");
+        // Two rotations at once: what lies between is not passed over.
+        std::fs::write(dir.path().join("next"), entry(5, "between")).unwrap();
+        std::fs::rename(&path, dir.path().join("0.log.20260101-000001.000")).unwrap();
+        std::fs::rename(dir.path().join("next"), dir.path().join("0.log.20260101-000002.000")).unwrap();
+        std::fs::write(&path, entry(6, "newest")).unwrap();
+        assert_eq!(parts.recv().await.unwrap(), "between\n");
+        assert_eq!(parts.recv().await.unwrap(), "newest\n");
         end.send(()).unwrap();
         assert!(parts.recv().await.is_none());
         task.await.unwrap().unwrap();

@@ -60,10 +60,40 @@ fn cgroup_memory_limit() -> Option<i64> {
     least
 }
 
-/// Size and free bytes of the file system a path is on.
-pub(crate) fn disk(path: &Path) -> std::io::Result<(u64, u64)> {
+/// Size and fullness of a file system: bytes and inodes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct FileSystem {
+    pub capacity: u64,
+    pub available: u64,
+    pub inodes: u64,
+    pub inodes_free: u64,
+}
+
+/// The file system a path is on.
+pub(crate) fn file_system(path: &Path) -> std::io::Result<FileSystem> {
     let s = nix::sys::statvfs::statvfs(path)?;
-    Ok((s.blocks() * s.fragment_size(), s.blocks_available() * s.fragment_size()))
+    Ok(FileSystem {
+        capacity: s.blocks() * s.fragment_size(),
+        available: s.blocks_available() * s.fragment_size(),
+        inodes: s.files(),
+        inodes_free: s.files_available(),
+    })
+}
+
+/// Processes and threads on the machine.
+pub(crate) fn running_tasks() -> Option<u64> {
+    tasks(&read("/proc/loadavg"))
+}
+
+fn tasks(loadavg: &str) -> Option<u64> {
+    loadavg.split(' ').nth(3)?.split('/').nth(1)?.parse().ok()
+}
+
+/// The most of them there can be.
+fn most_tasks() -> i64 {
+    let limit = |path: &str| read(path).parse::<i64>().ok();
+    let limits = [limit("/proc/sys/kernel/pid_max"), limit("/proc/sys/kernel/threads-max")];
+    limits.into_iter().flatten().min().unwrap_or(32768)
 }
 
 fn os_image() -> String {
@@ -94,8 +124,7 @@ impl Machine {
         let memory = cgroup_memory_limit().map_or(memory, |limit| memory.min(limit));
         // Counts the processors this process may use and its cgroup's quota.
         let cpus = std::thread::available_parallelism().map_or(1, |n| n.get());
-        let (storage, _) = disk(&cfg.data_dir)?;
-        let storage = i64::try_from(storage).unwrap_or(i64::MAX);
+        let storage = i64::try_from(file_system(&cfg.data_dir)?.capacity).unwrap_or(i64::MAX);
         let machine_id = [read("/etc/machine-id"), read("/var/lib/dbus/machine-id")];
         let boot_id = read("/proc/sys/kernel/random/boot_id");
         let uuid = read("/sys/class/dmi/id/product_uuid").to_lowercase();
@@ -105,7 +134,7 @@ impl Machine {
             memory,
             storage,
             max_pods: cfg.max_pods.into(),
-            pids: read("/proc/sys/kernel/pid_max").parse().unwrap_or(32768),
+            pids: most_tasks(),
             info: NodeSystemInfo {
                 architecture: architecture().into(),
                 boot_id,
@@ -170,6 +199,12 @@ mod tests {
         assert_eq!(meminfo(text, "MemTotal"), Some(24_000_000 * 1024));
         assert_eq!(meminfo(text, "MemAvailable"), Some(12 * 1024));
         assert_eq!(meminfo(text, "Mem"), None);
+    }
+
+    #[test]
+    fn loadavg_counts_tasks() {
+        assert_eq!(tasks("0.20 0.18 0.12 1/80 11206"), Some(80));
+        assert!(running_tasks().unwrap() > 1);
     }
 
     #[test]

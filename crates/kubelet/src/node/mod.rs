@@ -1,7 +1,7 @@
 //! The node itself: what the machine has, its Node object, its lease.
 
 pub(crate) mod housekeeping;
+pub(crate) mod images;
 pub(crate) mod lease;
 pub(crate) mod machine;
 pub(crate) mod object;
-mod storage;

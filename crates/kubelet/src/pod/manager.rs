@@ -117,6 +117,13 @@ impl Manager {
         self.pods.lock().workers.values().map(|h| h.desired.borrow().pod.clone()).collect()
     }
 
+    /// The pods that run or may come to run: neither ended nor being evicted.
+    pub(crate) fn active(&self) -> Vec<Arc<Pod>> {
+        let pods = self.pods.lock();
+        let desired = pods.workers.values().map(|h| h.desired.borrow());
+        desired.filter(|d| d.evict.is_none() && !super::worker::is_final(&d.pod)).map(|d| d.pod.clone()).collect()
+    }
+
     /// Ends all workers; containers keep running.
     pub(crate) fn stop(&self) {
         for handle in self.pods.lock().workers.values() {

@@ -52,6 +52,9 @@ impl Worker {
     pub(crate) async fn create_sandbox(&mut self) -> Result<(), String> {
         let pod = self.pod.clone();
         let spec = pod.spec.as_ref().ok_or("the pod has no spec")?;
+        if spec.host_users == Some(false) {
+            return Err("can't set `spec.hostUsers: false`, runtime does not support user namespaces".into());
+        }
         let agent = self.agent.clone();
         let host = agent.host_resolver().await;
         let resolver = dns::resolver(spec, names::namespace(&pod), &agent.cluster_dns(), &host);

@@ -43,6 +43,23 @@ pub(crate) fn of(pod: &Pod, container: &Container, profiles: &Path) -> Security 
     }
 }
 
+/// Refuses a pod that wants an AppArmor profile: this runtime sets none, as on a host without AppArmor.
+pub(crate) fn admit_apparmor(pod: &Pod) -> Result<(), super::admission::Refusal> {
+    let Some(spec) = pod.spec.as_ref() else { return Ok(()) };
+    let outer = spec.security_context.as_ref().and_then(|c| c.app_armor_profile.as_ref());
+    let own = spec.containers.iter().chain(spec.init_containers.iter().flatten());
+    let own = own.map(|c| c.security_context.as_ref().and_then(|c| c.app_armor_profile.as_ref()));
+    let ephemeral = spec.ephemeral_containers.iter().flatten();
+    let ephemeral = ephemeral.map(|c| c.security_context.as_ref().and_then(|c| c.app_armor_profile.as_ref()));
+    if own.chain(ephemeral).any(|profile| profile.or(outer).is_some_and(|p| p.type_ != "Unconfined")) {
+        return Err(super::admission::Refusal {
+            reason: "AppArmor".into(),
+            message: "Cannot enforce AppArmor: AppArmor is not enabled on the host".into(),
+        });
+    }
+    Ok(())
+}
+
 /// Checks `runAsNonRoot` against the user that will run. `image_user` is the image's `USER`.
 pub(crate) fn verify_non_root(pod: &Pod, container: &Container, image_user: &str) -> Result<(), Refusal> {
     let outer = pod.spec.as_ref().and_then(|s| s.security_context.as_ref());
@@ -95,6 +112,22 @@ mod tests {
         assert_eq!(b.seccomp, Seccomp::Localhost("/profiles/x.json".into()));
         assert_eq!((b.capabilities_add, b.capabilities_drop), (vec!["NET_ADMIN".to_owned()], vec!["ALL".to_owned()]));
         assert!(b.no_new_privileges && b.read_only_root);
+    }
+
+    #[test]
+    fn apparmor_profiles_are_refused_unless_unconfined() {
+        let admitted = |pod: &str, container: &str| {
+            let context = |t: &str| if t.is_empty() { json!({}) } else { json!({"appArmorProfile": {"type": t}}) };
+            let pod = Pod::from_value(json!({"metadata": {"name": "p"}, "spec": {"securityContext": context(pod),
+                "containers": [{"name": "a", "securityContext": context(container)}]}}));
+            admit_apparmor(&pod.unwrap())
+        };
+        for (pod, container) in [("", ""), ("Unconfined", ""), ("RuntimeDefault", "Unconfined")] {
+            assert_eq!(admitted(pod, container), Ok(()));
+        }
+        for (pod, container) in [("RuntimeDefault", ""), ("", "Localhost"), ("Unconfined", "RuntimeDefault")] {
+            assert_eq!(admitted(pod, container).unwrap_err().reason, "AppArmor");
+        }
     }
 
     #[test]

@@ -8,7 +8,7 @@ use super::sandbox::Sandbox;
 use super::start::Progress;
 use super::state::State;
 use super::status::{self, Verdict, Waiting};
-use super::{message, names};
+use super::{message, names, security};
 use crate::agent::Agent;
 use crate::probe::{Probers, Subject};
 use crate::volumes::{Volumes, payload};
@@ -80,7 +80,7 @@ fn version(pod: &Pod) -> u64 {
     pod.metadata.resource_version.as_deref().and_then(|v| v.parse().ok()).unwrap_or(0)
 }
 
-fn is_final(pod: &Pod) -> bool {
+pub(crate) fn is_final(pod: &Pod) -> bool {
     matches!(pod.status.as_ref().and_then(|s| s.phase.as_deref()), Some("Succeeded" | "Failed"))
 }
 
@@ -229,7 +229,11 @@ impl Worker {
     fn admit(&mut self) {
         let node = self.agent.node.get("", &self.agent.cfg.node_name);
         let allocatable = self.agent.machine.allocatable();
-        match self.agent.admissions.admit(&self.pod, node.as_deref(), &allocatable) {
+        let pressure = *self.agent.pressure.borrow();
+        let admitted = crate::eviction::admit(&self.pod, pressure)
+            .and_then(|()| self.agent.admissions.admit(&self.pod, node.as_deref(), &allocatable))
+            .and_then(|()| security::admit_apparmor(&self.pod));
+        match admitted {
             Ok(()) => self.become_state(State::Active),
             Err(refusal) => {
                 self.agent.recorder.warning(&*self.pod, &refusal.reason, &refusal.message);

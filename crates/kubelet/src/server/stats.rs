@@ -1,7 +1,7 @@
 //! `/stats/summary`: what node, pods and containers use.
 
 use super::{Body, Failure, Server, answer};
-use crate::node::machine::{disk, meminfo};
+use crate::node::machine::{file_system, meminfo, running_tasks};
 use crate::pod::names;
 use gantry_container::runtime::{ContainerFilter, ContainerState, ContainerStatus, SandboxState, SandboxStatus, Stats};
 use http::{Response, StatusCode};
@@ -164,9 +164,17 @@ fn pod(samples: &Samples, usage: &PodUsage) -> Value {
 }
 
 fn fs(server: &Server, now: &str) -> Option<Value> {
-    let (capacity, available) = disk(&server.agent.cfg.data_dir).ok()?;
-    Some(json!({"time": now, "availableBytes": available, "capacityBytes": capacity,
-        "usedBytes": capacity.saturating_sub(available)}))
+    let fs = file_system(&server.agent.cfg.data_dir).ok()?;
+    Some(json!({"time": now, "availableBytes": fs.available, "capacityBytes": fs.capacity,
+        "usedBytes": fs.capacity.saturating_sub(fs.available), "inodes": fs.inodes, "inodesFree": fs.inodes_free,
+        "inodesUsed": fs.inodes.saturating_sub(fs.inodes_free)}))
+}
+
+async fn image_fs(server: &Server, now: &str) -> Option<Value> {
+    let fs = server.agent.images.fs_usage().await.ok()?;
+    Some(json!({"time": now, "availableBytes": fs.available_bytes, "capacityBytes": fs.capacity_bytes,
+        "usedBytes": fs.used_bytes, "inodes": fs.capacity_inodes, "inodesFree": fs.available_inodes,
+        "inodesUsed": fs.used_inodes}))
 }
 
 pub(crate) async fn summary(server: &Server) -> Result<Response<Body>, Failure> {
@@ -199,6 +207,12 @@ pub(crate) async fn summary(server: &Server) -> Result<Response<Body>, Failure> 
     }
     if let Some(fs) = fs(server, &at) {
         node["fs"] = fs;
+    }
+    if let Some(fs) = image_fs(server, &at).await {
+        node["runtime"] = json!({"imageFs": fs.clone(), "containerFs": fs});
+    }
+    if let Some(running) = running_tasks() {
+        node["rlimit"] = json!({"time": at, "maxpid": server.agent.machine.pids, "curproc": running});
     }
     let pods: Vec<Value> = usages.iter().map(|u| pod(&server.samples, u)).collect();
     server.samples.keep(|id| usages.iter().any(|u| u.sandbox.id == id || u.containers.iter().any(|(c, _)| c.id == id)));
