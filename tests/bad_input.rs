@@ -31,7 +31,21 @@ fn starting_in_the_wrong_way() {
         "{error}"
     );
 
+    // A second cluster beside the first needs ranges of its own, and a port.
     let error = fails(&mut up(&["--data-dir", &other, "--kubeconfig", &kubeconfig]));
+    assert!(
+        error.contains("pod CIDR 10.244.0.0/24 overlaps 10.244.0.1, which another gantry on this machine"),
+        "{error}"
+    );
+    assert!(error.contains("choose another range with --pod-cidr"), "{error}");
+    let pods = ["--pod-cidr", "10.245.0.0/16"];
+    let error = fails(&mut up(&[&["--data-dir", &other, "--kubeconfig", &kubeconfig][..], &pods].concat()));
+    assert!(error.contains("service CIDR 10.96.0.0/16 overlaps 10.96.0.0/16"), "{error}");
+    assert!(error.contains("choose another range with --service-cidr"), "{error}");
+    let ranges = ["--data-dir", &other, "--kubeconfig", &kubeconfig, "--service-cidr", "10.97.0.0/16"];
+    let error = fails(&mut up(&[&ranges[..], &pods].concat()));
+    let left = cluster::run(Command::new("ip").args(["-n", &cluster.namespace(), "rule"]));
+    assert!(!left.contains("10.97.0.0"), "a failed start left something behind:\n{left}");
     assert!(
         error.contains("cannot serve the API on 127.0.0.1:6443: the port is taken; choose another with --port"),
         "{error}"

@@ -4,7 +4,7 @@ use super::{join, server};
 use crate::bootstrap::DataDir;
 use crate::cli::AgentCommand;
 use crate::config::{AgentOptions, ClusterOptions};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use gantry_api::clock::Clock;
 use gantry_client::https::Https;
 use gantry_client::{Client, Credentials, HttpsConfig};
@@ -12,7 +12,7 @@ use gantry_container::image_service::ImageService;
 use gantry_container::native::{NativeRuntime, RuntimeConfig};
 use gantry_dns::DnsConfig;
 use gantry_kubelet::{KubeletConfig, Serving};
-use gantry_network::{NodeNetwork, NodeNetworkConfig};
+use gantry_network::{NetworkError, NodeNetwork, NodeNetworkConfig};
 use gantry_proxy::ProxyConfig;
 use ipnet::IpNet;
 use k8s_openapi::jiff::Timestamp;
@@ -109,7 +109,8 @@ pub async fn run(command: AgentCommand) -> Result<()> {
     let name = command.agent.node_name()?;
     println!("gantry {}: joining {} as {name}", env!("CARGO_PKG_VERSION"), command.server_url);
     let identity = join::join(&command, data.path(), &name).await?;
-    let network = open_network(&data, &command.cluster, command.node_cidr, &command.agent, &name).await?;
+    let network =
+        open_network(&data, &command.cluster, ("--node-cidr", command.node_cidr), &command.agent, &name).await?;
     let ip = command.agent.node_ip(network.gateway_ip());
     println!("  joined       {} as {name}", command.server_url);
     let cancel = CancellationToken::new();
@@ -134,14 +135,14 @@ pub async fn run(command: AgentCommand) -> Result<()> {
     }
 }
 
-/// Sets up the node's side of the pod network.
+/// Sets up the node's side of the pod network. `pod_flag` is the option that `node_cidr` comes from.
 ///
 /// # Errors
 /// Where the kernel refuses, with what was being done.
 pub async fn open_network(
     data: &DataDir,
     cluster: &ClusterOptions,
-    node_cidr: IpNet,
+    (pod_flag, node_cidr): (&str, IpNet),
     options: &AgentOptions,
     node_name: &str,
 ) -> Result<NodeNetwork> {
@@ -155,7 +156,13 @@ pub async fn open_network(
         node_ips: options.node_ip.or_else(crate::config::default_route_address).into_iter().collect(),
         mtu: None,
     };
-    NodeNetwork::open(config).await.context("cannot set up the pod network")
+    match NodeNetwork::open(config).await {
+        Err(error @ NetworkError::Overlap { what, .. }) => {
+            let flag = if what == "service CIDR" { "--service-cidr" } else { pod_flag };
+            bail!("{error}; choose another range with {flag}, or stop the other cluster with gantry down")
+        }
+        other => other.context("cannot set up the pod network"),
+    }
 }
 
 /// Opens the container runtime of a data directory and adopts what runs in it.

@@ -29,12 +29,20 @@ pub async fn run(options: UpOptions) -> Result<()> {
     println!("gantry {}: starting in {}", env!("CARGO_PKG_VERSION"), data.path().display());
 
     let cancel = CancellationToken::new();
-    let network =
-        agent::open_network(&data, &options.cluster, options.cluster.first_node_cidr()?, &options.agent, &node_name)
-            .await?;
+    let range = ("--pod-cidr", options.cluster.first_node_cidr()?);
+    let network = agent::open_network(&data, &options.cluster, range, &options.agent, &node_name).await?;
     let gateway = network.gateway_ip();
     let node_ip = options.agent.node_ip(gateway);
-    let api = server::start(&options.server, &options.cluster, &data, Some(gateway), node_ip, &cancel).await?;
+    let api = match server::start(&options.server, &options.cluster, &data, Some(gateway), node_ip, &cancel).await {
+        Ok(api) => api,
+        Err(error) => {
+            // A start that failed leaves nothing behind; pods of an earlier one keep what they stand on.
+            if network.addresses().await.is_empty() {
+                network.teardown().await.context("cannot undo the pod network")?;
+            }
+            return Err(error);
+        }
+    };
     println!("  API server   {}  ({})", api.url, elapsed(started));
     println!("  kubeconfig   {}", options.server.kubeconfig.display());
 

@@ -222,6 +222,11 @@ impl Cluster {
         child.wait().unwrap();
     }
 
+    /// Name of the cluster's network namespace, for `ip -n`.
+    pub fn namespace(&self) -> String {
+        self.namespace.clone()
+    }
+
     /// The cluster's network namespace, for [`enter`].
     pub fn network(&self) -> std::fs::File {
         std::fs::File::open(format!("/run/netns/{}", self.namespace)).unwrap()

@@ -10,6 +10,16 @@ pub enum NetworkError {
     /// The configuration cannot work, whatever the machine's state.
     #[error("network configuration: {0}")]
     Config(String),
+    /// Another instance on this machine uses a part of a range.
+    #[error("{what} {range} overlaps {taken}, which another gantry on this machine uses")]
+    Overlap {
+        /// `pod CIDR` or `service CIDR`.
+        what: &'static str,
+        /// The range.
+        range: IpNet,
+        /// The other's range or address.
+        taken: String,
+    },
     /// Every address of a pod CIDR is in use.
     #[error("no free address in pod CIDR {cidr}: all {used} usable addresses are in use")]
     Exhausted {

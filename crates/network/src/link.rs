@@ -10,7 +10,7 @@ use std::{
 use futures::TryStreamExt;
 use ipnet::IpNet;
 use rtnetlink::{
-    Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder,
+    Handle, IpVersion, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder,
     packet_route::{
         AddressFamily,
         address::{AddressAttribute, AddressFlags},
@@ -305,6 +305,63 @@ impl RouteSocket {
         Ok(route)
     }
 
+    /// What other instances hold on this machine, by the routing rules and routes they made: ranges of services, and
+    /// addresses of nodes and pods. `tables` are those of all instances' fallback routes, `own` is this instance's;
+    /// `prefix` is what its interface names start with.
+    pub(crate) async fn foreign(
+        &self,
+        tables: std::ops::RangeInclusive<u32>,
+        own: u32,
+        prefix: &str,
+    ) -> Result<(Vec<IpNet>, Vec<IpAddr>), NetworkError> {
+        let foreign = |table: u32| table != own && tables.contains(&table);
+        let mut services = Vec::new();
+        for version in [IpVersion::V4, IpVersion::V6] {
+            let mut rules = self.handle.rule().get(version).execute();
+            while let Some(rule) = rules.try_next().await.map_err(NetworkError::netlink("list routing rules"))? {
+                let table = rule.attributes.iter().find_map(|a| match a {
+                    RuleAttribute::Table(table) => Some(*table),
+                    _ => None,
+                });
+                let to = rule.attributes.iter().find_map(|a| match a {
+                    RuleAttribute::Destination(to) => IpNet::new(*to, rule.header.dst_len).ok(),
+                    _ => None,
+                });
+                if table.is_some_and(foreign) {
+                    services.extend(to);
+                }
+            }
+        }
+        let others: Vec<u32> =
+            self.links().await?.into_iter().filter(|(name, _)| !name.starts_with(prefix)).map(|(_, i)| i).collect();
+        let mut addresses = Vec::new();
+        let dumps = [RouteMessageBuilder::<Ipv4Addr>::new().build(), RouteMessageBuilder::<Ipv6Addr>::new().build()];
+        for dump in dumps {
+            let mut routes = self.handle.route().get(dump).execute();
+            while let Some(route) = routes.try_next().await.map_err(NetworkError::netlink("list routes"))? {
+                if route.header.protocol != ROUTE_PROTOCOL {
+                    continue;
+                }
+                let (mut table, mut to, mut source, mut through) = (u32::from(route.header.table), None, None, None);
+                for attribute in &route.attributes {
+                    match attribute {
+                        RouteAttribute::Table(t) => table = *t,
+                        RouteAttribute::Destination(a) => to = address(a),
+                        RouteAttribute::PrefSource(a) => source = address(a),
+                        RouteAttribute::Oif(index) => through = Some(*index),
+                        _ => {}
+                    }
+                }
+                if foreign(table) {
+                    addresses.extend(source);
+                } else if !tables.contains(&table) && through.is_some_and(|i| others.contains(&i)) {
+                    addresses.extend(to);
+                }
+            }
+        }
+        Ok((services, addresses))
+    }
+
     /// The MTU of the link the IPv4 default route leads over, if there is one.
     pub(crate) async fn default_route_mtu(&self) -> Result<Option<u32>, NetworkError> {
         let mut routes = self.handle.route().get(RouteMessageBuilder::<Ipv4Addr>::new().build()).execute();
@@ -369,6 +426,14 @@ impl RouteSocket {
                 .retain(|a| !matches!(a, RouteAttribute::Destination(RouteAddress::Inet(_) | RouteAddress::Inet6(_))));
         }
         Ok(message)
+    }
+}
+
+fn address(of_route: &RouteAddress) -> Option<IpAddr> {
+    match of_route {
+        RouteAddress::Inet(ip) => Some((*ip).into()),
+        RouteAddress::Inet6(ip) => Some((*ip).into()),
+        _ => None,
     }
 }
 

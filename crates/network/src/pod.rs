@@ -109,6 +109,7 @@ impl NodeNetwork {
             });
         }
         let routes = RouteSocket::open()?;
+        refuse_overlaps(&config, &routes).await?;
         routes.loopback_up().await?;
         for range in &ranges {
             let family = if range.gateway().is_ipv4() { "net/ipv4/ip_forward" } else { "net/ipv6/conf/all/forwarding" };
@@ -408,6 +409,23 @@ fn check(config: &NodeNetworkConfig) -> Result<(), NetworkError> {
     }
     if config.instance.is_empty() || !config.instance.bytes().all(|b| b.is_ascii_alphanumeric()) {
         return bad(format!("instance id {:?} is not made of letters and digits", config.instance));
+    }
+    Ok(())
+}
+
+/// Two instances with overlapping ranges would lead each other's packets astray, so the second must not start.
+async fn refuse_overlaps(config: &NodeNetworkConfig, routes: &RouteSocket) -> Result<(), NetworkError> {
+    let tables = FIRST_FALLBACK_TABLE..=FIRST_FALLBACK_TABLE | u32::from(u16::MAX);
+    let own = fallback_table(&config.instance);
+    let (services, addresses) = routes.foreign(tables, own, &interface_prefix(&config.instance)).await?;
+    let mut ranges: Vec<(&'static str, IpNet)> = config.pod_cidrs.iter().map(|c| ("pod CIDR", *c)).collect();
+    ranges.push(("service CIDR", config.service_cidr));
+    for (what, range) in ranges {
+        let network = services.iter().find(|s| s.contains(&range) || range.contains(*s)).map(ToString::to_string);
+        let address = addresses.iter().find(|a| range.contains(*a)).map(ToString::to_string);
+        if let Some(taken) = network.or(address) {
+            return Err(NetworkError::Overlap { what, range, taken });
+        }
     }
     Ok(())
 }

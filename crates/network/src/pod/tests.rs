@@ -279,3 +279,35 @@ fn how_long_attaching_takes() {
         println!("detach: {:?} each", start.elapsed() / 20);
     });
 }
+
+#[test]
+fn two_instances_do_not_share_ranges() {
+    isolated(async {
+        let (dir, other) = (tempfile::tempdir().expect("directory"), tempfile::tempdir().expect("directory"));
+        let network = NodeNetwork::open(config(dir.path())).await.expect("open");
+        let pod = Namespace::new();
+        network.attach("ns/a", pod.path(), AttachOptions::default()).await.expect("attach");
+        let second = |pods: &str, services: &str| NodeNetworkConfig {
+            instance: "t2".into(),
+            pod_cidrs: vec![pods.parse().expect("cidr")],
+            cluster_cidrs: vec![],
+            service_cidr: services.parse().expect("cidr"),
+            ..config(other.path())
+        };
+        for (pods, services, says) in [
+            ("10.201.0.0/24", "10.204.0.0/16", "pod CIDR 10.201.0.0/24 overlaps 10.201.0.1"),
+            ("10.201.0.0/16", "10.204.0.0/16", "pod CIDR 10.201.0.0/16 overlaps 10.201.0.1"),
+            ("10.203.0.0/24", "10.202.128.0/17", "service CIDR 10.202.128.0/17 overlaps 10.202.0.0/16"),
+            ("10.202.3.0/24", "10.204.0.0/16", "pod CIDR 10.202.3.0/24 overlaps 10.202.0.0/16"),
+        ] {
+            let error = NodeNetwork::open(second(pods, services)).await.err().expect("overlap").to_string();
+            assert!(error.starts_with(says), "{error}");
+        }
+        let beside = NodeNetwork::open(second("10.203.0.0/24", "10.204.0.0/16")).await.expect("beside");
+        // Neither is in its own way.
+        drop(NodeNetwork::open(config(dir.path())).await.expect("again"));
+        beside.teardown().await.expect("teardown");
+        network.detach("ns/a").await.expect("detach");
+        network.teardown().await.expect("teardown");
+    });
+}
