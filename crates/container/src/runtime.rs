@@ -127,8 +127,13 @@ pub enum MountSource {
         /// Greatest size; the kernel's default when absent.
         size: Option<u64>,
     },
-    /// The root file system of an image, read-only.
-    Image(String),
+    /// The root file system of an image, or a path in it; read-only, and nothing in it can be executed.
+    Image {
+        /// Image reference; must be in the store.
+        reference: String,
+        /// A directory or file in it instead of its root. Links in it lead nowhere outside the image.
+        sub_path: Option<PathBuf>,
+    },
 }
 
 /// A mount in a container.

@@ -75,16 +75,35 @@ fn mount_overlay(root: &RootFs) -> Outcome<()> {
     sys::mount("overlay", &root.target, "overlay", 0, &data).context(|| format!("mount overlay {data}"))
 }
 
-fn mount_layers(dir: &Path, layers: &[String], target: &OwnedFd) -> Outcome<()> {
+/// A detached mount of an image, or of a path in it.
+fn image_tree(root: &OwnedFd, dir: &Path, layers: &[String], sub_path: Option<&Path>) -> Outcome<OwnedFd> {
     std::env::set_current_dir(dir).context(|| format!("chdir {}", dir.display()))?;
+    let directory = libc::O_PATH | libc::O_DIRECTORY;
+    // The layers lie for a moment on a directory that every container has: nothing needs to be made or removed for it.
+    let scratch = Path::new("/proc");
+    let below = sys::open_in_root(root, scratch, directory).context(|| "open /proc".into())?;
     if let [only] = layers {
         let mount = sys::clone_mount(Path::new(only), false).context(|| format!("image layer {only}"))?;
-        sys::set_mount_attributes(&mount, sys::ATTR_RDONLY, 0, false).context(|| "read-only image mount".into())?;
-        return sys::attach_mount(&mount, target).context(|| "attach image mount".into());
+        sys::attach_mount(&mount, &below).context(|| "attach image mount".into())?;
+    } else {
+        let data = format!("lowerdir={}", layers.join(":"));
+        sys::mount("overlay", &through(&below), "overlay", libc::MS_RDONLY, &data)
+            .context(|| format!("mount overlay {data}"))?;
     }
-    let data = format!("lowerdir={}", layers.join(":"));
-    sys::mount("overlay", &through(target), "overlay", libc::MS_RDONLY, &data)
-        .context(|| format!("mount overlay {data}"))
+    let image = sys::open_in_root(root, scratch, directory).context(|| "open an image mount".into())?;
+    let tree = (|| {
+        let wanted = sub_path.unwrap_or(Path::new("/"));
+        let part = sys::open_in_root(&image, wanted, libc::O_PATH)
+            .context(|| format!("path {} in the image", wanted.display()))?;
+        let tree = sys::clone_mount(&through(&part), false).context(|| "image mount".into())?;
+        sys::set_mount_attributes(&tree, sys::ATTR_RDONLY | sys::ATTR_NOEXEC, libc::MS_PRIVATE, false)
+            .context(|| "read-only image mount".into())?;
+        Ok(tree)
+    })();
+    let place = sys::c_path(&through(&image)).context(|| "image mount".into())?;
+    // SAFETY: the path is a valid C string.
+    check(unsafe { libc::umount2(place.as_ptr(), libc::MNT_DETACH) }).context(|| "unmount an image".into())?;
+    tree
 }
 
 fn standard_mounts(spec: &InitSpec, root: &OwnedFd) -> Outcome<()> {
@@ -170,9 +189,11 @@ fn one_mount(root: &OwnedFd, mount: &InitMount, source: Option<OwnedFd>) -> Outc
             sys::mount("tmpfs", &through(&target), "tmpfs", flags, &data)
                 .context(|| format!("mount tmpfs on {}", place()))
         }
-        (InitMountSource::Layers { dir, layers }, _) => {
-            let target = make_target(root, &mount.destination, true)?;
-            mount_layers(dir, layers, &target)
+        (InitMountSource::Layers { dir, layers, sub_path }, _) => {
+            let tree = image_tree(root, dir, layers, sub_path.as_deref())?;
+            let is_dir = fs::metadata(through(&tree)).context(|| "stat an image mount".into())?.is_dir();
+            let target = make_target(root, &mount.destination, is_dir)?;
+            sys::attach_mount(&tree, &target).context(|| format!("mount an image on {}", place()))
         }
     }
 }

@@ -83,12 +83,14 @@ pub enum InitMountSource {
         /// Bytes.
         size: Option<u64>,
     },
-    /// Image layers, read-only.
+    /// Image layers, read-only and not executable.
     Layers {
         /// Directory that holds the layer directories.
         dir: PathBuf,
         /// Layer directory names, topmost first.
         layers: Vec<String>,
+        /// What of the image is mounted; all of it when absent.
+        sub_path: Option<PathBuf>,
     },
 }
 

@@ -16,6 +16,8 @@ const RESOLVE_NO_MAGICLINKS: u64 = 0x02;
 
 /// `MOUNT_ATTR_RDONLY`.
 pub(super) const ATTR_RDONLY: u64 = 1;
+/// `MOUNT_ATTR_NOEXEC`.
+pub(super) const ATTR_NOEXEC: u64 = 8;
 
 #[repr(C)]
 struct OpenHow {

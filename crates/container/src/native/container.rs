@@ -120,10 +120,12 @@ impl Work {
     /// Everything up to the process: image, user, directories, cgroup, files.
     fn prepare(&self, images: &mut Images) -> Result<ContainerRecord> {
         let config = &self.config;
+        // Until the record is written, which tells of the use.
+        let _use = self.inner.images.use_guard()?;
         let image = images.retain(&config.image)?;
         let mut volumes = Volumes::new();
         for mount in &config.mounts {
-            if let MountSource::Image(reference) = &mount.source
+            if let MountSource::Image { reference, .. } = &mount.source
                 && !volumes.contains_key(reference)
             {
                 volumes.insert(reference.clone(), images.retain(reference)?);

@@ -172,12 +172,16 @@ fn mounts(parts: &Parts<'_>) -> Result<Vec<InitMount>> {
                 InitMountSource::Bind(path.clone())
             }
             MountSource::Tmpfs { size } => InitMountSource::Tmpfs { size: *size },
-            MountSource::Image(reference) => {
+            MountSource::Image { reference, sub_path } => {
                 let image = parts
                     .volumes
                     .get(reference)
                     .ok_or_else(|| Error::ImageNotFound { reference: reference.clone() })?;
-                InitMountSource::Layers { dir: image.layers_dir.clone(), layers: image.layers.clone() }
+                InitMountSource::Layers {
+                    dir: image.layers_dir.clone(),
+                    layers: image.layers.clone(),
+                    sub_path: sub_path.clone(),
+                }
             }
         };
         list.push(InitMount {

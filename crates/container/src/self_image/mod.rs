@@ -6,6 +6,7 @@ mod http;
 mod load;
 mod lookup;
 mod serve;
+mod udp;
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -31,6 +32,7 @@ usage: self COMMAND
                             print what an http:// or https:// URL answers
   nslookup NAME             resolve a name as /etc/resolv.conf says
   tcp-echo PORT             send back what comes, over TCP and UDP
+  udp HOST:PORT TEXT…       send a datagram, print the answer
   grpc-health [--not-serving] PORT
                             answer gRPC health checks";
 
@@ -93,6 +95,7 @@ fn run(args: &[&str]) -> Outcome {
         ["get", rest @ ..] => http::get(rest),
         ["nslookup", name] => lookup::nslookup(name),
         ["grpc-health", rest @ ..] => grpc::health(rest),
+        ["udp", target, text @ ..] => udp::ask(target, &text.join(" ")),
         ["tcp-echo", port] => serve::tcp_echo(port),
         ["help" | "--help" | "-h"] => print(&format!("{USAGE}\n")),
         _ => {

@@ -8,7 +8,8 @@ use gantry_api::meta::quantity::ResourceList;
 use gantry_client::{Api, Client, Error, Patch, PatchParams, PostParams};
 use gantry_container::image_service::ImageService;
 use k8s_openapi::api::core::v1::{
-    ContainerImage, DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeSpec, NodeStatus,
+    ContainerImage, DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeFeatures,
+    NodeRuntimeHandler, NodeRuntimeHandlerFeatures, NodeSpec, NodeStatus,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::{Map, Value, json};
@@ -121,6 +122,15 @@ pub(crate) async fn status(
         }),
         images: Some(images(service).await),
         node_info: Some(machine.info.clone()),
+        features: Some(NodeFeatures { supplemental_groups_policy: Some(true) }),
+        runtime_handlers: Some(vec![NodeRuntimeHandler {
+            // The default handler: there are no others.
+            name: Some(String::new()),
+            features: Some(NodeRuntimeHandlerFeatures {
+                recursive_read_only_mounts: Some(true),
+                user_namespaces: Some(false),
+            }),
+        }]),
         ..NodeStatus::default()
     }
 }

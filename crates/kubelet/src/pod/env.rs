@@ -1,7 +1,9 @@
 //! A container's environment: service variables, `envFrom`, `env`, and the expansion of `$(NAME)`.
 
+use super::env_file;
 use super::fields::{self, FieldContext};
 use crate::references::{Lookup, ReferenceError, References};
+use crate::volumes::Volumes;
 use k8s_openapi::api::core::v1::{ConfigMap, Container, EnvVar, Pod, Secret, Service};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -123,6 +125,8 @@ pub(crate) struct Sources<'a> {
     pub config_maps: &'a References<ConfigMap>,
     pub secrets: &'a References<Secret>,
     pub fields: &'a FieldContext,
+    /// The pod's volumes, for variables that stand in a file.
+    pub volumes: &'a Volumes,
 }
 
 impl Sources<'_> {
@@ -172,6 +176,25 @@ impl Sources<'_> {
                 Some(v) => Ok(Some(String::from_utf8_lossy(&v.0).into_owned())),
                 None if optional => Ok(None),
                 None => Err(format!("couldn't find key {} in Secret {namespace}/{}", k.key, k.name)),
+            };
+        }
+        if let Some(k) = &from.file_key_ref {
+            let volume = self.volumes.directory_of(&k.volume_name);
+            let volume = volume
+                .ok_or_else(|| format!("cannot find the volume {:?} referenced by FileKeyRef", k.volume_name))?
+                .to_owned();
+            let (file, key) = (k.path.clone(), k.key.clone());
+            // The pod may have put anything there: it is read away from the other pods' tasks.
+            let shown = volume.join(&file);
+            let read = tokio::task::spawn_blocking(move || env_file::value(&volume, &file, &key)).await;
+            let value = read.map_err(|e| e.to_string())?.map_err(|error| {
+                tracing::info!(file = %shown.display(), error, "cannot parse a file of variables");
+                "couldn't parse env file".to_owned()
+            })?;
+            return match value.filter(|v| !v.is_empty()) {
+                Some(v) => Ok(Some(v)),
+                None if k.optional == Some(true) => Ok(None),
+                None => Err(format!("environment variable key {:?} not found in file {shown:?}", k.key)),
             };
         }
         Err(format!("environment variable {} has a source that is not supported", variable.name))
@@ -307,7 +330,8 @@ mod tests {
             Secret::from_value(json!({"metadata": {"name": "s", "namespace": "ns"}, "data": {"P": "cHc="}})).unwrap(),
         ]);
         let cx = FieldContext::default();
-        let sources = Sources { config_maps: &config_maps, secrets: &secrets, fields: &cx };
+        let volumes = Volumes::new("/nowhere".into());
+        let sources = Sources { config_maps: &config_maps, secrets: &secrets, fields: &cx, volumes: &volumes };
         let pod = Pod::from_value(json!({"metadata": {"name": "p", "namespace": "ns"}, "spec": {"containers": [{
             "name": "a",
             "envFrom": [{"configMapRef": {"name": "c"}}, {"prefix": "S_", "secretRef": {"name": "s"}},

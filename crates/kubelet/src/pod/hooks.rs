@@ -10,6 +10,9 @@ use std::time::Duration;
 /// Longest an HTTP hook may take where nothing else limits it.
 const HTTP_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// What the TLS client says of an answer that is none of TLS.
+const NOT_TLS: &str = "received corrupt message of type InvalidContentType";
+
 /// Runs a hook to its end. The error is the sentence for the event.
 pub(crate) async fn run(
     hook: &LifecycleHandler,
@@ -44,18 +47,22 @@ pub(crate) async fn run(
             k8s_openapi::apimachinery::pkg::util::intstr::IntOrString::Int(0) => 80,
             other => port(other, container)?,
         };
-        let target = Target::new(action, &address, number);
-        return match get(&target, HTTP_TIMEOUT).await {
-            Ok(answer) if answer.status < 400 => Ok(()),
-            Ok(answer) => Err(format!(
-                "HTTP lifecycle hook ({}) for Container {:?} failed - error: HTTP status {}, message: {:?}",
-                target.path, container.name, answer.status, answer.body
-            )),
-            Err(error) => Err(format!(
-                "HTTP lifecycle hook ({}) for Container {:?} failed - error: {error}",
-                target.path, container.name
-            )),
-        };
+        let mut target = Target::new(action, &address, number);
+        let named = |target: &Target, name: &str| target.headers.iter().any(|(n, _)| n.eq_ignore_ascii_case(name));
+        if !named(&target, "user-agent") {
+            target.headers.push(("User-Agent".into(), "kube-lifecycle/1.37".into()));
+        }
+        let mut result = get(&target, HTTP_TIMEOUT).await;
+        if target.https && result.as_ref().is_err_and(|e| e.contains(NOT_TLS)) {
+            // As upstream: a server that does not speak TLS is asked without, but gets no credentials.
+            target.https = false;
+            target.headers.retain(|(name, _)| !name.eq_ignore_ascii_case("authorization"));
+            result = get(&target, HTTP_TIMEOUT).await;
+        }
+        // Any answer will do: the hook is to be called, what comes of it is not looked at.
+        return result.map(drop).map_err(|error| {
+            format!("HTTP lifecycle hook ({}) for Container {:?} failed - error: {error}", target.path, container.name)
+        });
     }
     if let Some(sleep) = &hook.sleep {
         tokio::time::sleep(Duration::from_secs(u64::try_from(sleep.seconds).unwrap_or(0))).await;

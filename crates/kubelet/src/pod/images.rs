@@ -24,6 +24,22 @@ pub(crate) struct Failure {
     pub retry: bool,
 }
 
+/// An image that a container needs: the container's name and the image's reference.
+pub(crate) type Wanted = (String, String);
+
+/// The images a container needs: its own, then those of the volumes it mounts, each as a container that had it as its own.
+pub(crate) fn needed(pod: &Pod, container: &Container) -> Vec<Container> {
+    let volumes = pod.spec.iter().flat_map(|s| s.volumes.iter().flatten());
+    let mounted = volumes.filter(|v| container.volume_mounts.iter().flatten().any(|m| m.name == v.name));
+    let of_volumes = mounted.filter_map(|v| v.image.as_ref()).map(|source| Container {
+        name: container.name.clone(),
+        image: source.reference.clone(),
+        image_pull_policy: source.pull_policy.clone(),
+        ..Container::default()
+    });
+    std::iter::once(container.clone()).chain(of_volumes).collect()
+}
+
 /// Whether an image that is present must still be pulled.
 pub(crate) fn policy(container: &Container) -> &str {
     match container.image_pull_policy.as_deref() {

@@ -33,6 +33,8 @@ struct Pods {
 pub(crate) struct Manager {
     agent: Arc<Agent>,
     pods: Arc<Mutex<Pods>>,
+    /// Told when a worker has ended.
+    ended: Arc<Notify>,
 }
 
 /// The pod a sandbox id (`<uid>_<attempt>`) belongs to.
@@ -48,12 +50,14 @@ impl Manager {
             let uid = s.labels.get(names::POD_UID).map_or_else(|| uid_of(&s.id).to_owned(), Clone::clone);
             pods.found.entry(uid).or_default().push(s);
         }
-        Arc::new(Self { agent, pods: Arc::new(Mutex::new(pods)) })
+        Arc::new(Self { agent, pods: Arc::new(Mutex::new(pods)), ended: Arc::default() })
     }
 
-    /// Takes note of a change of one of the node's pods. Must be called inside a tokio runtime.
+    /// Takes note of a change of one of the node's pods. Mirror pods stand for what runs anyway. Must be called inside a
+    /// tokio runtime.
     pub(crate) fn change(&self, change: &Change<Pod>) {
         match change {
+            change if names::is_mirror(change.object()) => {}
             Change::Added(pod) => self.update(pod),
             Change::Modified { old, new } => {
                 // Deleted and made anew under the same name.
@@ -66,7 +70,8 @@ impl Manager {
         }
     }
 
-    fn update(&self, pod: &Arc<Pod>) {
+    /// Starts a worker for a pod, or tells the one it has.
+    pub(crate) fn update(&self, pod: &Arc<Pod>) {
         let uid = names::uid(pod).to_owned();
         let mut pods = self.pods.lock();
         if let Some(handle) = pods.workers.get(&uid) {
@@ -76,11 +81,11 @@ impl Manager {
         if pods.done.contains(&uid) {
             return;
         }
-        let (sender, desired) = watch::channel(Desired { pod: pod.clone(), removed: false, evict: None });
+        let (sender, desired) = watch::channel(Desired { pod: pod.clone(), removed: false, evict: None, mirror: None });
         let wake = Arc::new(Notify::new());
         let found = pods.found.remove(&uid).unwrap_or_default();
         let worker = Worker::new(self.agent.clone(), desired, wake.clone());
-        let (all, key) = (self.pods.clone(), uid.clone());
+        let (all, key, ended) = (self.pods.clone(), uid.clone(), self.ended.clone());
         let task = tokio::spawn(async move {
             worker.run(found).await;
             let mut pods = all.lock();
@@ -89,11 +94,14 @@ impl Manager {
             {
                 pods.done.insert(key);
             }
+            drop(pods);
+            ended.notify_one();
         });
         pods.workers.insert(uid, Handle { desired: sender, wake, task: task.abort_handle() });
     }
 
-    fn remove(&self, pod: &Arc<Pod>) {
+    /// Has the worker of a pod that is gone end it.
+    pub(crate) fn remove(&self, pod: &Arc<Pod>) {
         let uid = names::uid(pod);
         let mut pods = self.pods.lock();
         pods.done.remove(uid);
@@ -110,6 +118,29 @@ impl Manager {
         if let Some(handle) = self.pods.lock().workers.get(uid) {
             handle.desired.send_modify(|d| d.evict = Some((verdict, grace)));
         }
+    }
+
+    /// Tells the worker of a static pod which mirror to report to.
+    pub(crate) fn show(&self, uid: &str, mirror: &Arc<Pod>) {
+        if let Some(handle) = self.pods.lock().workers.get(uid) {
+            handle.desired.send_if_modified(|d| {
+                let new = d.mirror.as_ref().is_none_or(|m| m.metadata.uid != mirror.metadata.uid);
+                if new {
+                    d.mirror = Some(mirror.clone());
+                }
+                new
+            });
+        }
+    }
+
+    /// Waits until a worker has ended. One that did before the call counts.
+    pub(crate) async fn ended(&self) {
+        self.ended.notified().await;
+    }
+
+    /// The static pods that have a worker.
+    pub(crate) fn static_pods(&self) -> Vec<Arc<Pod>> {
+        self.list().into_iter().filter(|p| names::is_static(p)).collect()
     }
 
     /// The pods that have a worker.

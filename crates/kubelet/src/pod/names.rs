@@ -1,5 +1,6 @@
 //! How a pod and its containers are named in the runtime, on disk, in messages and events.
 
+use gantry_api::core::pod::MIRROR_ANNOTATION;
 use k8s_openapi::api::core::v1::{Container, EphemeralContainer, ObjectReference, Pod, PodSpec};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -20,6 +21,13 @@ pub(crate) const TERMINATION_FILE: &str = "io.kubernetes.container.terminationMe
 /// Annotation: `File` or `FallbackToLogsOnError`.
 pub(crate) const TERMINATION_POLICY: &str = "io.kubernetes.container.terminationMessagePolicy";
 
+/// Annotation of a static pod: where it comes from (`file`).
+pub(crate) const CONFIG_SOURCE: &str = "kubernetes.io/config.source";
+/// Annotation of a static pod: what tells its manifest from others.
+pub(crate) const CONFIG_HASH: &str = "kubernetes.io/config.hash";
+/// Annotation of a static pod: when the node first saw it.
+pub(crate) const CONFIG_SEEN: &str = "kubernetes.io/config.seen";
+
 /// Prefix of container ids in statuses.
 pub(crate) const ID_SCHEME: &str = "gantry://";
 
@@ -33,6 +41,20 @@ pub(crate) fn name(pod: &Pod) -> &str {
 
 pub(crate) fn uid(pod: &Pod) -> &str {
     pod.metadata.uid.as_deref().unwrap_or_default()
+}
+
+fn annotated(pod: &Pod, key: &str) -> bool {
+    pod.metadata.annotations.as_ref().is_some_and(|a| a.contains_key(key))
+}
+
+/// Whether this is the API's image of a static pod.
+pub(crate) fn is_mirror(pod: &Pod) -> bool {
+    annotated(pod, MIRROR_ANNOTATION)
+}
+
+/// Whether this is a pod of the node's own, from a manifest. Only the node's own objects lack a version of the API's.
+pub(crate) fn is_static(pod: &Pod) -> bool {
+    pod.metadata.resource_version.is_none() && annotated(pod, CONFIG_SOURCE)
 }
 
 /// `name_namespace(uid)`, as messages name a pod.

@@ -3,6 +3,7 @@
 use super::plan::{Kill, Observed};
 use super::worker::Worker;
 use super::{names, resources};
+use gantry_api::meta::quantity::Amount;
 use gantry_container::runtime::{ContainerState, ContainerStatus, Resources};
 use k8s_openapi::api::core::v1::Container;
 
@@ -49,23 +50,65 @@ impl Worker {
         of.collect()
     }
 
+    /// Notes what a container gets that is about to be made. A change that waits does not count yet.
+    pub(crate) fn allocate(&mut self, container: &mut Container) {
+        let given = self.allocated.get(&container.name).filter(|_| self.resize_pending.is_some());
+        match given {
+            Some(given) => container.resources = Some(given.clone()),
+            None => self.note_allocation(&container.clone()),
+        }
+    }
+
+    fn note_allocation(&mut self, container: &Container) {
+        self.allocated.insert(container.name.clone(), container.resources.clone().unwrap_or_default());
+    }
+
+    /// Takes over what an earlier run of the agent gave, as the status tells.
+    pub(crate) fn adopt_allocations(&mut self) {
+        let Some(status) = &self.pod.status else { return };
+        let all = status.container_statuses.iter().chain(&status.init_container_statuses).flatten();
+        self.allocated.extend(all.filter_map(|s| Some((s.name.clone(), s.resources.clone()?))));
+    }
+
+    /// Why the node will never have what the pod asks for.
+    fn infeasible(&self) -> Option<String> {
+        let wanted = self.pod.spec.as_ref().map(gantry_api::core::pod::resources::pod_requests)?;
+        let capacity = self.agent.machine.allocatable();
+        let too_much = |name: &str| {
+            let (wanted, there) = (wanted.get(name)?, capacity.get(name).copied().unwrap_or_default());
+            let shown = |a: &Amount| if name == "cpu" { a.milli_value() } else { a.value() };
+            (*wanted > there).then(|| {
+                let (wanted, there) = (shown(wanted), shown(&there));
+                format!("Node didn't have enough capacity: {name}, requested: {wanted}, capacity: {there}")
+            })
+        };
+        too_much("memory").or_else(|| too_much("cpu"))
+    }
+
     /// Applies changed resources. Returns containers that have to be restarted for it.
     pub(crate) async fn resize(&mut self, observed: &Observed) -> Vec<Kill> {
         let due = self.resizes(observed);
-        if due.is_empty() {
+        let spec = self.pod.spec.clone().unwrap_or_default();
+        let every = || spec.containers.iter().chain(spec.init_containers.iter().flatten());
+        let differs = every().any(|c| {
+            let wanted = c.resources.clone().unwrap_or_default();
+            self.allocated.get(&c.name).is_some_and(|given| *given != wanted)
+        });
+        if due.is_empty() && !differs {
             self.resize_pending = None;
+            return Vec::new();
+        }
+        if let Some(message) = self.infeasible() {
+            self.resize_pending = Some(Pending { reason: "Infeasible", message });
             return Vec::new();
         }
         let agent = self.agent.clone();
         if let Err(refusal) = agent.admissions.admit(&self.pod, None, &agent.machine.allocatable()) {
-            let request =
-                self.pod.spec.as_ref().map(gantry_api::core::pod::resources::pod_requests).unwrap_or_default();
-            let allocatable = agent.machine.allocatable();
-            let never = request.iter().any(|(k, a)| allocatable.get(k).is_none_or(|c| a > c));
-            let reason = if never { "Infeasible" } else { "Deferred" };
-            self.resize_pending = Some(Pending { reason, message: refusal.message });
+            self.resize_pending = Some(Pending { reason: "Deferred", message: refusal.message });
             return Vec::new();
         }
+        let known: Vec<Container> = every().filter(|c| self.allocated.contains_key(&c.name)).cloned().collect();
+        known.iter().for_each(|c| self.note_allocation(c));
         self.resize_pending = None;
         if let (Some(sandbox), Some(spec)) = (&self.sandbox, self.pod.spec.as_ref()) {
             let whole = resources::of_pod(spec, agent.cfg.pod_pids_limit);

@@ -75,7 +75,7 @@ impl Worker {
                 host_ipc: spec.host_ipc == Some(true),
                 shared_pid: spec.share_process_namespace == Some(true),
             },
-            sysctls: sysctls.into_iter().map(|s| (s.name, s.value)).collect(),
+            sysctls: sysctls.into_iter().map(|s| (super::sysctl::normalized(&s.name), s.value)).collect(),
             cgroup_parent: resources::cgroup_parent(&agent.cfg.cgroup_root, &pod, names::uid(&pod)),
             resources: resources::of_pod(spec, agent.cfg.pod_pids_limit),
         };
@@ -112,6 +112,7 @@ impl Worker {
     /// Takes over the sandboxes that an earlier run of the agent made.
     pub(crate) async fn adopt(&mut self, found: Vec<SandboxStatus>) {
         let key = names::network_key(&self.pod);
+        self.adopt_allocations();
         for status in found {
             self.sandboxes.push(status.id.clone());
             if status.state != SandboxState::Ready {

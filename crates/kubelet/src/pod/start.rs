@@ -1,7 +1,7 @@
 //! Starting one container: image, environment, mounts, the runtime, `postStart`.
 
 use super::env::{Environment, Sources, expand, service_variables};
-use super::images::{self, Failure};
+use super::images::{self, Failure, Wanted};
 use super::plan::{Class, Start};
 use super::status::Waiting;
 use super::worker::Worker;
@@ -39,31 +39,52 @@ impl Worker {
         self.not_before.insert(container.name.clone(), due);
     }
 
-    /// The image, or `None` where it is being pulled or cannot be had now.
-    async fn image(&mut self, container: &Container) -> Option<Image> {
-        let name = container.name.clone();
-        let reference = container.image.clone().unwrap_or_default();
-        if let Some(task) = self.pulling.get_mut(&name) {
+    /// The container's image once all images it needs are here; `None` where one is being pulled or cannot be had now.
+    async fn images(&mut self, container: &Container) -> Option<Image> {
+        let mut missing = false;
+        for one in images::needed(&self.pod.clone(), container) {
+            let wanted = (one.name.clone(), one.image.clone().unwrap_or_default());
+            if !self.images_ready.contains_key(&wanted) {
+                match self.image(&one, &wanted).await {
+                    Some(image) => drop(self.images_ready.insert(wanted, image)),
+                    None => missing = true,
+                }
+            }
+        }
+        if missing {
+            return None;
+        }
+        let own = (container.name.clone(), container.image.clone().unwrap_or_default());
+        let image = self.images_ready.remove(&own);
+        // The next start asks anew, as the pull policy may demand.
+        self.images_ready.retain(|(name, _), _| *name != container.name);
+        image
+    }
+
+    /// One image, or `None` where it is being pulled or cannot be had now.
+    async fn image(&mut self, container: &Container, wanted: &Wanted) -> Option<Image> {
+        let (name, reference) = wanted;
+        if let Some(task) = self.pulling.get_mut(wanted) {
             if !task.is_finished() {
                 return None;
             }
-            let task = self.pulling.remove(&name)?;
+            let task = self.pulling.remove(wanted)?;
             return match task.await {
                 Ok(Ok(image)) => {
-                    self.image_backoffs.reset(&reference);
-                    self.failed_pulls.remove(&name);
+                    self.image_backoffs.reset(reference);
+                    self.failed_pulls.remove(wanted);
                     Some(image)
                 }
                 Ok(Err(failure)) => {
                     let now = Instant::now();
-                    self.image_backoffs.advance(&reference, now, now);
-                    let due = self.image_backoffs.until(&reference, now, now).unwrap_or(now + images::RETRY);
-                    self.wait_with(&name, failure.reason, &failure.message);
+                    self.image_backoffs.advance(reference, now, now);
+                    let due = self.image_backoffs.until(reference, now, now).unwrap_or(now + images::RETRY);
+                    self.wait_with(name, failure.reason, &failure.message);
                     let error = format!("Error: {}", failure.reason);
-                    self.container_event(&name, EventType::Warning, "Failed", &error);
-                    self.failed_pulls.insert(name.clone(), (now, failure));
+                    self.container_event(name, EventType::Warning, "Failed", &error);
+                    self.failed_pulls.insert(wanted.clone(), (now, failure));
                     // The next look shows the back-off, as upstream's next sync does.
-                    self.not_before.insert(name, (now + std::time::Duration::from_secs(1)).min(due));
+                    self.not_before.insert(name.clone(), (now + std::time::Duration::from_secs(1)).min(due));
                     None
                 }
                 Err(error) => {
@@ -73,7 +94,7 @@ impl Worker {
             };
         }
         let backed_off =
-            self.agent.pull_back_off(&self.pod, container, &self.image_backoffs, self.failed_pulls.get(&name));
+            self.agent.pull_back_off(&self.pod, container, &self.image_backoffs, self.failed_pulls.get(wanted));
         if let Some((failure, due)) = backed_off {
             self.image_failed(container, &failure, due);
             return None;
@@ -87,13 +108,13 @@ impl Worker {
             Ok(None) => {
                 let (agent, pod, container, wake) =
                     (self.agent.clone(), self.pod.clone(), container.clone(), self.wake.clone());
-                self.waiting.remove(&name);
+                self.waiting.remove(name);
                 let task = tokio::spawn(async move {
                     let result = agent.pull(&pod, &container).await;
                     wake.notify_one();
                     result
                 });
-                self.pulling.insert(name, task);
+                self.pulling.insert(wanted.clone(), task);
                 None
             }
         }
@@ -113,7 +134,12 @@ impl Worker {
         let fields = agent.field_context(&ips);
         let links = pod.spec.as_ref().and_then(|s| s.enable_service_links).unwrap_or(true);
         let services = service_variables(&agent.services.list(), names::namespace(&pod), links);
-        let sources = Sources { config_maps: &agent.config_maps, secrets: &agent.secrets, fields: &fields };
+        let sources = Sources {
+            config_maps: &agent.config_maps,
+            secrets: &agent.secrets,
+            fields: &fields,
+            volumes: &self.volumes,
+        };
         let mut env: Environment = sources.environment(&pod, container, &services).await?;
         let lookup = |n: &str| env.get(n).map(str::to_owned);
         let expanded =
@@ -194,11 +220,14 @@ impl Worker {
     /// Takes one step towards a running container.
     pub(crate) async fn start(&mut self, start: &Start) -> Progress {
         let pod = self.pod.clone();
-        let Some(container) = pod.spec.as_ref().and_then(|s| names::container(s, &start.name)) else {
+        let Some(mut container) = pod.spec.as_ref().and_then(|s| names::container(s, &start.name)) else {
             return Progress::Waits;
         };
         let Some(sandbox) = self.sandbox.clone() else { return Progress::Waits };
-        let Some(image) = self.image(&container).await else { return Progress::Waits };
+        let Some(image) = self.images(&container).await else { return Progress::Waits };
+        if start.class != Class::Ephemeral {
+            self.allocate(&mut container);
+        }
         let retry_at = Instant::now() + images::RETRY;
         let mut config = match self.configure(&container, start, &image).await {
             Ok(config) => config,

@@ -8,7 +8,8 @@ use gantry_api::core::pod::resources::is_sidecar;
 use gantry_container::runtime::{ContainerState as Life, ContainerStatus as Runtime};
 use k8s_openapi::api::core::v1::{
     Container, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus,
-    ContainerUser, HostIP, LinuxContainerUser, Pod, PodCondition, PodIP, PodStatus, VolumeMountStatus,
+    ContainerUser, HostIP, LinuxContainerUser, Pod, PodCondition, PodIP, PodStatus, ResourceRequirements,
+    VolumeMountStatus,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
@@ -50,6 +51,8 @@ pub(crate) struct Inputs<'a> {
     pub verdict: Option<&'a Verdict>,
     /// A change of resources that waits.
     pub resize_pending: Option<&'a Pending>,
+    /// What containers were given, by name, where that may differ from the spec.
+    pub allocated: &'a HashMap<String, ResourceRequirements>,
     /// All containers are stopped and stay so.
     pub ended: bool,
     pub now: Timestamp,
@@ -119,8 +122,9 @@ impl Inputs<'_> {
             }),
         });
         out.volume_mounts = c.volume_mounts.as_ref().map(|mounts| mounts.iter().map(mount_status).collect());
-        out.resources = c.resources.clone().filter(|r| *r != Default::default());
-        out.allocated_resources = c.resources.as_ref().and_then(|r| r.requests.clone());
+        let given = self.allocated.get(&c.name).or(c.resources.as_ref());
+        out.resources = given.filter(|r| **r != Default::default()).cloned();
+        out.allocated_resources = given.and_then(|r| r.requests.clone());
         match latest.state {
             Life::Running => {
                 let health = self.health.get(&latest.id).copied().unwrap_or_default();

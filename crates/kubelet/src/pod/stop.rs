@@ -201,9 +201,19 @@ impl Worker {
             }
         };
         tokio::pin!(work);
+        let wake = self.wake.clone();
         loop {
             tokio::select! {
+                biased;
                 () = &mut work => return,
+                // Containers that go on may become unready, and those that ended say how.
+                () = wake.notified() => {
+                    let observed = self.observe().await;
+                    if observed.alive().next().is_some() {
+                        self.look_after_running(&observed).await;
+                        self.report(&observed, false).await;
+                    }
+                }
                 changed = self.desired.changed() => {
                     if changed.is_err() {
                         return work.await;

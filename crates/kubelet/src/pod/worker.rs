@@ -1,14 +1,14 @@
 //! One pod's worker: a task that brings what runs in line with what is wanted, and reports.
 
 use super::backoff::Backoffs;
-use super::images::Failure;
+use super::images::{Failure, Wanted};
 use super::plan::{self, Observed, Plan};
 use super::resize::Pending;
 use super::sandbox::Sandbox;
 use super::start::Progress;
 use super::state::State;
 use super::status::{self, Verdict, Waiting};
-use super::{message, names, security};
+use super::{message, names, security, sysctl};
 use crate::agent::Agent;
 use crate::probe::{Probers, Subject};
 use crate::volumes::{Volumes, payload};
@@ -17,8 +17,9 @@ use gantry_container::image_service::Image;
 use gantry_container::runtime::{ContainerFilter, ContainerState, Resources, SandboxStatus};
 use gantry_reconcile::EventType;
 use gantry_reconcile::backoff::Backoff;
-use k8s_openapi::api::core::v1::{Container, Pod, PodStatus};
+use k8s_openapi::api::core::v1::{Container, Pod, PodStatus, ResourceRequirements};
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::sync::{Notify, watch};
@@ -33,6 +34,8 @@ pub(crate) struct Desired {
     pub removed: bool,
     /// The node wants it gone.
     pub evict: Option<(Verdict, Duration)>,
+    /// The API's image of a static pod, as it was when it came into being.
+    pub mirror: Option<Arc<Pod>>,
 }
 
 /// Steps taken in one go before the status is written again.
@@ -51,18 +54,26 @@ pub(crate) struct Worker {
     pub(crate) not_before: HashMap<String, Instant>,
     pub(crate) backoffs: Backoffs,
     pub(crate) image_backoffs: Backoffs,
-    pub(crate) pulling: HashMap<String, JoinHandle<Result<Image, Failure>>>,
-    pub(crate) failed_pulls: HashMap<String, (Instant, Failure)>,
+    pub(crate) pulling: HashMap<Wanted, JoinHandle<Result<Image, Failure>>>,
+    pub(crate) failed_pulls: HashMap<Wanted, (Instant, Failure)>,
+    /// Images that are here for containers whose others are still to come.
+    pub(crate) images_ready: HashMap<Wanted, Image>,
     pub(crate) hook_failed: HashMap<String, String>,
     pub(crate) grace_override: Option<Duration>,
     /// Resources set on running containers after they were made, by id.
     pub(crate) applied: HashMap<String, Resources>,
     pub(crate) resize_pending: Option<Pending>,
+    /// What the node has given the pod's containers, by name: the spec's resources, once a change of them is taken.
+    pub(crate) allocated: HashMap<String, ResourceRequirements>,
     state: State,
     probers: Probers,
     messages: HashMap<String, String>,
     verdict: Option<Verdict>,
+    /// The addresses of the sandbox that was given back.
+    last_ips: Vec<IpAddr>,
     removed: bool,
+    /// UID of the mirror pod that shows this static pod's status as it was last written.
+    shown_by: Option<String>,
     retry: Backoff,
     held_for: Option<String>,
     crash_told: HashSet<String>,
@@ -107,15 +118,19 @@ impl Worker {
             image_backoffs: Backoffs::default(),
             pulling: HashMap::new(),
             failed_pulls: HashMap::new(),
+            images_ready: HashMap::new(),
             hook_failed: HashMap::new(),
             grace_override: None,
             applied: HashMap::new(),
             resize_pending: None,
+            allocated: HashMap::new(),
             state: State::New,
             probers: Probers::default(),
             messages: HashMap::new(),
             verdict: None,
+            last_ips: Vec::new(),
             removed: false,
+            shown_by: None,
             retry: Backoff::new(Duration::from_millis(500), Duration::from_secs(120)),
             held_for: None,
             crash_told: HashSet::new(),
@@ -153,7 +168,9 @@ impl Worker {
     pub(crate) fn take_desired(&mut self) {
         let desired = self.desired.borrow_and_update().clone();
         // An answer to our own write may be newer than what the watch has brought so far.
-        if version(&desired.pod) >= version(&self.pod) {
+        if names::is_static(&self.pod) {
+            // Its manifest never changes under one UID, and its status is known here only.
+        } else if version(&desired.pod) >= version(&self.pod) {
             self.pod = desired.pod;
         }
         self.removed |= desired.removed;
@@ -232,7 +249,8 @@ impl Worker {
         let pressure = *self.agent.pressure.borrow();
         let admitted = crate::eviction::admit(&self.pod, pressure)
             .and_then(|()| self.agent.admissions.admit(&self.pod, node.as_deref(), &allocatable))
-            .and_then(|()| security::admit_apparmor(&self.pod));
+            .and_then(|()| security::admit_apparmor(&self.pod))
+            .and_then(|()| sysctl::admit(&self.pod));
         match admitted {
             Ok(()) => self.become_state(State::Active),
             Err(refusal) => {
@@ -414,7 +432,7 @@ impl Worker {
     }
 
     /// Probes exactly the running containers and collects the last words of those that ended.
-    async fn look_after_running(&mut self, observed: &Observed) {
+    pub(crate) async fn look_after_running(&mut self, observed: &Observed) {
         let running: HashSet<String> =
             observed.alive().filter(|c| c.state == ContainerState::Running).map(|c| c.id.clone()).collect();
         self.probers.keep(&running);
@@ -448,7 +466,11 @@ impl Worker {
             .filter_map(|ip| ip.ip.parse().ok())
             .collect();
         // A pod that ended keeps the address it had.
-        let ips = self.sandbox.as_ref().map_or(recorded_ips, |s| s.ips.clone());
+        let ips = match &self.sandbox {
+            Some(sandbox) => sandbox.ips.clone(),
+            None if self.last_ips.is_empty() => recorded_ips,
+            None => self.last_ips.clone(),
+        };
         status::compute(&status::Inputs {
             pod: &self.pod,
             observed,
@@ -461,14 +483,18 @@ impl Worker {
             sandbox_ready: self.sandbox.is_some(),
             verdict: self.verdict.as_ref(),
             resize_pending: self.resize_pending.as_ref(),
+            allocated: &self.allocated,
             ended,
             now: self.agent.clock.now(),
         })
     }
 
     /// Writes what changed of the status. Returns when to try again, where that failed.
-    async fn report(&mut self, observed: &Observed, ended: bool) -> Option<Instant> {
+    pub(crate) async fn report(&mut self, observed: &Observed, ended: bool) -> Option<Instant> {
         let new = self.status(observed, ended);
+        if names::is_static(&self.pod) {
+            return self.report_static(new).await;
+        }
         let old = self.pod.status.clone().unwrap_or_default();
         let body = status::patch(names::uid(&self.pod), &old, &new)?;
         let api = Api::<Pod>::namespaced(self.agent.client.clone(), names::namespace(&self.pod));
@@ -489,13 +515,40 @@ impl Worker {
         }
     }
 
+    /// Keeps the status of a static pod, and writes what changed of it to the mirror.
+    async fn report_static(&mut self, new: PodStatus) -> Option<Instant> {
+        let mirror = self.desired.borrow().mirror.clone();
+        let same = mirror.as_ref().map(|m| names::uid(m)) == self.shown_by.as_deref();
+        let shown = if same { self.pod.status.clone() } else { mirror.as_ref().and_then(|m| m.status.clone()) };
+        Arc::make_mut(&mut self.pod).status = Some(new.clone());
+        let mirror = mirror?;
+        let uid = names::uid(&mirror);
+        if let Some(body) = status::patch(uid, &shown.unwrap_or_default(), &new) {
+            let api = Api::<Pod>::namespaced(self.agent.client.clone(), names::namespace(&mirror));
+            let written = api.patch_status(names::name(&mirror), &PatchParams::default(), &Patch::Strategic(body));
+            if let Err(error) = written.await {
+                // Whole again next time.
+                self.shown_by = None;
+                // Gone or replaced: the next mirror will be told.
+                if error.is("NotFound") || error.is("Conflict") {
+                    return None;
+                }
+                tracing::warn!(pod = %names::pod_description(&self.pod), %error, "cannot write the mirror pod's status");
+                return self.later();
+            }
+        }
+        self.shown_by = Some(uid.to_owned());
+        None
+    }
+
     /// Stops everything, for good.
     async fn terminate(&mut self) -> Next {
         for (_, task) in self.pulling.drain() {
             task.abort();
         }
-        self.probers.stop();
+        self.probers.pod_ends();
         self.stop_all().await;
+        self.probers.stop();
         let observed = self.observe().await;
         if let Some(left) = observed.alive().find(|c| c.state == ContainerState::Running) {
             tracing::warn!(pod = %names::pod_description(&self.pod), container = left.name, "a container could not be stopped");
@@ -519,7 +572,9 @@ impl Worker {
 
     /// Gives back network, namespaces and volumes; containers and logs stay readable.
     async fn release(&mut self) -> Result<(), String> {
-        self.sandbox = None;
+        if let Some(sandbox) = self.sandbox.take() {
+            self.last_ips = sandbox.ips;
+        }
         self.agent.network.detach(&names::network_key(&self.pod)).await.map_err(|e| e.to_string())?;
         for id in &self.sandboxes {
             self.agent.runtime.stop_sandbox(id).await.map_err(|e| e.to_string())?;

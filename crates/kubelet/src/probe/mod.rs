@@ -35,6 +35,8 @@ pub(crate) fn port(value: &IntOrString, container: &Container) -> Result<u16, St
 pub(crate) enum Verdict {
     /// It passed.
     Success,
+    /// It passed, with something to say about it.
+    Warning(String),
     /// It failed; what was seen.
     Failure(String),
     /// It could not be carried out; counts neither way.
@@ -75,7 +77,10 @@ pub(crate) async fn ask(
         };
         let target = http::Target::new(action, &address.to_string(), number);
         return match http::get(&target, timeout).await {
-            Ok(answer) if (200..400).contains(&answer.status) => Verdict::Success,
+            Ok(answer) if (200..300).contains(&answer.status) => Verdict::Success,
+            Ok(answer) if (300..400).contains(&answer.status) => {
+                Verdict::Warning(format!("Probe terminated redirects, Response body: {}", answer.body))
+            }
             Ok(answer) => Verdict::Failure(format!("HTTP probe failed with statuscode: {}", answer.status)),
             Err(error) => Verdict::Failure(error),
         };

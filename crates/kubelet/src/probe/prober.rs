@@ -12,7 +12,7 @@ use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
 /// What probes found out, by container id.
@@ -27,6 +27,8 @@ pub(crate) struct Results {
 pub(crate) struct Probers {
     results: Arc<Mutex<Results>>,
     tasks: HashMap<String, JoinHandle<()>>,
+    /// The pod ends: only readiness still matters.
+    ending: watch::Sender<bool>,
 }
 
 impl Drop for Probers {
@@ -58,6 +60,11 @@ impl Probers {
         for task in self.tasks.drain() {
             task.1.abort();
         }
+    }
+
+    /// Ends liveness and startup probes: whoever is to end anyway is not restarted. Whether it is ready is still asked.
+    pub(crate) fn pod_ends(&mut self) {
+        self.ending.send_replace(true);
     }
 
     /// Forgets containers that no longer run.
@@ -96,7 +103,8 @@ impl Probers {
             return;
         }
         let id = subject.id.clone();
-        self.tasks.insert(id, tokio::spawn(run(subject, self.results.clone(), was_started)));
+        let ending = self.ending.subscribe();
+        self.tasks.insert(id, tokio::spawn(run(subject, self.results.clone(), was_started, ending)));
     }
 }
 
@@ -117,11 +125,16 @@ impl Kind {
     }
 }
 
-async fn run(subject: Subject, results: Arc<Mutex<Results>>, was_started: bool) {
+async fn run(subject: Subject, results: Arc<Mutex<Results>>, was_started: bool, mut ending: watch::Receiver<bool>) {
+    // The sender lives as long as the task may.
+    let mut ended = async || drop(ending.wait_for(|e| *e).await);
     if let Some(probe) = subject.container.startup_probe.clone()
         && !was_started
     {
-        repeat(&subject, &probe, Kind::Startup, &results).await;
+        tokio::select! {
+            () = repeat(&subject, &probe, Kind::Startup, &results) => {}
+            () = ended() => return,
+        }
         let failed = results.lock().health.get(&subject.id).is_none_or(|h| !h.started);
         if failed {
             return;
@@ -129,7 +142,10 @@ async fn run(subject: Subject, results: Arc<Mutex<Results>>, was_started: bool) 
     }
     let liveness = async {
         if let Some(probe) = &subject.container.liveness_probe {
-            repeat(&subject, probe, Kind::Liveness, &results).await;
+            tokio::select! {
+                () = repeat(&subject, probe, Kind::Liveness, &results) => {}
+                () = ended() => {}
+            }
         }
     };
     let readiness = async {
@@ -162,7 +178,11 @@ async fn repeat(subject: &Subject, probe: &Probe, kind: Kind, results: &Mutex<Re
         timer.tick().await;
         let verdict = ask(probe, &subject.container, &subject.id, subject.address, subject.runtime.as_ref()).await;
         match verdict {
-            Verdict::Success => {
+            Verdict::Success | Verdict::Warning(_) => {
+                if let Verdict::Warning(output) = &verdict {
+                    let message = format!("{} probe warning: {output}", kind.name());
+                    subject.recorder.record(&about, EventType::Warning, "ProbeWarning", &message);
+                }
                 successes += 1;
                 failures = 0;
                 if successes >= needed && settle(subject, kind, true, results) {

@@ -7,6 +7,7 @@ pub(crate) mod subpath;
 pub(crate) mod token;
 
 use crate::pod::env::{Environment, expand};
+use crate::pod::resources;
 use crate::references::{Held, References};
 use gantry_api::meta::quantity::Amount;
 use gantry_container::runtime::{Mount, MountSource, Propagation};
@@ -36,10 +37,15 @@ impl MountError {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Ready {
-    path: PathBuf,
-    /// Volumes whose content comes from the API are read-only in containers.
-    read_only: bool,
+enum Ready {
+    /// A directory (or file) of the host.
+    Host {
+        path: PathBuf,
+        /// Volumes whose content comes from the API are read-only in containers.
+        read_only: bool,
+    },
+    /// An image, by reference. The runtime mounts it; it is pulled with the images of the containers that mount it.
+    Image(String),
 }
 
 /// The volumes of one pod.
@@ -143,23 +149,27 @@ impl Volumes {
                     atomic::write(&target, &content.payload, group, &stamp).map_err(|e| e.to_string())
                 });
                 written.await.map_err(|e| failed(e.to_string()))?.map_err(failed)?;
-                Ready { path, read_only: true }
+                Ready::Host { path, read_only: true }
             } else if self.ready.contains_key(&volume.name) {
                 continue;
             } else if let Some(empty) = &volume.empty_dir {
                 let path = self.path("kubernetes.io~empty-dir", &volume.name);
                 let memory = empty.medium.as_deref() == Some("Memory");
-                let size = empty.size_limit.as_ref().and_then(|q| Amount::parse(&q.0).ok()).map(|a| a.value());
+                let own = empty.size_limit.as_ref().and_then(|q| Amount::parse(&q.0).ok()).map(|a| a.value());
+                let pod_limit = spec.and_then(|s| resources::of_pod(s, None).memory_limit);
+                let size = memory_size(own, pod_limit, sources.fields.allocatable_memory);
                 if let Some(other) = empty.medium.as_deref().filter(|m| !matches!(*m, "" | "Memory")) {
                     return Err(failed(format!("unknown storage medium {other:?}")));
                 }
                 let mode = empty.mode.and_then(|m| u32::try_from(m).ok()).unwrap_or(0o777);
                 empty_dir(&path, memory, size, mode, group).map_err(failed)?;
-                Ready { path, read_only: false }
+                Ready::Host { path, read_only: false }
             } else if let Some(h) = &volume.host_path {
                 let path = PathBuf::from(&h.path);
                 host::check(&path, h.type_.as_deref().unwrap_or_default()).map_err(failed)?;
-                Ready { path, read_only: false }
+                Ready::Host { path, read_only: false }
+            } else if let Some(image) = &volume.image {
+                Ready::Image(image.reference.clone().unwrap_or_default())
             } else {
                 return Err(failed(format!("volumes of kind {} are not supported by this node", plugin_of(volume))));
             };
@@ -191,19 +201,22 @@ impl Volumes {
                 }
                 None => m.sub_path.clone().filter(|s| !s.is_empty()),
             };
-            let source = match sub {
-                Some(sub) => {
-                    let mode = fs::metadata(&ready.path).map(|m| m.permissions().mode() & 0o777).unwrap_or(0o755);
+            let (source, content_is_fixed) = match (ready, sub) {
+                (Ready::Host { path, read_only }, Some(sub)) => {
+                    let mode = fs::metadata(path).map(|m| m.permissions().mode() & 0o777).unwrap_or(0o755);
                     let place = self.subpath_place(&m.name, &container.name, i);
-                    subpath::prepare(&ready.path, &sub, mode, &place)?
+                    (MountSource::Bind(subpath::prepare(path, &sub, mode, &place)?), *read_only)
                 }
-                None => ready.path.clone(),
+                (Ready::Host { path, read_only }, None) => (MountSource::Bind(path.clone()), *read_only),
+                (Ready::Image(reference), sub) => {
+                    sub.as_deref().map_or(Ok(()), subpath::check)?;
+                    (MountSource::Image { reference: reference.clone(), sub_path: sub.map(PathBuf::from) }, true)
+                }
             };
-            let read_only = m.read_only == Some(true) || ready.read_only;
             out.push(Mount {
                 destination: PathBuf::from("/").join(&m.mount_path),
-                source: MountSource::Bind(source),
-                read_only,
+                source,
+                read_only: m.read_only == Some(true) || content_is_fixed,
                 recursive_read_only: m.read_only == Some(true)
                     && matches!(m.recursive_read_only.as_deref(), Some("Enabled" | "IfPossible")),
                 propagation: match m.mount_propagation.as_deref() {
@@ -216,6 +229,14 @@ impl Volumes {
         // A mount below another must come after it.
         out.sort_by_key(|m| m.destination.components().count());
         Ok(out)
+    }
+
+    /// Where on the host the volume lies that `fileKeyRef` may read from.
+    pub(crate) fn directory_of(&self, volume: &str) -> Option<&Path> {
+        match self.ready.get(volume)? {
+            Ready::Host { path, .. } => Some(path),
+            Ready::Image(_) => None,
+        }
     }
 
     fn subpath_place(&self, volume: &str, container: &str, index: usize) -> PathBuf {
@@ -296,11 +317,16 @@ fn mount_tmpfs(path: &Path, options: &str) -> Result<(), String> {
     Ok(())
 }
 
+/// Bytes a volume in memory may hold: its own limit, the pod's memory or the node's, whichever is least.
+fn memory_size(own: Option<i64>, pod: Option<i64>, node: i64) -> Option<i64> {
+    [own, pod, Some(node)].into_iter().flatten().filter(|n| *n > 0).min()
+}
+
 fn empty_dir(path: &Path, memory: bool, size: Option<i64>, mode: u32, group: Option<u32>) -> Result<(), String> {
     let at = |what: &str, e: std::io::Error| format!("{what} {}: {e}", path.display());
     fs::create_dir_all(path).map_err(|e| at("create", e))?;
     if memory {
-        let options = match size.filter(|s| *s > 0) {
+        let options = match size {
             Some(bytes) => format!("size={bytes},mode=0777"),
             None => "mode=0777".to_owned(),
         };
@@ -384,6 +410,19 @@ mod tests {
         assert_eq!(mounts[1].propagation, Propagation::HostToContainer);
         volumes.teardown().await.unwrap();
         assert!(!root.exists() && dir.path().exists());
+    }
+
+    #[test]
+    fn volumes_in_memory_have_the_least_limit() {
+        for (own, pod, node, wanted) in [
+            (None, None, 100, Some(100)),
+            (None, Some(50), 100, Some(50)),
+            (Some(70), Some(50), 100, Some(50)),
+            (Some(20), Some(50), 100, Some(20)),
+            (Some(0), None, 0, None),
+        ] {
+            assert_eq!(memory_size(own, pod, node), wanted);
+        }
     }
 
     #[test]

@@ -32,6 +32,25 @@ fn open_beneath(volume: &Path, sub: &Path, directory: bool) -> nix::Result<Owned
     openat2(&root, sub, how)
 }
 
+/// Greatest file that [`read`] takes, in bytes.
+const MAX_TEXT: u64 = 1 << 20;
+
+/// The text of a regular file in `volume`. Links are followed as if the volume were the root directory.
+pub(crate) fn read(volume: &Path, file: &str) -> io::Result<String> {
+    let root = nix::fcntl::open(volume, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
+    // Opening a pipe must not wait for its other end.
+    let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+    let resolve = ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS;
+    let file = fs::File::from(openat2(&root, file, OpenHow::new().flags(flags).resolve(resolve))?);
+    let about = file.metadata()?;
+    if !about.is_file() || about.len() > MAX_TEXT {
+        return Err(io::Error::other("not a regular file of reasonable size"));
+    }
+    let mut text = String::new();
+    io::Read::read_to_string(&mut io::Read::take(file, MAX_TEXT), &mut text)?;
+    Ok(text)
+}
+
 /// Opens `sub` beneath `volume`, making directories that are missing.
 fn open_or_create(volume: &Path, sub: &str, mode: u32) -> Result<OwnedFd, String> {
     let path = Path::new(sub);

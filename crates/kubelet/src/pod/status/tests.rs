@@ -85,6 +85,7 @@ impl Empty {
             sandbox_ready: false,
             verdict,
             resize_pending: None,
+            allocated: &HashMap::new(),
             ended,
             now: "2026-01-01T00:00:05.5Z".parse().unwrap(),
         })

@@ -3,7 +3,7 @@
 use crate::core::pod::validate::volume::validate_descending_path;
 use crate::meta::field::{ErrorList, Path};
 use crate::meta::{names, text};
-use k8s_openapi::api::core::v1::{EnvFromSource, EnvVar, ObjectFieldSelector, ResourceFieldSelector};
+use k8s_openapi::api::core::v1::{EnvFromSource, EnvVar, ObjectFieldSelector, PodSpec, ResourceFieldSelector};
 
 const ENV_FIELDS: &[&str] = &[
     "metadata.name",
@@ -125,6 +125,34 @@ fn validate_key_ref(name: &str, key: &str, path: &Path, errors: &mut ErrorList) 
 fn split_subscript(field: &str) -> Option<(&str, &str)> {
     let (path, rest) = field.strip_suffix("']")?.split_once("['")?;
     (!path.is_empty()).then_some((path, rest))
+}
+
+/// Adds the errors of file references that name no volume, or one that no init container can have written to.
+pub(super) fn validate_file_volumes(spec: &PodSpec, path: &Path, errors: &mut ErrorList) {
+    let mut check = |vars: Option<&Vec<EnvVar>>, path: &Path| {
+        for (i, var) in vars.into_iter().flatten().enumerate() {
+            let Some(file) = var.value_from.as_ref().and_then(|f| f.file_key_ref.as_ref()) else { continue };
+            let name = file.volume_name.as_str();
+            let path = path.child("env").index(i).child("valueFrom").child("fileKeyRef").child("volumeName");
+            match spec.volumes.iter().flatten().find(|v| v.name == name) {
+                _ if name.is_empty() => {}
+                None => errors.not_found(&path, name),
+                Some(v) if v.empty_dir.is_none() => {
+                    errors.invalid(&path, name, "referenced volume must be of type emptyDir");
+                }
+                Some(_) => {}
+            }
+        }
+    };
+    for (i, c) in spec.init_containers.iter().flatten().enumerate() {
+        check(c.env.as_ref(), &path.child("initContainers").index(i));
+    }
+    for (i, c) in spec.containers.iter().enumerate() {
+        check(c.env.as_ref(), &path.child("containers").index(i));
+    }
+    for (i, c) in spec.ephemeral_containers.iter().flatten().enumerate() {
+        check(c.env.as_ref(), &path.child("ephemeralContainers").index(i));
+    }
 }
 
 /// Adds the errors of a reference to one of the pod's fields.

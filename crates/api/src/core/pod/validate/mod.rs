@@ -91,6 +91,7 @@ pub fn validate_pod_spec(spec: &PodSpec, meta: Option<&ObjectMeta>, path: &Path,
     container::validate_containers(&scope, &path.child("containers"), e);
     container::validate_init_containers(&scope, &path.child("initContainers"), e);
     container::validate_ephemeral_containers(&scope, &path.child("ephemeralContainers"), e);
+    env::validate_file_volumes(spec, path, e);
     resources::validate_pod_level(spec, &claims, &path.child("resources"), e);
     container::validate_host_network_ports(&scope, path, e);
     let restart = ["Always", "OnFailure", "Never"];
