@@ -89,8 +89,8 @@ mod tests {
     fn deployment() -> Value {
         json!({"metadata": {"managedFields": [
             entry("applier", "Apply", "apps/v1", &json!({"f:spec": {"f:replicas": {}, "f:paused": {}}})),
-            entry("updater", "Update", "apps/v1", &json!({"f:spec": {"f:replicas": {}}})),
             entry("other", "Update", "apps/v1", &json!({"f:spec": {"f:paused": {}}})),
+            entry("updater", "Update", "apps/v1", &json!({"f:spec": {"f:replicas": {}}})),
         ]}})
     }
 

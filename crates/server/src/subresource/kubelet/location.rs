@@ -14,29 +14,22 @@ pub(super) fn container(pod: &Pod, wanted: &str) -> Result<String, ApiError> {
     let Some(spec) = &pod.spec else {
         return Err(ApiError::bad_request(format!("a container name must be specified for pod {name}")));
     };
-    let regular: Vec<&str> = spec.containers.iter().map(|c| c.name.as_str()).collect();
-    let init: Vec<&str> = spec.init_containers.iter().flatten().map(|c| c.name.as_str()).collect();
-    let ephemeral: Vec<&str> = spec.ephemeral_containers.iter().flatten().map(|c| c.name.as_str()).collect();
+    let init = spec.init_containers.iter().flatten().map(|c| c.name.as_str());
+    let ephemeral = spec.ephemeral_containers.iter().flatten().map(|c| c.name.as_str());
+    let all: Vec<&str> = init.chain(spec.containers.iter().map(|c| c.name.as_str())).chain(ephemeral).collect();
     if !wanted.is_empty() {
-        if [&regular, &init, &ephemeral].iter().any(|names| names.contains(&wanted)) {
+        if all.contains(&wanted) {
             return Ok(wanted.to_owned());
         }
         return Err(ApiError::bad_request(format!("container {wanted} is not valid for pod {name}")));
     }
-    match regular.as_slice() {
-        [only] => Ok((*only).to_owned()),
+    match spec.containers.as_slice() {
+        [only] => Ok(only.name.clone()),
         [] => Err(ApiError::bad_request(format!("a container name must be specified for pod {name}"))),
-        many => {
-            let mut why =
-                format!("a container name must be specified for pod {name}, choose one of: [{}]", many.join(" "));
-            if !init.is_empty() {
-                why.push_str(&format!(" or one of the init containers: [{}]", init.join(" ")));
-            }
-            if !ephemeral.is_empty() {
-                why.push_str(&format!(" or one of the ephemeral containers: [{}]", ephemeral.join(" ")));
-            }
-            Err(ApiError::bad_request(why))
-        }
+        _ => Err(ApiError::bad_request(format!(
+            "a container name must be specified for pod {name}, choose one of: [{}]",
+            all.join(" ")
+        ))),
     }
 }
 
@@ -118,7 +111,7 @@ mod tests {
         assert_eq!(container(&two, "i").unwrap(), "i");
         assert_eq!(
             container(&two, "").unwrap_err().message,
-            "a container name must be specified for pod p, choose one of: [a b] or one of the init containers: [i]"
+            "a container name must be specified for pod p, choose one of: [i a b]"
         );
         assert_eq!(container(&one, "x").unwrap_err().message, "container x is not valid for pod p");
     }
