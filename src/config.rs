@@ -135,6 +135,9 @@ pub struct AgentOptions {
     /// Most pods on this node
     #[arg(long, value_name = "N", default_value_t = 110)]
     pub max_pods: u32,
+    /// Directory (or file) of manifests of static pods: run by this node on its own, and shown in the API
+    #[arg(long, value_name = "PATH")]
+    pub pod_manifest_path: Option<PathBuf>,
     /// Registry host (and port) to be spoken to in plain HTTP; may be repeated
     #[arg(long, value_name = "HOST")]
     pub insecure_registry: Vec<String>,

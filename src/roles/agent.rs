@@ -200,6 +200,7 @@ pub async fn run_node(node: Node, cancel: CancellationToken) -> Result<()> {
     kubelet.pod_cidrs = node.network.pod_cidrs().iter().map(ToString::to_string).collect();
     kubelet.cluster_dns = vec![node.cluster.dns_service_ip()];
     kubelet.cluster_domain.clone_from(&node.cluster.cluster_domain);
+    kubelet.static_pod_path.clone_from(&node.options.pod_manifest_path);
     kubelet.resolv_conf.clone_from(&node.options.resolv_conf);
     kubelet.cgroup_root = cgroup(&node.instance);
     kubelet.max_pods = node.options.max_pods;

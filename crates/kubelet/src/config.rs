@@ -39,6 +39,8 @@ pub struct KubeletConfig {
     pub data_dir: PathBuf,
     /// Directory for container logs; usually `/var/log/pods`.
     pub log_dir: PathBuf,
+    /// Directory (or file) of static pods' manifests; `None` = no static pods.
+    pub static_pod_path: Option<PathBuf>,
     /// Directory of localhost seccomp profiles.
     pub seccomp_dir: PathBuf,
     /// Nameservers of the cluster; empty where there is no cluster DNS.
@@ -90,6 +92,7 @@ impl KubeletConfig {
             taints: Vec::new(),
             pod_cidrs: Vec::new(),
             log_dir: data_dir.join("kubelet/logs"),
+            static_pod_path: None,
             seccomp_dir: data_dir.join("kubelet/seccomp"),
             data_dir,
             cluster_dns: Vec::new(),

@@ -13,6 +13,7 @@ mod pod_network;
 mod probe;
 mod references;
 mod server;
+mod static_pods;
 #[cfg(test)]
 mod testing;
 mod volumes;
@@ -90,11 +91,6 @@ pub async fn run(
     let sandboxes = runtime.list_sandboxes().await?;
     let manager = Manager::new(agent.clone(), sandboxes);
 
-    let registered = tokio::select! {
-        node = register(&agent) => node,
-        () = shutdown.cancelled() => return Ok(()),
-    };
-    informers.start(&shutdown);
     let tasks = tokio_util::task::TaskTracker::new();
     let background = shutdown.child_token();
     let spawn = |task: std::pin::Pin<Box<dyn Future<Output = ()> + Send>>| {
@@ -106,6 +102,21 @@ pub async fn run(
             }
         });
     };
+    let following = manager.clone();
+    spawn(Box::pin(async move { following.follow(events).await }));
+    // Before anything is asked of the API server: what it needs may be among them.
+    if let Some(path) = agent.cfg.static_pod_path.clone() {
+        let pods = static_pods::StaticPods::begin(agent.clone(), manager.clone(), pods.clone(), path)?;
+        spawn(Box::pin(pods.run()));
+    }
+    let registered = tokio::select! {
+        node = register(&agent) => node,
+        () = shutdown.cancelled() => {
+            manager.stop();
+            return Ok(());
+        }
+    };
+    informers.start(&shutdown);
     let server = Arc::new(server::Server {
         agent: agent.clone(),
         manager: manager.clone(),
@@ -123,8 +134,6 @@ pub async fn run(
     if known {
         let receiving = manager.clone();
         pods.on_change(move |change| receiving.change(change));
-        let following = manager.clone();
-        spawn(Box::pin(async move { following.follow(events).await }));
         let cleaning = manager.clone();
         let stop = shutdown.clone();
         spawn(Box::pin(async move {

@@ -1,4 +1,4 @@
-//! Notice of changes in log directories by inotify: one kernel instance for all readers, as instances are scarce.
+//! Notice of changes in directories of logs and manifests by inotify: one kernel instance for all, as instances are scarce.
 
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
 use parking_lot::Mutex;
@@ -95,8 +95,11 @@ pub(crate) fn subscribe(directory: &Path) -> io::Result<Subscription> {
             }
         }
     };
-    let flags =
-        AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_CREATE | AddWatchFlags::IN_MOVED_TO | AddWatchFlags::IN_DELETE;
+    let flags = AddWatchFlags::IN_MODIFY
+        | AddWatchFlags::IN_CREATE
+        | AddWatchFlags::IN_MOVED_TO
+        | AddWatchFlags::IN_MOVED_FROM
+        | AddWatchFlags::IN_DELETE;
     let notify = Arc::new(Notify::new());
     // The lock is held over both steps: a descriptor may otherwise be removed in between.
     let mut readers = watcher.readers.lock();

@@ -525,8 +525,8 @@ impl Worker {
         let uid = names::uid(&mirror);
         if let Some(body) = status::patch(uid, &shown.unwrap_or_default(), &new) {
             let api = Api::<Pod>::namespaced(self.agent.client.clone(), names::namespace(&mirror));
-            let written = api.patch_status(names::name(&mirror), &PatchParams::default(), &Patch::Strategic(body));
-            if let Err(error) = written.await {
+            let (params, patch) = (PatchParams::default(), Patch::Strategic(body));
+            if let Err(error) = api.patch_status(names::name(&mirror), &params, &patch).await {
                 // Whole again next time.
                 self.shown_by = None;
                 // Gone or replaced: the next mirror will be told.

@@ -123,9 +123,13 @@ async fn ended(server: Arc<Server>, id: String) {
     }
 }
 
-/// The pod and, checked, the container of a request.
+/// The pod of a request; for a mirror pod the static pod it shows.
 pub(crate) fn find_pod(server: &Server, namespace: &str, name: &str) -> Result<Arc<Pod>, Failure> {
-    let found = server.pods.get(namespace, name);
+    let named = |p: &Arc<Pod>| names::namespace(p) == namespace && names::name(p) == name;
+    let found = match server.pods.get(namespace, name) {
+        Some(mirror) if names::is_mirror(&mirror) => server.manager.static_pods().into_iter().find(named),
+        found => found,
+    };
     found.ok_or_else(|| Failure::new(StatusCode::NOT_FOUND, format!("pod {name:?} not found")))
 }
 
