@@ -5,7 +5,7 @@ use crate::config::DataDirOption;
 use anyhow::{Context, Result, bail};
 use gantry_container::image_service::{Image, ImageService, RegistryAuth};
 use gantry_container::images::{ImageStore, ImageStoreConfig};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Runs one of the image commands.
 ///
@@ -27,10 +27,6 @@ pub async fn run(command: ImageCommand) -> Result<()> {
         ImageCommand::Ls { data } => list(&open(&data, &[])?).await?,
         ImageCommand::Rm { data, images } => {
             let store = open(&data, &[])?;
-            let runtime = data.data_dir.join("node").join("runtime");
-            for id in gantry_container::native::images_in_use(&runtime).context("cannot see which images are in use")? {
-                store.retain_id(&id);
-            }
             for image in images {
                 store.remove(&image).await.with_context(|| format!("cannot remove {image}"))?;
                 println!("removed {image}");
@@ -60,13 +56,17 @@ pub async fn run(command: ImageCommand) -> Result<()> {
 /// # Errors
 /// Where it cannot be read or made.
 pub fn open_store(data_dir: &Path, insecure: &[String]) -> Result<ImageStore> {
+    open_beside(data_dir, insecure, None)
+}
+
+fn open_beside(data_dir: &Path, insecure: &[String], users: Option<PathBuf>) -> Result<ImageStore> {
     let dir = data_dir.join("node").join("images");
-    ImageStore::open(ImageStoreConfig { dir, insecure_registries: insecure.to_vec() })
+    ImageStore::open(ImageStoreConfig { dir, insecure_registries: insecure.to_vec(), users })
         .with_context(|| format!("cannot open the images in {}", data_dir.display()))
 }
 
 fn open(data: &DataDirOption, insecure: &[String]) -> Result<ImageStore> {
-    open_store(&data.data_dir, insecure)
+    open_beside(&data.data_dir, insecure, Some(data.data_dir.join("node").join("runtime")))
 }
 
 async fn list(store: &ImageStore) -> Result<()> {

@@ -16,7 +16,8 @@ use gantry_container::runtime::*;
 use support::{Cell, Layer, digest, docker_archive, image_config, log_text, oci_blobs, wait_log};
 
 fn store(dir: &std::path::Path, insecure: &[String]) -> ImageStore {
-    ImageStore::open(ImageStoreConfig { dir: dir.join("images"), insecure_registries: insecure.to_vec() }).unwrap()
+    let insecure_registries = insecure.to_vec();
+    ImageStore::open(ImageStoreConfig { dir: dir.join("images"), insecure_registries, users: None }).unwrap()
 }
 
 fn small_layer(text: &str) -> Vec<u8> {

@@ -7,6 +7,7 @@
 //! tmp/                unfinished work; emptied at start
 //! growth.lock         held shared while layers are added that no image names yet, exclusively to remove unnamed ones
 //! index.lock          held while the index changes
+//! use.lock            held shared while a container is made from an image, exclusively while an image is removed
 //! ```
 //!
 //! A layer's tar is not kept once it is unpacked. Several processes may have the store open, as the agent and
@@ -52,6 +53,9 @@ pub struct ImageStoreConfig {
     pub dir: PathBuf,
     /// Registries (`host` or `host:port`) spoken to over plain HTTP.
     pub insecure_registries: Vec<String>,
+    /// State directory of the runtime whose containers use the images; for a process beside the one that runs them, which
+    /// counts its own.
+    pub users: Option<PathBuf>,
 }
 
 /// The image store. Cheap to clone.
@@ -119,6 +123,9 @@ pub(crate) struct Unpacked {
     pub(crate) layers: Vec<String>,
 }
 
+/// See [`ImageStore::use_guard`].
+pub(crate) struct UseGuard(#[expect(dead_code, reason = "held for its lock")] fs::File);
+
 impl ImageStore {
     /// Opens the store, removing what an interrupted import or pull left.
     pub fn open(config: ImageStoreConfig) -> Result<ImageStore> {
@@ -147,6 +154,12 @@ impl ImageStore {
         Ok(ImageStore { inner: Arc::new(inner) })
     }
 
+    /// Keeps images from being removed while the value lives: by other processes too, which see a container's use by
+    /// its record.
+    pub(crate) fn use_guard(&self) -> Result<UseGuard> {
+        lock::shared(&self.inner.use_lock()).map(UseGuard)
+    }
+
     /// Finds an image for a new container and counts the use.
     pub(crate) fn retain(&self, reference: &str) -> Result<Unpacked> {
         let record = {
@@ -168,7 +181,7 @@ impl ImageStore {
     }
 
     /// Counts a container that existed before. `id` is the image's, `sha256:…`.
-    pub fn retain_id(&self, id: &str) {
+    pub(crate) fn retain_id(&self, id: &str) {
         *self.inner.users.lock().entry(id.to_string()).or_default() += 1;
     }
 
@@ -230,6 +243,10 @@ impl Inner {
 
     fn growth_lock(&self) -> PathBuf {
         self.config.dir.join("growth.lock")
+    }
+
+    fn use_lock(&self) -> PathBuf {
+        self.config.dir.join("use.lock")
     }
 
     fn index_lock(&self) -> PathBuf {
@@ -445,6 +462,11 @@ impl ImageService for ImageStore {
         let _alone = self.inner.growth.write().await;
         blocking(move || {
             let _alone = lock::exclusive(&inner.growth_lock())?;
+            let unused = lock::exclusive(&inner.use_lock())?;
+            let elsewhere = match &inner.config.users {
+                Some(state) => crate::native::images_in_use(state)?,
+                None => HashSet::new(),
+            };
             inner.change(|index| {
                 let not_found = || Error::ImageNotFound { reference: reference.clone() };
                 let position = inner.position(index, &reference)?.ok_or_else(not_found)?;
@@ -457,7 +479,7 @@ impl ImageService for ImageStore {
                 // The digest under which an image came with a tag goes with the last tag.
                 let unnamed = names(record) == before || record.tags.is_empty();
                 if unnamed {
-                    if inner.users.lock().contains_key(&record.id) {
+                    if elsewhere.contains(&record.id) || inner.users.lock().contains_key(&record.id) {
                         return Err(Error::State {
                             kind: "image",
                             id: record.id.clone(),
@@ -469,6 +491,7 @@ impl ImageService for ImageStore {
                 }
                 Ok(())
             })?;
+            drop(unused);
             inner.sweep()
         })
         .await

@@ -1,30 +1,28 @@
-//! `serve` and `tcp-echo`: a web server small enough to read, which finishes its requests when told to end.
+//! `serve` and `tcp-echo`: a web server small enough to read, which finishes its requests when told to end. One thread,
+//! woken by nothing but its sockets and signals: pods that serve nobody cost nothing.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::os::fd::AsRawFd;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use super::{Outcome, default_sigterm, duration, print};
 
 /// Greatest request head and body taken.
-const MAX_REQUEST: u64 = 1 << 20;
+const MAX_REQUEST: usize = 1 << 20;
 /// Greatest number of connections served at a time; more wait in the backlog.
 const MAX_CONNECTIONS: usize = 256;
+/// How long a connection may wait for its next request…
+const IDLE: Duration = Duration::from_secs(60);
+/// …and for the rest of one, or for its answer to be taken.
+const REQUEST: Duration = Duration::from_secs(10);
+/// How long requests in flight may take after the program is told to end.
+const ENDING: Duration = Duration::from_secs(25);
 
 struct Server {
     started: Instant,
     ready_after: Duration,
-    ending: AtomicBool,
-    busy: AtomicUsize,
-}
-
-static TOLD: AtomicBool = AtomicBool::new(false);
-
-extern "C" fn told(_: libc::c_int) {
-    TOLD.store(true, Ordering::SeqCst);
+    ending: bool,
 }
 
 pub(super) fn listen(port: &str) -> Result<TcpListener, String> {
@@ -47,98 +45,169 @@ pub(super) fn serve(args: &[&str]) -> Outcome {
         }
     }
     let listener = listen(port)?;
-    let handler: extern "C" fn(libc::c_int) = told;
-    // SAFETY: the handler only stores to an atomic. Without SA_RESTART it interrupts poll.
-    unsafe {
-        let mut action: libc::sigaction = std::mem::zeroed();
-        action.sa_sigaction = handler as libc::sighandler_t;
-        libc::sigaction(libc::SIGTERM, &action, std::ptr::null_mut());
-        libc::sigaction(libc::SIGINT, &action, std::ptr::null_mut());
-    }
-    let server = Arc::new(Server {
-        started: Instant::now(),
-        ready_after: delay,
-        ending: AtomicBool::new(false),
-        busy: AtomicUsize::new(0),
-    });
+    listener.set_nonblocking(true).map_err(|e| format!("port {port}: {e}"))?;
+    let signals = signals().map_err(|e| format!("signals: {e}"))?;
+    let mut server = Server { started: Instant::now(), ready_after: delay, ending: false };
     print(&format!("serving on port {port}\n"))?;
-    while !TOLD.load(Ordering::SeqCst) {
-        let mut entry = libc::pollfd { fd: listener.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-        // A signal between the check and the poll would be missed: look again now and then.
-        // SAFETY: one valid entry.
-        if unsafe { libc::poll(&mut entry, 1, 500) } <= 0 {
+    let mut listener = Some(listener);
+    let mut connections: Vec<Connection> = Vec::new();
+    let mut deadline = None;
+    loop {
+        let now = Instant::now();
+        connections.retain(|c| !c.over && now < c.until);
+        if server.ending && (connections.is_empty() || deadline.is_some_and(|d| now >= d)) {
+            return Ok(0);
+        }
+        let mut set = vec![entry(signals.as_raw_fd(), libc::POLLIN)];
+        let open = listener.as_ref().filter(|_| connections.len() < MAX_CONNECTIONS);
+        // A negative descriptor is passed over.
+        set.push(entry(open.map_or(-1, |l| l.as_raw_fd()), libc::POLLIN));
+        set.extend(connections.iter().map(|c| entry(c.stream.as_raw_fd(), c.events())));
+        let until = connections.iter().map(|c| c.until).chain(deadline).min();
+        // Rounded up, so that the time has come when the wait is over.
+        let wait =
+            until.map_or(-1, |at| i32::try_from(at.saturating_duration_since(now).as_millis() + 1).unwrap_or(-1));
+        // SAFETY: `set` is valid for its length.
+        if unsafe { libc::poll(set.as_mut_ptr(), set.len() as libc::nfds_t, wait) } < 0 {
             continue;
         }
-        let Ok((stream, _)) = listener.accept() else { continue };
-        let mut wait = Duration::from_millis(1);
-        while server.busy.load(Ordering::SeqCst) >= MAX_CONNECTIONS && !TOLD.load(Ordering::SeqCst) {
-            std::thread::sleep(wait);
-            wait = (wait * 2).min(Duration::from_millis(100));
+        for (c, entry) in connections.iter_mut().zip(&set[2..]) {
+            if entry.revents != 0 {
+                c.go_on(&server);
+            }
         }
-        server.busy.fetch_add(1, Ordering::SeqCst);
-        let each = server.clone();
-        let spawned = std::thread::Builder::new().stack_size(128 * 1024).spawn(move || {
-            connection(&each, stream);
-            each.busy.fetch_sub(1, Ordering::SeqCst);
-        });
-        if spawned.is_err() {
-            server.busy.fetch_sub(1, Ordering::SeqCst);
+        if set[1].revents != 0
+            && let Some(Ok((stream, _))) = listener.as_ref().map(TcpListener::accept)
+            && stream.set_nonblocking(true).is_ok()
+        {
+            // Without it, answers in two parts wait for acknowledgements; nothing else depends on it.
+            let _ = stream.set_nodelay(true);
+            connections.push(Connection::new(stream));
+        }
+        if set[0].revents != 0 && !server.ending {
+            server.ending = true;
+            listener = None;
+            deadline = Some(Instant::now() + ENDING);
+            print("ending\n")?;
+            // Requests in flight finish; connections without one end.
+            connections.retain(|c| !c.input.is_empty() || !c.output.is_empty());
         }
     }
-    server.ending.store(true, Ordering::SeqCst);
-    drop(listener);
-    print("ending\n")?;
-    // Idle connections notice within their read timeout, requests in flight finish.
-    let limit = Instant::now() + Duration::from_secs(25);
-    while server.busy.load(Ordering::SeqCst) > 0 && Instant::now() < limit {
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    Ok(0)
 }
 
-fn connection(server: &Server, stream: TcpStream) {
-    // A connection that breaks is the client's business.
-    let _ = (|| -> std::io::Result<()> {
-        stream.set_read_timeout(Some(Duration::from_millis(500)))?;
-        stream.set_nodelay(true)?;
-        let mut reader = BufReader::new(stream.try_clone()?);
-        let mut idle = 0;
-        loop {
-            match reader.fill_buf() {
-                Ok([]) => return Ok(()),
-                Ok(_) => idle = 0,
-                Err(e) if matches!(e.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut) => {
-                    idle += 1;
-                    if server.ending.load(Ordering::SeqCst) || idle > 120 {
-                        return Ok(());
-                    }
-                    continue;
+fn entry(fd: i32, events: i16) -> libc::pollfd {
+    libc::pollfd { fd, events, revents: 0 }
+}
+
+/// A descriptor that becomes readable when the program is told to end.
+fn signals() -> std::io::Result<OwnedFd> {
+    // SAFETY: a valid set; the new descriptor is owned at once.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&mut set);
+        libc::sigaddset(&mut set, libc::SIGTERM);
+        libc::sigaddset(&mut set, libc::SIGINT);
+        libc::sigprocmask(libc::SIG_BLOCK, &set, std::ptr::null_mut());
+        let fd = libc::signalfd(-1, &set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK);
+        if fd < 0 { Err(std::io::Error::last_os_error()) } else { Ok(OwnedFd::from_raw_fd(fd)) }
+    }
+}
+
+/// One client.
+struct Connection {
+    stream: TcpStream,
+    input: Vec<u8>,
+    output: Vec<u8>,
+    /// It ends once the output is written; with a code, the program too.
+    closing: bool,
+    exit: Option<i32>,
+    over: bool,
+    /// When patience ends.
+    until: Instant,
+}
+
+impl Connection {
+    fn new(stream: TcpStream) -> Connection {
+        let until = Instant::now() + IDLE;
+        Connection { stream, input: Vec::new(), output: Vec::new(), closing: false, exit: None, over: false, until }
+    }
+
+    /// Nothing is read while an answer is on its way.
+    fn events(&self) -> i16 {
+        if self.output.is_empty() { libc::POLLIN } else { libc::POLLOUT }
+    }
+
+    /// Does what can be done without waiting. A connection that breaks is the client's business.
+    fn go_on(&mut self, server: &Server) {
+        if self.flush(server).and_then(|()| self.read(server)).is_err() {
+            self.over = true;
+        }
+    }
+
+    fn read(&mut self, server: &Server) -> std::io::Result<()> {
+        let mut buffer = [0; 8192];
+        while self.output.is_empty() && !self.over {
+            match self.stream.read(&mut buffer) {
+                Ok(0) => self.over = true,
+                Ok(n) => {
+                    self.input.extend_from_slice(&buffer[..n]);
+                    self.until = Instant::now() + REQUEST;
+                    self.answer(server)?;
                 }
+                Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => return Ok(()),
+                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
                 Err(e) => return Err(e),
             }
-            stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-            let Some(request) = Request::read(&mut reader)? else { return Ok(()) };
-            let close = request.close || server.ending.load(Ordering::SeqCst);
-            let (status, body, exit) = answer(server, &request, &stream);
-            let head = format!(
-                "HTTP/1.1 {status}\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: {}\r\n{}\r\n",
-                body.len(),
-                if close { "connection: close\r\n" } else { "" }
-            );
-            let mut out = head.into_bytes();
-            if request.method != "HEAD" {
-                out.extend(body);
-            }
-            (&stream).write_all(&out)?;
-            if let Some(code) = exit {
-                std::process::exit(code);
-            }
-            if close {
-                return Ok(());
-            }
-            stream.set_read_timeout(Some(Duration::from_millis(500)))?;
         }
-    })();
+        Ok(())
+    }
+
+    /// Answers the request in the input, when it is whole.
+    fn answer(&mut self, server: &Server) -> std::io::Result<()> {
+        let Some((request, used)) = Request::parse(&self.input) else {
+            return if self.input.len() > MAX_REQUEST { Err(std::io::ErrorKind::InvalidData.into()) } else { Ok(()) };
+        };
+        self.input.drain(..used);
+        let (status, body, exit) = answer(server, &request, &self.stream);
+        self.closing = request.close || server.ending || exit.is_some();
+        self.exit = exit;
+        let head = format!(
+            "HTTP/1.1 {status}\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: {}\r\n{}\r\n",
+            body.len(),
+            if self.closing { "connection: close\r\n" } else { "" }
+        );
+        self.output = head.into_bytes();
+        if request.method != "HEAD" {
+            self.output.extend(body);
+        }
+        self.flush(server)
+    }
+
+    fn flush(&mut self, server: &Server) -> std::io::Result<()> {
+        while !self.output.is_empty() {
+            match self.stream.write(&self.output) {
+                Ok(0) => return Err(std::io::ErrorKind::WriteZero.into()),
+                Ok(n) => {
+                    self.output.drain(..n);
+                }
+                Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => return Ok(()),
+                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
+                Err(e) => return Err(e),
+            }
+            if self.output.is_empty() {
+                if let Some(code) = self.exit {
+                    std::process::exit(code);
+                }
+                self.over = self.closing;
+                self.until = Instant::now() + IDLE;
+                // The next request may have come with the last one.
+                if !self.over && !self.input.is_empty() {
+                    self.answer(server)?;
+                }
+            }
+        }
+        Ok(())
+    }
 }
 
 struct Request {
@@ -151,21 +220,21 @@ struct Request {
 }
 
 impl Request {
-    fn read(reader: &mut impl BufRead) -> std::io::Result<Option<Request>> {
-        let mut limited = reader.take(MAX_REQUEST);
-        let mut first = String::new();
-        if limited.read_line(&mut first)? == 0 {
-            return Ok(None);
-        }
-        let (mut head, mut length, mut close) = (String::new(), 0u64, false);
-        loop {
-            let mut line = String::new();
-            if limited.read_line(&mut line)? == 0 {
-                return Ok(None);
-            }
-            let line = line.trim_end();
+    /// The first request of `input` and its length; `None` while it is not whole.
+    fn parse(input: &[u8]) -> Option<(Request, usize)> {
+        let mut at = 0;
+        let mut line = || {
+            let end = at + input[at..].iter().position(|b| *b == b'\n')?;
+            let text = String::from_utf8_lossy(&input[at..end]).trim_end().to_string();
+            at = end + 1;
+            Some((text, at))
+        };
+        let (first, _) = line()?;
+        let (mut head, mut length, mut close) = (String::new(), 0usize, false);
+        let body_at = loop {
+            let (line, next) = line()?;
             if line.is_empty() {
-                break;
+                break next;
             }
             if let Some((name, value)) = line.split_once(':') {
                 let value = value.trim();
@@ -175,22 +244,23 @@ impl Request {
                     close = value.eq_ignore_ascii_case("close");
                 }
             }
-            head.push_str(line);
+            head.push_str(&line);
             head.push('\n');
-        }
-        let mut body = Vec::new();
-        limited.take(length).read_to_end(&mut body)?;
+        };
+        let end = body_at.checked_add(length)?;
+        let body = input.get(body_at..end)?.to_vec();
         let mut words = first.split_whitespace();
         let (method, target, version) = (words.next().unwrap_or(""), words.next().unwrap_or("/"), words.next());
         let (path, query) = target.split_once('?').unwrap_or((target, ""));
-        Ok(Some(Request {
+        let request = Request {
             method: method.to_string(),
             path: path.to_string(),
             query: query.to_string(),
             head,
             body,
             close: close || version == Some("HTTP/1.0"),
-        }))
+        };
+        Some((request, end))
     }
 
     /// A query parameter, decoded.
@@ -238,7 +308,7 @@ fn answer(server: &Server, request: &Request, stream: &TcpStream) -> (&'static s
         "/hostname" => ok(format!("{}\n", hostname())),
         "/healthz" => ok("ok\n".into()),
         "/readyz" => {
-            let ready = server.started.elapsed() >= server.ready_after && !server.ending.load(Ordering::SeqCst);
+            let ready = server.started.elapsed() >= server.ready_after && !server.ending;
             if ready { ok("ok\n".into()) } else { ("503 Service Unavailable", b"not ready\n".to_vec(), None) }
         }
         "/env" => {
@@ -312,13 +382,16 @@ mod tests {
     #[test]
     fn requests() {
         let text = b"POST /echo?msg=a%20b+c&x=%zz HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\n\r\nabcGET";
-        let request = Request::read(&mut &text[..]).unwrap().unwrap();
+        let (request, used) = Request::parse(&text[..]).unwrap();
+        assert_eq!(&text[used..], b"GET");
         assert_eq!((request.method.as_str(), request.path.as_str()), ("POST", "/echo"));
         assert_eq!(request.parameter("msg").as_deref(), Some("a b c"));
         assert_eq!(request.parameter("x").as_deref(), Some("%zz"));
         assert_eq!(request.parameter("y"), None);
         assert_eq!(request.body, b"abc");
         assert!(!request.close);
-        assert!(Request::read(&mut &b""[..]).unwrap().is_none());
+        for part in [0, 10, used - 4, used - 1] {
+            assert!(Request::parse(&text[..part]).is_none(), "{part}");
+        }
     }
 }

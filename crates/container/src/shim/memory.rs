@@ -2,11 +2,23 @@
 
 use std::fs;
 
-/// Unmaps the program's own clean pages. They stay in the page cache and come back at a touch; until then an idle shim
-/// does not count for what it last executed.
-pub(super) fn trim() {
-    let Ok(text) = fs::read_to_string("/proc/self/smaps") else { return };
-    for (start, end) in clean_mappings(&text) {
+/// Where the program's own clean pages are mapped. Looked up once: what is not writable stays clean.
+#[derive(Default)]
+pub(super) struct Program(Option<Vec<(usize, usize)>>);
+
+impl Program {
+    /// Unmaps them. They stay in the page cache and come back at a touch; until then an idle shim does not count for what
+    /// it last executed.
+    pub(super) fn give_back(&mut self) {
+        let ranges = self.0.get_or_insert_with(|| {
+            fs::read_to_string("/proc/self/smaps").map(|text| clean_mappings(&text)).unwrap_or_default()
+        });
+        drop_pages(ranges);
+    }
+}
+
+fn drop_pages(ranges: &[(usize, usize)]) {
+    for &(start, end) in ranges {
         // SAFETY: a private file mapping without a single changed page: the kernel reads the same bytes from the file
         // again when they are needed.
         // Without huge pages, since one touch would map two megabytes of the file again.
@@ -70,7 +82,10 @@ mod tests {
 
     #[test]
     fn a_trimmed_program_goes_on() {
-        trim();
+        let mut program = Program::default();
+        for _ in 0..2 {
+            program.give_back();
+        }
         assert_eq!("still here".len(), 10);
     }
 }

@@ -6,7 +6,7 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use super::container::{Container, Phase};
 use super::protocol::{CONTAINER_FILE, Reply, Request, SandboxRecord};
@@ -15,8 +15,10 @@ use crate::init::spec::{InitMessage, SPEC_FILE};
 use crate::runtime::Exit;
 use crate::seqpacket::{self, MAX_MESSAGE};
 
-/// Milliseconds without an event after which memory is given back.
-const IDLE: i32 = 1000;
+/// Time without an event after which memory is given back…
+const IDLE: Duration = Duration::from_secs(1);
+/// …but not more often than this: what is needed again has to be mapped again. The pause grows up to it.
+const MOST_PAUSE: Duration = Duration::from_secs(300);
 
 pub(super) struct Connection {
     socket: OwnedFd,
@@ -47,6 +49,43 @@ enum Source {
     Oom(String),
 }
 
+/// When memory is given back.
+#[derive(Default)]
+pub(super) struct Trimming {
+    memory: super::memory::Program,
+    /// It was given back since the last event.
+    done: bool,
+    /// When it was last, and how long to leave it since then.
+    last: Option<(Instant, Duration)>,
+}
+
+impl Trimming {
+    fn busy(&mut self) {
+        self.done = false;
+    }
+
+    /// Nothing has happened for as long as [`Trimming::patience`] said, or a counter was to be looked at.
+    fn idle(&mut self) {
+        let now = Instant::now();
+        if self.done || self.last.is_some_and(|(at, pause)| now < at + pause) {
+            return;
+        }
+        self.memory.give_back();
+        self.done = true;
+        let pause = self.last.map_or(IDLE, |(_, pause)| (pause * 2).min(MOST_PAUSE));
+        self.last = Some((now, pause));
+    }
+
+    /// Milliseconds to wait for an event; for ever where there is nothing to give back.
+    fn patience(&self) -> i32 {
+        if self.done {
+            return -1;
+        }
+        let pause = self.last.map_or(IDLE, |(at, pause)| (at + pause).saturating_duration_since(Instant::now()));
+        i32::try_from(pause.max(IDLE).as_millis() + 1).unwrap_or(i32::MAX)
+    }
+}
+
 pub(super) struct Shim {
     pub(super) record: SandboxRecord,
     pub(super) exe: OwnedFd,
@@ -63,8 +102,7 @@ pub(super) struct Shim {
     pub(super) helpers: Vec<i32>,
     pub(super) closing: Option<u64>,
     pub(super) buffer: Vec<u8>,
-    /// Memory was given back since the last event.
-    pub(super) trimmed: bool,
+    pub(super) trimming: Trimming,
 }
 
 impl Shim {
@@ -98,7 +136,7 @@ impl Shim {
             helpers: Vec::new(),
             closing: None,
             buffer: vec![0; 16 * 1024],
-            trimmed: false,
+            trimming: Trimming::default(),
         })
     }
 
@@ -110,12 +148,10 @@ impl Shim {
             if ready < 0 {
                 continue; // interrupted
             }
-            if ready == 0 && !self.trimmed {
-                super::memory::trim();
-                self.trimmed = true;
-            }
-            if ready > 0 {
-                self.trimmed = false;
+            if ready == 0 {
+                self.trimming.idle();
+            } else {
+                self.trimming.busy();
             }
             for (entry, source) in set.iter().zip(sources) {
                 if entry.revents != 0 {
@@ -258,11 +294,7 @@ impl Shim {
     /// How long to poll: for ever, unless a look at an OOM counter or the trimming after some work is due.
     fn patience(&self) -> i32 {
         let due = self.containers.values().any(|c| c.oom.as_ref().is_some_and(|o| o.looks > 0));
-        match (due, self.trimmed) {
-            (true, _) => 20,
-            (false, false) => IDLE,
-            (false, true) => -1,
-        }
+        if due { 20 } else { self.trimming.patience() }
     }
 
     fn look_for_oom(&mut self) {

@@ -43,8 +43,7 @@ impl Cell {
             cgroup_base: base,
         };
         let images =
-            ImageStore::open(ImageStoreConfig { dir: dir.path().join("images"), insecure_registries: Vec::new() })
-                .unwrap();
+            ImageStore::open(ImageStoreConfig { dir: dir.path().join("images"), ..Default::default() }).unwrap();
         let archive = dir.path().join("busybox.tar");
         std::fs::write(&archive, docker_archive(&busybox_layer(), IMAGE, "{}")).unwrap();
         images.import(&archive, None).await.unwrap();
@@ -55,7 +54,7 @@ impl Cell {
     /// As if the main process had ended and been started anew `later`. The old runtime lives on beside the new one in a
     /// test, which a shim does not mind: it has two subscribers.
     pub async fn reopen_after(mut self, later: Duration) -> Cell {
-        let images = ImageStoreConfig { dir: self.dir.path().join("images"), insecure_registries: Vec::new() };
+        let images = ImageStoreConfig { dir: self.dir.path().join("images"), ..Default::default() };
         tokio::time::sleep(later).await;
         self.images = ImageStore::open(images).unwrap();
         self.runtime = NativeRuntime::open(self.config.clone(), self.images.clone()).await.unwrap();
