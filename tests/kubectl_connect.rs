@@ -441,6 +441,36 @@ fn run_attaches_and_exits_with_the_code() {
     }
 }
 
+/// An ephemeral container that targets another sees its processes; one that does not sees its own.
+#[test]
+fn debug_looks_into_a_container() {
+    let cluster = Cluster::start();
+    busybox::import(&cluster);
+    cluster.apply(&objects());
+    cluster.ready("att");
+    let image = format!("--image={BUSYBOX}");
+    let debug = |name: &str, more: &[&str]| {
+        let container = format!("--container={name}");
+        let mut all = vec!["debug", "att", &image, &container, "--profile=general", "--attach=false"];
+        all.extend(more);
+        all.extend(["--", "sh", "-c", "cat /proc/1/cmdline | tr '\\0' ' '"]);
+        cluster.kubectl(&all);
+        cluster.wait_for("the ephemeral container ended", || {
+            let path =
+                format!("{{.status.ephemeralContainerStatuses[?(@.name==\"{name}\")].state.terminated.exitCode}}");
+            (cluster.jsonpath(&["pod", "att"], &path) == "0").then_some(())
+        });
+        cluster.kubectl(&["logs", "att", "-c", name])
+    };
+    assert!(debug("into", &["--target=says"]).contains("echo said"));
+    assert!(debug("beside", &[]).contains("/proc/1/cmdline"));
+    // The target goes on when the one that looked into it has ended.
+    let restarts = cluster.jsonpath(&["pod", "att"], "{.status.containerStatuses[?(@.name==\"says\")].restartCount}");
+    assert_eq!(restarts, "0");
+    let error = cluster.kubectl_error(&["debug", "att", &image, "--target=nope", "--profile=general", "--", "true"]);
+    assert!(error.contains("spec.ephemeralContainers[2].targetContainerName: Not found: \"nope\""), "{error}");
+}
+
 #[test]
 fn proxy_passes_on() {
     let cluster = Cluster::start();

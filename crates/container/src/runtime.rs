@@ -263,6 +263,9 @@ pub struct ContainerConfig {
     pub labels: BTreeMap<String, String>,
     /// Free annotations.
     pub annotations: BTreeMap<String, String>,
+    /// Id of a running container of the sandbox whose PID namespace this one joins, where the sandbox does not share one.
+    #[serde(default)]
+    pub joins: Option<String>,
 }
 
 /// Life of a container.

@@ -69,7 +69,7 @@ pub enum PidNamespace {
     Own,
     /// The host's.
     Host,
-    /// That of the sandbox, whose first process has this id.
+    /// That of the process with this id: the sandbox' first one, or another container's.
     Of(i32),
 }
 

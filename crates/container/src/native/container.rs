@@ -17,8 +17,8 @@ use crate::error::{Error, IoContext, Result};
 use crate::files;
 use crate::images::{Unpacked, blocking};
 use crate::init::mounts::ensure_shared;
-use crate::init::spec::SPEC_FILE;
-use crate::runtime::{ContainerConfig, ContainerState, MountSource, Propagation};
+use crate::init::spec::{PidNamespace, SPEC_FILE};
+use crate::runtime::{ContainerConfig, ContainerState, MountSource, Namespaces, Propagation};
 use crate::shim::protocol::{CONTAINER_FILE, Reply, Request, ShimContainer};
 
 fn new_id() -> Result<String> {
@@ -39,15 +39,24 @@ pub(super) async fn create(inner: &Arc<Inner>, sandbox: &Arc<Sandbox>, config: C
         let id = format!("{}/{} attempt {}", sandbox_id, config.name, config.attempt);
         return Err(Error::AlreadyExists { kind: "container", id });
     }
-    let pause_pid = {
-        let namespaces = sandbox.record.lock().config.namespaces;
-        if namespaces.shared_pid && !namespaces.host_pid { sandbox::pause_pid(sandbox).await? } else { 0 }
+    let namespaces = sandbox.record.lock().config.namespaces;
+    let pid_namespace = match (&config.joins, namespaces) {
+        (_, Namespaces { host_pid: true, .. }) => PidNamespace::Host,
+        (_, Namespaces { shared_pid: true, .. }) => PidNamespace::Of(sandbox::pause_pid(sandbox).await?),
+        (Some(target), _) => PidNamespace::Of(running_pid(inner, &sandbox_id, target)?),
+        (None, _) => PidNamespace::Own,
     };
     let id = new_id()?;
     let dir = inner.containers_dir().join(&id);
     let mut images = Images { inner: inner.clone(), ids: Vec::new(), keep: false };
-    let work =
-        Work { inner: inner.clone(), sandbox: sandbox.clone(), config, id: id.clone(), dir: dir.clone(), pause_pid };
+    let work = Work {
+        inner: inner.clone(),
+        sandbox: sandbox.clone(),
+        config,
+        id: id.clone(),
+        dir: dir.clone(),
+        pid_namespace,
+    };
     let prepared = blocking(move || {
         let result = work.prepare(&mut images);
         if result.is_err() {
@@ -113,7 +122,20 @@ struct Work {
     config: ContainerConfig,
     id: String,
     dir: PathBuf,
-    pause_pid: i32,
+    pid_namespace: PidNamespace,
+}
+
+/// Process id of a container that runs in the sandbox.
+fn running_pid(inner: &Inner, sandbox: &str, id: &str) -> Result<i32> {
+    let target = inner.state.containers_of(sandbox).into_iter().find(|c| c.record.id == id);
+    let target = target.ok_or_else(|| Error::NotFound { kind: "container", id: id.to_owned() })?;
+    match target.status() {
+        status if status.state == ContainerState::Running && status.pid > 0 => Ok(status.pid),
+        status => {
+            let state = format!("{:?}", status.state);
+            Err(Error::State { kind: "container", id: id.to_owned(), state, wanted: "Running" })
+        }
+    }
 }
 
 impl Work {
@@ -148,8 +170,7 @@ impl Work {
             volumes: &volumes,
             user: &user,
             cgroup: &cgroup,
-            namespaces: sandbox.namespaces,
-            pause_pid: self.pause_pid,
+            pid_namespace: self.pid_namespace,
             hostname: hostname.trim(),
             sandbox_dir: &self.sandbox.dir,
             dir: &self.dir,
@@ -188,7 +209,8 @@ impl Work {
             tty: config.tty,
             log_path: config.log_path.clone(),
             cgroup: cgroup.path().to_string(),
-            kill_rest: sandbox.namespaces.host_pid || sandbox.namespaces.shared_pid,
+            // The kernel ends what is left only with the first process of a namespace.
+            kill_rest: !matches!(self.pid_namespace, PidNamespace::Own),
         };
         // Only the record must survive a power cut, so that what is left can be cleaned up by it.
         let written = files::write_json_volatile(&self.dir.join(SPEC_FILE), &init)

@@ -13,7 +13,7 @@ use crate::init::spec::{
     CgroupView, DeviceNode, InitMount, InitMountSource, InitSpec, PidNamespace, ProcessSpec, RootFs,
 };
 use crate::init::{capability, seccomp};
-use crate::runtime::{ContainerConfig, MountSource, Namespaces, Propagation, Seccomp};
+use crate::runtime::{ContainerConfig, MountSource, Propagation, Seccomp};
 
 const MASKED: &[&str] = &[
     "/proc/asound",
@@ -61,8 +61,7 @@ pub(super) struct Parts<'a> {
     pub(super) volumes: &'a BTreeMap<String, Unpacked>,
     pub(super) user: &'a ResolvedUser,
     pub(super) cgroup: &'a Cgroup,
-    pub(super) namespaces: Namespaces,
-    pub(super) pause_pid: i32,
+    pub(super) pid_namespace: PidNamespace,
     pub(super) hostname: &'a str,
     pub(super) sandbox_dir: &'a Path,
     pub(super) dir: &'a Path,
@@ -121,11 +120,7 @@ pub(super) fn build(parts: &Parts<'_>) -> Result<InitSpec> {
     Ok(InitSpec {
         cgroup_dirs: parts.cgroup.directories(),
         cgroup_view: if parts.cgroup.is_v2() { CgroupView::V2 } else { CgroupView::V1(parts.cgroup.controllers()) },
-        pid_namespace: match parts.namespaces {
-            Namespaces { host_pid: true, .. } => PidNamespace::Host,
-            Namespaces { shared_pid: true, .. } => PidNamespace::Of(parts.pause_pid),
-            _ => PidNamespace::Own,
-        },
+        pid_namespace: parts.pid_namespace,
         root: RootFs {
             layers_dir: parts.image.layers_dir.clone(),
             layers: parts.image.layers.clone(),

@@ -185,7 +185,19 @@ impl Worker {
             stop_signal: container.lifecycle.as_ref().and_then(|l| l.stop_signal.clone()),
             labels: names::labels(&pod, Some(&container.name)),
             annotations,
+            joins: self.joined(&container.name).await?,
         })
+    }
+
+    /// Runtime id of the container whose processes an ephemeral container is to see.
+    async fn joined(&self, name: &str) -> Result<Option<String>, String> {
+        let own = self.pod.spec.iter().flat_map(|s| s.ephemeral_containers.iter().flatten()).find(|e| e.name == name);
+        let Some(target) = own.and_then(|e| e.target_container_name.as_deref()).filter(|t| !t.is_empty()) else {
+            return Ok(None);
+        };
+        let observed = self.observe().await;
+        let found = observed.latest(target).ok_or_else(|| format!("unable to find target container {target}"))?;
+        Ok(Some(found.id.clone()))
     }
 
     async fn termination_file(&self, container: &str, attempt: u32) -> Result<PathBuf, String> {
