@@ -250,7 +250,11 @@ impl Socket {
             head.extend(byte);
         }
         let head = String::from_utf8(head).unwrap();
-        assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
+        if !head.starts_with("HTTP/1.1 101 ") {
+            let mut rest = [0; 1000];
+            let length = stream.read(&mut rest).unwrap();
+            panic!("{head}{}", String::from_utf8_lossy(&rest[..length]));
+        }
         assert!(head.to_lowercase().contains(&format!("sec-websocket-protocol: {protocol}")), "{head}");
         Socket(stream)
     }
@@ -356,9 +360,10 @@ fn logs_and_ends(cluster: &Cluster) {
     // Kubelet, failed pod, delete
     cluster.kubectl(&["delete", "pod", "bin-false", "bin-false-always", "--timeout=60s"]);
     // Kubelet, pod with read only root file system
-    assert_eq!(cluster.finished("readonly"), "Failed");
-    let log = cluster.kubectl(&["logs", "readonly"]);
-    assert!(log.contains("can't create /file: Read-only file system"), "{log}");
+    cluster.wait_for("the write fails", || {
+        let log = cluster.kubectl(&["logs", "readonly"]);
+        log.contains("can't create /file: Read-only file system").then_some(())
+    });
 }
 
 fn host_aliases(cluster: &Cluster) {

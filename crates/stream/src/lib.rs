@@ -6,6 +6,7 @@
 //! ([`websocket`]), whose `SPDY/3.1+portforward.k8s.io` subprotocol carries SPDY inside binary messages ([`tunnel`]).
 
 pub mod handshake;
+pub mod one_way;
 mod pipe;
 pub mod port_forward;
 pub mod process;

@@ -4,16 +4,22 @@ use super::backend::{KubeletClient, kubelet_of};
 use super::location::{container, query_string};
 use super::tunnel;
 use crate::http::respond;
-use crate::request::{HandlerResult, RequestContext};
+use crate::request::{HandlerResult, RequestContext, Response};
 use crate::subresource::{Handler, Services};
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures::TryStreamExt;
 use gantry_api::k8s_openapi::api::core::v1::Pod;
 use gantry_api::k8s_openapi::jiff::Timestamp;
 use gantry_api::meta::field::{ErrorList, Path};
 use gantry_api::meta::status::ApiError;
+use gantry_stream::Rejection;
+use gantry_stream::one_way::Upgrade;
 use http::{HeaderValue, Request};
 use http_body_util::{BodyExt, Limited};
+use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
 use std::sync::Arc;
 
 /// Bytes of an error text that are read from a kubelet.
@@ -107,13 +113,40 @@ fn refused(code: u16, text: String, name: &str) -> ApiError {
     }
 }
 
+/// The log as the messages of a WebSocket.
+fn over_websocket(
+    upgrade: Result<Upgrade, Rejection>,
+    client: Option<OnUpgrade>,
+    backend: http::Response<Incoming>,
+) -> Response {
+    let upgrade = match upgrade {
+        Ok(upgrade) => upgrade,
+        Err(rejection) => return rejection.response().map(|text| respond::full(Bytes::from(text))),
+    };
+    let answer = upgrade.response().map(|()| respond::full(Bytes::new()));
+    if let Some(client) = client {
+        let lines = backend.into_body().into_data_stream().map_err(std::io::Error::other);
+        tokio::spawn(async move {
+            let served = match client.await {
+                Ok(io) => upgrade.serve(TokioIo::new(io), lines).await.map_err(|e| e.to_string()),
+                Err(e) => Err(e.to_string()),
+            };
+            // A broken connection is how these streams usually end.
+            if let Err(error) = served {
+                tracing::debug!(error, "a log over WebSocket ended early");
+            }
+        });
+    }
+    answer
+}
+
 #[async_trait]
 impl Handler for PodLog {
     fn target(&self) -> (&'static str, &'static str, &'static str, &'static str) {
         ("", "v1", "pods", "log")
     }
 
-    async fn handle(&self, request: RequestContext, _body: Bytes, services: &Services) -> HandlerResult {
+    async fn handle(&self, mut request: RequestContext, _body: Bytes, services: &Services) -> HandlerResult {
         if request.info.verb != "get" {
             let message = "the server does not allow this method on the requested resource";
             return Err(ApiError::new(405, "MethodNotAllowed", message));
@@ -147,6 +180,9 @@ impl Handler for PodLog {
                 Err(e) => format!("the kubelet's answer could not be read: {e}"),
             };
             return Err(refused(status, text, name));
+        }
+        if let Some(upgrade) = Upgrade::negotiate(&request.parts) {
+            return Ok(over_websocket(upgrade, request.parts.extensions.remove::<OnUpgrade>(), backend));
         }
         let mut response = tunnel::answer(backend, None);
         response.headers_mut().insert(http::header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
