@@ -88,7 +88,7 @@ pub struct AgentCommand {
     /// Address of the server, https://HOST:PORT
     #[arg(long = "server", value_name = "URL")]
     pub server_url: String,
-    /// File with the server's CA certificate (pki/ca.crt of its data directory)
+    /// File with the server's CA certificate (pki/ca.crt of its data directory); needed the first time only
     #[arg(long, value_name = "FILE")]
     pub ca_file: Option<PathBuf>,
     /// Instead of the file: hash of the CA's public key, sha256:HEX, to know the right CA by when the server tells its own;

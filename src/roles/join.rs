@@ -92,7 +92,9 @@ pub fn credentials(issued: &Issued) -> Credentials {
 /// The cluster's CA: from the file given, as kept, or as the server tells where it has the hash given.
 async fn trust(command: &AgentCommand, kept: &Path) -> Result<String> {
     if let Some(file) = &command.ca_file {
-        return text(file);
+        let ca_pem = text(file)?;
+        write_private(kept, ca_pem.as_bytes())?;
+        return Ok(ca_pem);
     }
     if kept.exists() {
         return text(kept);

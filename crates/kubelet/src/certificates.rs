@@ -9,6 +9,7 @@ use k8s_openapi::jiff::Timestamp;
 use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair, SanType};
 use std::net::IpAddr;
 use std::time::Duration;
+use x509_parser::extensions::GeneralName;
 
 /// A request that is not answered by then is given up (client-go's `certificateWaitTimeout`).
 const WAIT: Duration = Duration::from_secs(900);
@@ -97,6 +98,20 @@ fn validity(certificate_pem: &str) -> Option<(Timestamp, Timestamp)> {
     let certificate = pem.parse_x509().ok()?;
     let at = |t: x509_parser::time::ASN1Time| Timestamp::from_second(t.timestamp()).ok();
     Some((at(certificate.validity().not_before)?, at(certificate.validity().not_after)?))
+}
+
+/// Whether a serving certificate (PEM) names all of `addresses`.
+pub(crate) fn names_all(certificate_pem: &str, addresses: &[IpAddr]) -> bool {
+    let Ok((_, pem)) = x509_parser::pem::parse_x509_pem(certificate_pem.as_bytes()) else { return false };
+    let Ok(certificate) = pem.parse_x509() else { return false };
+    let Ok(Some(names)) = certificate.subject_alternative_name() else { return false };
+    let octets = |ip: &IpAddr| match ip {
+        IpAddr::V4(v4) => v4.octets().to_vec(),
+        IpAddr::V6(v6) => v6.octets().to_vec(),
+    };
+    addresses.iter().map(octets).all(|wanted| {
+        names.value.general_names.iter().any(|n| matches!(n, GeneralName::IPAddress(held) if *held == wanted))
+    })
 }
 
 /// Waits until a certificate (PEM) should be replaced.
@@ -236,6 +251,10 @@ mod tests {
         assert_eq!(renewal(&pem), Some("2026-01-09T00:00:00Z".parse().unwrap()));
         assert_eq!(expiry(&pem), Some("2026-01-11T00:00:00Z".parse().unwrap()));
         assert_eq!(renewal("nothing"), None);
+        let ips: [IpAddr; 2] = ["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()];
+        params.subject_alt_names = ips.iter().map(|ip| SanType::IpAddress(*ip)).collect();
+        let pem = params.self_signed(&key).unwrap().pem();
+        assert!(names_all(&pem, &ips) && !names_all(&pem, &["192.0.2.2".parse().unwrap()]));
     }
 
     #[test]

@@ -115,13 +115,14 @@ async fn keep(agent: &Agent, directory: &Path, current: &Current) {
     }
 }
 
-/// The certificate of an earlier run, where it still holds.
+/// The certificate of an earlier run, where it still holds and the node still has the addresses it is for.
 fn stored(directory: &Path, agent: &Agent) -> Option<(String, CertifiedKey)> {
     let pem = std::fs::read_to_string(directory.join("kubelet.crt")).ok()?;
     let key = std::fs::read(directory.join("kubelet.key")).ok()?;
     let certified = certified(pem.as_bytes(), &key, "stored serving certificate").ok()?;
-    certificates::expiry(&pem).filter(|at| *at > agent.clock.now())?;
-    Some((pem, certified))
+    let holds = certificates::expiry(&pem).is_some_and(|at| at > agent.clock.now())
+        && certificates::names_all(&pem, &agent.cfg.node_ips);
+    holds.then_some((pem, certified))
 }
 
 fn store(directory: &Path, issued: &Issued) -> Result<(), Error> {
