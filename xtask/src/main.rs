@@ -1,6 +1,8 @@
 //! The project's own commands: `cargo xtask up | test | bench`. `cargo test -p xtask` checks that the tree is tidy.
 
 mod bench;
+#[cfg(test)]
+mod conformance;
 mod repository;
 #[cfg(test)]
 mod tidy;
