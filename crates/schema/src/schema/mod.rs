@@ -14,6 +14,7 @@
 //! ```
 
 mod custom;
+mod empty;
 mod load;
 #[cfg(test)]
 mod tests;

@@ -100,7 +100,7 @@ impl Registry {
         if let Change::Patch(PatchType::Apply, body) = change {
             return self.draft_of_apply(target, body, old, schema, &now);
         }
-        let (value, live) = match change {
+        let (mut value, live) = match change {
             Change::Create(body) => (decode(target, body, schema, &mut warnings)?, None),
             Change::Update(body) => {
                 let value = decode(target, body, schema, &mut warnings)?;
@@ -115,6 +115,9 @@ impl Registry {
                 (edit(&live, &now)?, Some(live))
             }
         };
+        if let Some(schema) = schema {
+            schema.drop_empty(&mut value);
+        }
         let mut object = into_object(target.resource, value)?;
         check_identity(target, object.as_mut(), matches!(change, Change::Create(_)))?;
         let may_create = info.create_on_update && target.subresource.is_empty();
@@ -158,11 +161,14 @@ impl Registry {
         let applied = with_manager(target, schema, |manager| {
             manager.map(|m| m.apply(live.as_ref(), &config, &options.field_manager, options.force, now))
         });
-        let merged = applied
+        let mut merged = applied
             .ok_or_else(|| {
                 ApiError::new(415, "UnsupportedMediaType", "server-side apply is not supported for this resource")
             })?
             .map_err(apply_error)?;
+        if let Some(schema) = schema {
+            schema.drop_empty(&mut merged);
+        }
         let mut object = into_object(target.resource, merged)?;
         check_identity(target, object.as_mut(), false)?;
         target.resource.set_defaults(object.as_mut());
