@@ -10,8 +10,11 @@ use gantry_client::{Api, DeleteParams, Patch, PatchParams};
 use gantry_reconcile::store::key_of;
 use gantry_reconcile::{Change, Controller, Error, EventRecorder, Informer, Outcome, Queue, runner, wait_synced};
 use k8s_openapi::api::core::v1::{Node, Pod, Taint, Toleration};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::jiff::Timestamp;
+use parking_lot::Mutex;
 use serde_json::json;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,6 +33,9 @@ struct Evictions {
     nodes: Informer<Node>,
     setup: Setup,
     recorder: EventRecorder,
+    /// Pods that will go at the end of a toleration, unless something changes, and since when: a taint need not say when
+    /// it was added.
+    pending: Mutex<BTreeMap<String, Timestamp>>,
 }
 
 fn no_execute(node: &Node) -> Vec<&Taint> {
@@ -51,7 +57,7 @@ pub async fn run(setup: Setup) {
             Change::Modified { old, new } => {
                 pod_state::node_name(old) != pod_state::node_name(new) || tolerations(old) != tolerations(new)
             }
-            Change::Deleted(_) => false,
+            Change::Deleted(_) => true,
         };
         let node = pod_state::node_name(pod);
         // Nearly no node has such taints: pods on the others cost nothing.
@@ -81,7 +87,21 @@ pub async fn run(setup: Setup) {
         }
     }
     let (recorder, cancel) = (setup.recorder("taint-eviction-controller"), setup.cancel.clone());
-    runner::run(Arc::new(Evictions { pods, nodes, setup, recorder }), queue, WORKERS, cancel).await;
+    let evictions = Evictions { pods, nodes, setup, recorder, pending: Mutex::default() };
+    runner::run(Arc::new(evictions), queue, WORKERS, cancel).await;
+}
+
+impl Evictions {
+    /// The pod need not go after all, or has gone by itself: told only where its end was planned.
+    fn call_off(&self, key: &str) -> Outcome {
+        if self.pending.lock().remove(key).is_some() {
+            let (namespace, name) = key.split_once('/').unwrap_or_default();
+            let metadata = ObjectMeta { namespace: Some(namespace.into()), name: Some(name.into()), ..Default::default() };
+            let pod = Pod { metadata, ..Default::default() };
+            self.recorder.normal(&pod, "TaintManagerEviction", &format!("Cancelling deletion of Pod {key}"));
+        }
+        Outcome::done()
+    }
 }
 
 fn tolerates(t: &Toleration, taint: &Taint) -> bool {
@@ -97,20 +117,21 @@ fn tolerates(t: &Toleration, taint: &Taint) -> bool {
     }
 }
 
-/// When a pod must go because of these taints: None for never, a time in the past or present for now.
+/// When a pod must go because of these taints: None for never, a time in the past or present for now. `since` stands for
+/// when a taint was added where it does not say.
 #[must_use]
-pub fn deadline(tolerations: &[Toleration], taints: &[&Taint], now: Timestamp) -> Option<Timestamp> {
+pub fn deadline(tolerations: &[Toleration], taints: &[&Taint], since: Timestamp) -> Option<Timestamp> {
     let mut earliest: Option<Timestamp> = None;
     for taint in taints {
         let matching: Vec<&Toleration> = tolerations.iter().filter(|t| tolerates(t, taint)).collect();
         if matching.is_empty() {
-            return Some(now);
+            return Some(since);
         }
         let seconds = matching.iter().filter_map(|t| t.toleration_seconds).min();
         if let Some(seconds) = seconds {
-            let since = taint.time_added.as_ref().map_or(now, |t| t.0);
+            let added = taint.time_added.as_ref().map_or(since, |t| t.0);
             let bearable = k8s_openapi::jiff::SignedDuration::from_secs(seconds.max(0));
-            let end = since.saturating_add(bearable).unwrap_or(Timestamp::MAX);
+            let end = added.saturating_add(bearable).unwrap_or(Timestamp::MAX);
             earliest = Some(earliest.map_or(end, |e| e.min(end)));
         }
     }
@@ -124,19 +145,25 @@ impl Controller for Evictions {
     }
 
     async fn reconcile(&self, key: &str) -> Result<Outcome, Error> {
-        let Some(pod) = self.pods.store().by_key(key) else { return Ok(Outcome::done()) };
-        let Some(node) = self.nodes.get("", pod_state::node_name(&pod)) else { return Ok(Outcome::done()) };
+        let Some(pod) = self.pods.store().by_key(key) else { return Ok(self.call_off(key)) };
+        let Some(node) = self.nodes.get("", pod_state::node_name(&pod)) else { return Ok(self.call_off(key)) };
         let taints = no_execute(&node);
-        if taints.is_empty() || pod.metadata.deletion_timestamp.is_some() {
+        if taints.is_empty() {
+            return Ok(self.call_off(key));
+        }
+        if pod.metadata.deletion_timestamp.is_some() {
             return Ok(Outcome::done());
         }
         let clock = &self.setup.config.clock;
         let tolerations = pod.spec.as_ref().and_then(|s| s.tolerations.as_deref()).unwrap_or_default();
-        let Some(end) = deadline(tolerations, &taints, clock.now()) else { return Ok(Outcome::done()) };
+        let since = self.pending.lock().get(key).copied().unwrap_or_else(|| clock.now());
+        let Some(end) = deadline(tolerations, &taints, since) else { return Ok(self.call_off(key)) };
         let left = Duration::try_from(end.duration_since(clock.now())).unwrap_or(Duration::ZERO);
         if !left.is_zero() {
+            self.pending.lock().insert(key.to_owned(), since);
             return Ok(Outcome::after(left));
         }
+        self.pending.lock().remove(key);
         self.recorder.normal(&*pod, "TaintManagerEviction", &format!("Marking for deletion Pod {key}"));
         let api = Api::<Pod>::namespaced(self.setup.client.clone(), pod.metadata.namespace());
         let mark = json!({
