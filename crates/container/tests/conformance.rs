@@ -1,5 +1,7 @@
 //! The runtime's conformance suite, against the real thing: needs root and busybox-static.
 
+#[path = "../../../tests/cluster/guest.rs"]
+mod guest;
 mod support;
 
 use std::fs;
@@ -655,4 +657,18 @@ async fn an_image_is_not_removed_under_a_container() {
     }
     beside.remove(IMAGE).await.unwrap();
     cell.close().await;
+}
+
+/// This very suite in a guest where cgroup version 2 is all there is. It takes minutes, since the guest is emulated.
+#[test]
+#[ignore = "takes minutes: cargo test -p gantry-container --test conformance -- --ignored"]
+fn the_suite_on_cgroup_version_2() {
+    let scratch = tempfile::tempdir().unwrap();
+    let machine = guest::Guest::new().program("/suite", std::env::current_exe().unwrap(), scratch.path()).program(
+        support::shim().to_str().unwrap(),
+        support::shim(),
+        scratch.path(),
+    );
+    let said = machine.run("/suite --test-threads=2 2>&1", scratch.path(), Duration::from_secs(900));
+    assert!(said.contains("test result: ok."), "{said}");
 }

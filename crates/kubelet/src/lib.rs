@@ -134,6 +134,7 @@ pub async fn run(
     if known {
         let receiving = manager.clone();
         pods.on_change(move |change| receiving.change(change));
+        spawn(Box::pin(node::qos::run(agent.clone(), pods.clone())));
         let cleaning = manager.clone();
         let stop = shutdown.clone();
         spawn(Box::pin(async move {

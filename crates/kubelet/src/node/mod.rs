@@ -5,3 +5,4 @@ pub(crate) mod images;
 pub(crate) mod lease;
 pub(crate) mod machine;
 pub(crate) mod object;
+pub(crate) mod qos;

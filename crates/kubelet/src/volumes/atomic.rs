@@ -105,11 +105,8 @@ fn write_files(dir: &Path, payload: &Payload, group: Option<u32>) -> io::Result<
     }
     let mut directories = vec![dir.to_path_buf()];
     while let Some(d) = directories.pop() {
-        let mode = if group.is_some() { 0o2775 } else { 0o755 };
-        if let Some(group) = group {
-            std::os::unix::fs::chown(&d, None, Some(group)).map_err(at("chown", &d))?;
-        }
-        fs::set_permissions(&d, fs::Permissions::from_mode(mode)).map_err(at("chmod", &d))?;
+        fs::set_permissions(&d, fs::Permissions::from_mode(0o755)).map_err(at("chmod", &d))?;
+        give(&d, group)?;
         for entry in fs::read_dir(&d).map_err(at("read", &d))? {
             let entry = entry?;
             if entry.file_type()?.is_dir() {
@@ -118,6 +115,15 @@ fn write_files(dir: &Path, payload: &Payload, group: Option<u32>) -> io::Result<
         }
     }
     Ok(())
+}
+
+/// Gives a directory to the volume's group, which may enter and read it, and whose files are the group's too
+/// (`SetVolumeOwnership` for volumes that are read-only).
+fn give(directory: &Path, group: Option<u32>) -> io::Result<()> {
+    let Some(group) = group else { return Ok(()) };
+    std::os::unix::fs::chown(directory, None, Some(group)).map_err(at("chown", directory))?;
+    let mode = fs::metadata(directory).map_err(at("stat", directory))?.permissions().mode() | 0o2550;
+    fs::set_permissions(directory, fs::Permissions::from_mode(mode)).map_err(at("chmod", directory))
 }
 
 /// Makes the volume at `target` (which exists) show exactly `payload`; true where anything changed. `stamp` names the
@@ -156,6 +162,7 @@ pub(crate) fn write(target: &Path, payload: &Payload, group: Option<u32>, stamp:
     let fresh = target.join(&directory);
     fs::create_dir(&fresh).map_err(at("create", &fresh))?;
     write_files(&fresh, payload, group)?;
+    give(target, group)?;
     let new_data = target.join(NEW_DATA);
     match fs::remove_file(&new_data) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(at("remove", &new_data)(e)),
@@ -236,6 +243,21 @@ mod tests {
         assert!(write(target, &changed, None, "t4").unwrap());
         assert!(write(target, &Payload::new(), None, "t5").unwrap());
         assert_eq!(names(target), ["..data", "..t5"]);
+    }
+
+    #[test]
+    fn the_group_reads_and_enters() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path();
+        fs::set_permissions(target, fs::Permissions::from_mode(0o777)).unwrap();
+        let mut files = payload(&[("a", "1"), ("d/e", "2")]);
+        files.get_mut("a").unwrap().mode = 0o400;
+        write(target, &files, Some(4321), "t1").unwrap();
+        use std::os::unix::fs::MetadataExt;
+        for (path, mode) in [("", 0o2777), ("..t1", 0o2755), ("..t1/d", 0o2755), ("a", 0o440), ("d/e", 0o644)] {
+            let meta = fs::metadata(target.join(path)).unwrap();
+            assert_eq!((meta.mode() & 0o7777, meta.gid()), (mode, 4321), "{path:?}");
+        }
     }
 
     #[test]

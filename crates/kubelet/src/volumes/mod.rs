@@ -143,8 +143,11 @@ impl Volumes {
                 let memory = volume.config_map.is_none();
                 let written = tokio::task::spawn_blocking(move || {
                     fs::create_dir_all(&target).map_err(|e| format!("create {}: {e}", target.display()))?;
+                    // As an empty volume is made, which upstream's are underneath; containers see it read-only.
                     if memory {
-                        mount_tmpfs(&target, "mode=0755")?;
+                        mount_tmpfs(&target, "mode=1777")?;
+                    } else {
+                        open_to_all(&target).map_err(|e| format!("chmod {}: {e}", target.display()))?;
                     }
                     atomic::write(&target, &content.payload, group, &stamp).map_err(|e| e.to_string())
                 });
@@ -322,6 +325,15 @@ fn memory_size(own: Option<i64>, pod: Option<i64>, node: i64) -> Option<i64> {
     [own, pod, Some(node)].into_iter().flatten().filter(|n| *n > 0).min()
 }
 
+/// Gives everybody all rights to a directory; further bits it has stay.
+fn open_to_all(directory: &Path) -> std::io::Result<()> {
+    let mode = fs::metadata(directory)?.permissions().mode();
+    if mode & 0o777 == 0o777 {
+        return Ok(());
+    }
+    fs::set_permissions(directory, fs::Permissions::from_mode(mode & 0o7777 | 0o777))
+}
+
 fn empty_dir(path: &Path, memory: bool, size: Option<i64>, mode: u32, group: Option<u32>) -> Result<(), String> {
     let at = |what: &str, e: std::io::Error| format!("{what} {}: {e}", path.display());
     fs::create_dir_all(path).map_err(|e| at("create", e))?;
@@ -335,7 +347,7 @@ fn empty_dir(path: &Path, memory: bool, size: Option<i64>, mode: u32, group: Opt
     let mode = match group {
         Some(group) => {
             std::os::unix::fs::chown(path, None, Some(group)).map_err(|e| at("chown", e))?;
-            mode | 0o2070
+            mode | 0o2770
         }
         None => mode,
     };
