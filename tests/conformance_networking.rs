@@ -72,7 +72,7 @@ fn from_pod_udp(cluster: &Cluster, ips: &[String]) {
 }
 
 fn from_node_http(cluster: &Cluster, ips: &[String]) {
-    // Networking, intra pod http, from node (http)
+    // Networking, intra pod http, from node
     let network = cluster.network();
     let ips = ips.to_vec();
     let answers = std::thread::spawn(move || {
@@ -90,7 +90,7 @@ fn from_node_http(cluster: &Cluster, ips: &[String]) {
 }
 
 fn from_node_udp(cluster: &Cluster, ips: &[String]) {
-    // Networking, intra pod http, from node (udp)
+    // Networking, intra pod http, from node
     let network = cluster.network();
     let ips = ips.to_vec();
     let answered = std::thread::spawn(move || {

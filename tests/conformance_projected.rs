@@ -195,9 +195,9 @@ fn downward_values(cluster: &Cluster) {
     for (pod, mode) in [
         // Projected Volume, DownwardAPI, pod name
         ("info-name", "-rw-r--r--"),
-        // Projected Volume, DownwardAPI, volume mode 0400 (of the volume)
+        // Projected Volume, DownwardAPI, volume mode 0400
         ("info-default-mode", "-r--------"),
-        // Projected Volume, DownwardAPI, volume mode 0400 (of the file)
+        // Projected Volume, DownwardAPI, volume mode 0400
         ("info-item-mode", "-r--------"),
     ] {
         assert_eq!(succeeded(cluster, pod), format!("podname={pod} {mode}\n"));

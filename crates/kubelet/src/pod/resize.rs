@@ -23,6 +23,18 @@ fn changed(have: &Resources, want: &Resources) -> (bool, bool) {
     (cpu, differs(have.memory_limit, want.memory_limit))
 }
 
+/// The greater of each limit; none is the greatest.
+fn wider(a: &Resources, b: &Resources) -> Resources {
+    let greater = |a: Option<i64>, b: Option<i64>| a.zip(b).map(|(a, b)| a.max(b));
+    let cpu_quota = greater(a.cpu_quota, b.cpu_quota);
+    Resources {
+        cpu_quota,
+        cpu_period: cpu_quota.and(b.cpu_period),
+        memory_limit: greater(a.memory_limit, b.memory_limit),
+        ..b.clone()
+    }
+}
+
 /// Whether the container's policy demands a restart for these changes.
 fn needs_restart(container: &Container, cpu: bool, memory: bool) -> bool {
     container.resize_policy.iter().flatten().any(|p| {
@@ -94,8 +106,13 @@ impl Worker {
             let wanted = c.resources.clone().unwrap_or_default();
             self.allocated.get(&c.name).is_some_and(|given| *given != wanted)
         });
+        let whole = resources::of_pod(&spec, self.agent.cfg.pod_pids_limit);
         if due.is_empty() && !differs {
             self.resize_pending = None;
+            // What was left wide for containers that had to end first.
+            if self.pod_resources.as_ref().is_some_and(|now| *now != whole) {
+                self.resize_pod(whole).await;
+            }
             return Vec::new();
         }
         if let Some(message) = self.infeasible() {
@@ -107,15 +124,22 @@ impl Worker {
             self.resize_pending = Some(Pending { reason: "Deferred", message: refusal.message });
             return Vec::new();
         }
+        let before = self.pod_resources.clone().unwrap_or_else(|| {
+            let mut given = spec.clone();
+            for c in given.containers.iter_mut().chain(given.init_containers.iter_mut().flatten()) {
+                if let Some(resources) = self.allocated.get(&c.name) {
+                    c.resources = Some(resources.clone());
+                }
+            }
+            resources::of_pod(&given, agent.cfg.pod_pids_limit)
+        });
         let known: Vec<Container> = every().filter(|c| self.allocated.contains_key(&c.name)).cloned().collect();
         known.iter().for_each(|c| self.note_allocation(c));
         self.resize_pending = None;
-        if let (Some(sandbox), Some(spec)) = (&self.sandbox, self.pod.spec.as_ref()) {
-            let whole = resources::of_pod(spec, agent.cfg.pod_pids_limit);
-            if let Err(error) = agent.runtime.update_sandbox_resources(&sandbox.id, whole).await {
-                self.resize_failed(&error.to_string());
-                return Vec::new();
-            }
+        // No container may have more than the pod at any time: the pod grows before them and shrinks after them.
+        let widest = wider(&before, &whole);
+        if !self.resize_pod(widest).await {
+            return Vec::new();
         }
         let mut kills = Vec::new();
         for (status, container, want, restart) in due {
@@ -132,7 +156,25 @@ impl Worker {
                 Err(error) => self.resize_failed(&error.to_string()),
             }
         }
+        if kills.is_empty() && self.resize_pending.is_none() {
+            self.resize_pod(whole).await;
+        }
         kills
+    }
+
+    /// Sets the limits of the pod as a whole; false where that failed.
+    async fn resize_pod(&mut self, wanted: Resources) -> bool {
+        let Some(sandbox) = &self.sandbox else { return true };
+        match self.agent.runtime.update_sandbox_resources(&sandbox.id, wanted.clone()).await {
+            Ok(()) => {
+                self.pod_resources = Some(wanted);
+                true
+            }
+            Err(error) => {
+                self.resize_failed(&error.to_string());
+                false
+            }
+        }
     }
 
     fn resize_failed(&mut self, error: &str) {
@@ -165,6 +207,20 @@ mod tests {
         ] {
             assert_eq!(changed(&have, &want), expected, "{want:?}");
         }
+    }
+
+    #[test]
+    fn a_pod_is_as_wide_as_before_or_after() {
+        let r = |quota, memory| Resources {
+            cpu_quota: quota,
+            cpu_period: Some(100_000),
+            memory_limit: memory,
+            ..Resources::default()
+        };
+        let widest = wider(&r(Some(1000), Some(64)), &r(Some(2000), Some(32)));
+        assert_eq!((widest.cpu_quota, widest.memory_limit), (Some(2000), Some(64)));
+        let open = wider(&r(None, Some(64)), &r(Some(2000), None));
+        assert_eq!((open.cpu_quota, open.cpu_period, open.memory_limit), (None, None, None));
     }
 
     #[test]

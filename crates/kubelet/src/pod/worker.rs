@@ -65,6 +65,8 @@ pub(crate) struct Worker {
     pub(crate) resize_pending: Option<Pending>,
     /// What the node has given the pod's containers, by name: the spec's resources, once a change of them is taken.
     pub(crate) allocated: HashMap<String, ResourceRequirements>,
+    /// The limits of the pod as a whole, where they were changed since it was made.
+    pub(crate) pod_resources: Option<Resources>,
     state: State,
     probers: Probers,
     messages: HashMap<String, String>,
@@ -124,6 +126,7 @@ impl Worker {
             applied: HashMap::new(),
             resize_pending: None,
             allocated: HashMap::new(),
+            pod_resources: None,
             state: State::New,
             probers: Probers::default(),
             messages: HashMap::new(),
