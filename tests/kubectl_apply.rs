@@ -312,6 +312,15 @@ fn a_scale_is_applied() {
     // By force, and by an update, which is another operation.
     assert_eq!(apply("rival&force=true", 3).code, 200);
     assert_eq!(owners(), ["rival Apply scale"]);
+    // What a Scale does not have is refused or warned of.
+    let unknown = |validation: &str| {
+        let path = format!("{path}x&fieldValidation={validation}");
+        api.request("PATCH", &path, Some((cluster::api::MERGE, r#"{"spec":{"nope":1}}"#)))
+    };
+    let answer = unknown("Strict");
+    assert!(answer.code == 422 && answer.text.contains("unknown field \\\"spec.nope\\\""), "{answer:?}");
+    let answer = unknown("Warn");
+    assert!(answer.code == 200 && answer.head.contains("unknown field \\\"spec.nope\\\""), "{answer:?}");
     cluster.kubectl(&["scale", "deploy/app", "--replicas=4"]);
     let owners = owners();
     assert!(owners.len() == 1 && owners[0].ends_with(" Update scale"), "{owners:?}");

@@ -2,6 +2,7 @@
 
 use super::Registry;
 use super::draft::{Body, Change, Encoding, PatchType, apply_error, patch_error};
+use super::options::FieldValidation;
 use super::write::{Target, Written};
 use crate::http::negotiate::IncludeObject;
 use crate::watch_cache::Entry;
@@ -15,7 +16,8 @@ use gantry_schema::apply::{
     FieldManager, PathElement, SCALE_API_VERSION, SingleVersion, owners_from_scale, owners_to_scale,
 };
 use gantry_schema::patch;
-use gantry_schema::{Definitions, strict};
+use gantry_schema::{Definitions, Schema, strict};
+use parking_lot::Mutex;
 use serde_json::{Map, Value, json};
 use std::sync::Arc;
 
@@ -115,11 +117,19 @@ impl Registry {
         let info = *target.resource.info();
         let api_version = info.api_version();
         let (manager, force) = (target.options.field_manager.clone(), target.options.force);
+        let validation = target.options.validation;
+        // Of the last try, where others came in between.
+        let unknown = Arc::<Mutex<Vec<String>>>::default();
+        let found = unknown.clone();
         let edit = move |live: &Value, now: &str| -> Result<Value, ApiError> {
             let mut present = scale_of(live);
             let replicas_path = REPLICAS.map(PathElement::field);
             owners_to_scale(live, &mut present, &replicas_path).map_err(apply_error)?;
-            let wanted = wanted_scale(&present, &change, &manager, force, now)?;
+            let (wanted, strict) = wanted_scale(&present, &change, &manager, force, now)?;
+            if validation == FieldValidation::Strict && !strict.is_empty() {
+                return Err(refused(&change, &wanted, &strict));
+            }
+            *found.lock() = strict;
             let replicas = check(&wanted, &namespace, &name)?;
             check_uid(&wanted, live, &info)?;
             let mut object = live.clone();
@@ -136,20 +146,35 @@ impl Registry {
             owners_from_scale(&wanted, &mut object, &api_version, &replicas_path).map_err(apply_error)?;
             Ok(object)
         };
-        let written = self.write(target, &Change::Edit(Arc::new(edit))).await?;
+        let mut written = self.write(target, &Change::Edit(Arc::new(edit))).await?;
+        if validation == FieldValidation::Warn {
+            written.warnings.append(&mut unknown.lock());
+        }
         let json: Value = serde_json::from_slice(&written.json).map_err(ApiError::internal)?;
         Ok((scale_of(&json), written))
     }
 }
 
-/// The Scale a client asks for, with the record of who manages its replicas.
+/// What a client is told that wants unknown fields refused.
+fn refused(change: &ScaleChange, wanted: &Value, strict: &[String]) -> ApiError {
+    let cause = strict::strict_error_message(strict);
+    if let ScaleChange::Replace(_) | ScaleChange::Patch(PatchType::Apply, _) = change {
+        return ApiError::bad_request(strict::cannot_be_handled("Scale", "v1", "Scale", &cause));
+    }
+    let mut errors = ErrorList::default();
+    errors.invalid(&Path::new("patch"), wanted.to_string(), &cause);
+    ApiError::invalid("", "", "", &errors)
+}
+
+/// The Scale a client asks for, with the record of who manages its replicas, and the fields in the request that a Scale does
+/// not have.
 fn wanted_scale(
     present: &Value,
     change: &ScaleChange,
     manager: &str,
     force: bool,
     now: &str,
-) -> Result<Value, ApiError> {
+) -> Result<(Value, Vec<String>), ApiError> {
     let schema = Definitions::builtin()
         .schema_for("autoscaling", "v1", "Scale")
         .ok_or_else(|| ApiError::internal("no definition of Scale"))?;
@@ -161,24 +186,25 @@ fn wanted_scale(
         reset_fields: None,
         versions: &SingleVersion,
     };
-    let value = match change {
+    let (value, strict) = match change {
         ScaleChange::Replace(body) => {
             let decoded = match body.encoding {
                 Encoding::Json => strict::decode_json(&body.bytes, Some(schema)),
                 Encoding::Yaml => strict::decode_yaml(&body.bytes, Some(schema)),
             };
-            decoded
-                .map_err(|e| ApiError::bad_request(strict::cannot_be_handled("Scale", "v1", "Scale", &e.to_string())))?
-                .value
+            let decoded = decoded.map_err(|e| {
+                ApiError::bad_request(strict::cannot_be_handled("Scale", "v1", "Scale", &e.to_string()))
+            })?;
+            (decoded.value, decoded.strict_errors)
         }
-        ScaleChange::Patch(PatchType::Json, body) => patch::json_patch(present, body).map_err(patch_error)?.value,
+        ScaleChange::Patch(PatchType::Json, body) => patched(patch::json_patch(present, body), schema)?,
         ScaleChange::Patch(PatchType::Apply, body) => {
             let config = strict::decode_yaml(body, Some(schema))
-                .map_err(|e| ApiError::bad_request(format!("error decoding YAML: {e}")))?
-                .value;
-            return owners.apply(Some(present), &config, manager, force, now).map_err(apply_error);
+                .map_err(|e| ApiError::bad_request(format!("error decoding YAML: {e}")))?;
+            let merged = owners.apply(Some(present), &config.value, manager, force, now).map_err(apply_error)?;
+            return Ok((merged, config.strict_errors));
         }
-        ScaleChange::Patch(_, body) => patch::merge_patch(present, body).map_err(patch_error)?.value,
+        ScaleChange::Patch(_, body) => patched(patch::merge_patch(present, body), schema)?,
     };
     if value["kind"] != "Scale" && !value["kind"].is_null() {
         let kind = value["kind"].as_str().unwrap_or_default();
@@ -189,7 +215,21 @@ fn wanted_scale(
             &format!("no kind {kind:?} is registered"),
         )));
     }
-    Ok(owners.update(Some(present), value, manager, now))
+    Ok((owners.update(Some(present), value, manager, now), strict))
+}
+
+/// A patched Scale and what is unknown in it. A field of the wrong type is for [`check`] to name.
+fn patched(
+    result: Result<patch::Patched, patch::PatchError>,
+    schema: Schema<'_>,
+) -> Result<(Value, Vec<String>), ApiError> {
+    let patch::Patched { value, strict_errors: mut unknown } = result.map_err(patch_error)?;
+    for field in strict::check(&value, schema).unwrap_or_default() {
+        if !unknown.contains(&field) {
+            unknown.push(field);
+        }
+    }
+    Ok((value, unknown))
 }
 
 /// A Scale with another object's uid is not this one's.
