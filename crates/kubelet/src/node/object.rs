@@ -4,6 +4,7 @@ use super::machine::{KUBELET_VERSION, Machine, architecture};
 use crate::config::KubeletConfig;
 use gantry_api::clock::Clock;
 use gantry_api::core::pod::resources::Amounts;
+use gantry_api::core::pod::validate::resources::is_extended;
 use gantry_api::meta::quantity::ResourceList;
 use gantry_client::{Api, Client, Error, Patch, PatchParams, PostParams};
 use gantry_container::image_service::ImageService;
@@ -26,8 +27,16 @@ pub(crate) struct Pressure {
     pub pids: bool,
 }
 
-fn list(amounts: &Amounts) -> ResourceList {
-    amounts.iter().map(|(k, a)| (k.clone(), a.to_quantity())).collect()
+fn list(amounts: &Amounts, extended: &ResourceList) -> ResourceList {
+    let own = amounts.iter().map(|(k, a)| (k.clone(), a.to_quantity()));
+    own.chain(extended.iter().map(|(k, q)| (k.clone(), q.clone()))).collect()
+}
+
+/// Resources that an administrator has written into the capacity of the node: they are kept, and pods may have all of
+/// them.
+pub(crate) fn extended(status: Option<&NodeStatus>) -> ResourceList {
+    let capacity = status.and_then(|s| s.capacity.as_ref()).into_iter().flatten();
+    capacity.filter(|(name, _)| is_extended(name)).map(|(name, q)| (name.clone(), q.clone())).collect()
 }
 
 fn labels(cfg: &KubeletConfig) -> BTreeMap<String, String> {
@@ -112,10 +121,11 @@ pub(crate) async fn status(
     let mut addresses: Vec<NodeAddress> = cfg.node_ips.iter().map(|ip| address("InternalIP", ip.to_string())).collect();
     addresses.push(address("Hostname", cfg.node_name.clone()));
     let known = old.and_then(|s| s.conditions.as_deref()).unwrap_or_default();
+    let extended = extended(old);
     NodeStatus {
         addresses: Some(addresses),
-        capacity: Some(list(&machine.capacity())),
-        allocatable: Some(list(&machine.allocatable())),
+        capacity: Some(list(&machine.capacity(), &extended)),
+        allocatable: Some(list(&machine.allocatable(), &extended)),
         conditions: Some(conditions(known, pressure, clock)),
         daemon_endpoints: Some(NodeDaemonEndpoints {
             kubelet_endpoint: Some(DaemonEndpoint { port: cfg.port.into() }),

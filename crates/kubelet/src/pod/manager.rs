@@ -105,6 +105,8 @@ impl Manager {
         let uid = names::uid(pod);
         let mut pods = self.pods.lock();
         pods.done.remove(uid);
+        // The scheduler has given its room away already: a pod that comes now must not be refused for what still ends.
+        self.agent.admissions.release(uid);
         if let Some(handle) = pods.workers.get(uid) {
             handle.desired.send_modify(|d| {
                 d.pod = pod.clone();

@@ -358,7 +358,11 @@ pub(crate) fn compute(inputs: &Inputs<'_>) -> PodStatus {
     let mut all: Vec<PodCondition> = foreign.cloned().collect();
     all.extend(conditions);
 
-    let optional = |list: Vec<ContainerStatus>| (!list.is_empty()).then_some(list);
+    // Refused before anything was started: there is nothing to say about containers.
+    let refused = inputs.verdict.is_some_and(|v| !v.disruption)
+        && old.container_statuses.is_none()
+        && spec.containers.iter().all(|c| inputs.observed.latest(&c.name).is_none());
+    let optional = |list: Vec<ContainerStatus>| (!list.is_empty() && !refused).then_some(list);
     PodStatus {
         phase: Some(phase.to_owned()),
         reason,

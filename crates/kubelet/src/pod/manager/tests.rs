@@ -275,6 +275,7 @@ async fn pods_that_do_not_fit_fail() {
     let status = node.world.api.pod("p").unwrap().status.unwrap();
     assert_eq!(status.reason.as_deref(), Some("OutOfcpu"));
     assert!(status.message.unwrap().starts_with("Pod was rejected: Node didn't have enough resource: cpu, "));
+    assert_eq!(status.container_statuses, None);
 }
 
 #[tokio::test]
