@@ -101,7 +101,8 @@ fn no_table_of_what_is_not_stored(api: &Api<'_>) {
 fn unknown_and_duplicate_fields(api: &Api<'_>) {
     let namespace = api.namespace("field-validation");
     let path = format!("/apis/apps/v1/namespaces/{namespace}/deployments?fieldManager=m&fieldValidation=Strict");
-    let template = r#"{"metadata": {"labels": {"app": "nginx"}}, "spec": {"containers": [{"name": "n", "image": "n"}]}}"#;
+    let template =
+        r#"{"metadata": {"labels": {"app": "nginx"}}, "spec": {"containers": [{"name": "n", "image": "n"}]}}"#;
     let refused = |metadata: &str, spec: &str, why: &str| {
         let text = format!(
             r#"{{"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {{"name": "my-dep", {metadata}
@@ -137,7 +138,9 @@ fn background_deletion_of_a_deployment(api: &Api<'_>) {
     let object = deployment(api, &namespace);
     let path = format!("/apis/apps/v1/namespaces/{namespace}/deployments/simpletest");
     api.delete_with(&path, &deletion(&object, "Background"));
-    for of in [format!("/apis/apps/v1/namespaces/{namespace}/replicasets"), format!("/api/v1/namespaces/{namespace}/pods")] {
+    for of in
+        [format!("/apis/apps/v1/namespaces/{namespace}/replicasets"), format!("/api/v1/namespaces/{namespace}/pods")]
+    {
         api.until(&of, "nothing left", |list| list["items"].as_array().unwrap().is_empty());
     }
     assert_eq!(api.try_get(&path).code, 404);
@@ -150,14 +153,20 @@ fn orphaned_pods(api: &Api<'_>) {
     let path = format!("/api/v1/namespaces/{namespace}/replicationcontrollers/simpletest");
     let wrong = json!({"propagationPolicy": "Orphan", "preconditions": {"uid": "another"}});
     let status = api.send("DELETE", &path, &wrong).expect(409);
-    assert!(status["message"].as_str().unwrap().contains("Precondition failed: UID in precondition: another"), "{status}");
+    assert!(
+        status["message"].as_str().unwrap().contains("Precondition failed: UID in precondition: another"),
+        "{status}"
+    );
     api.delete_with(&path, &deletion(&rc, "Orphan"));
     api.gone(&path);
     // The owner only goes once nothing names it any more, so nothing can take the pods away later.
     let pods = api.list(&format!("/api/v1/namespaces/{namespace}/pods"));
     assert_eq!(pods.len(), 20);
     for pod in pods {
-        assert_eq!((&pod["metadata"]["ownerReferences"], &pod["metadata"]["deletionTimestamp"]), (&Value::Null, &Value::Null));
+        assert_eq!(
+            (&pod["metadata"]["ownerReferences"], &pod["metadata"]["deletionTimestamp"]),
+            (&Value::Null, &Value::Null)
+        );
     }
 }
 
@@ -185,7 +194,8 @@ fn foreground_deletion(api: &Api<'_>) {
     let path = format!("/api/v1/namespaces/{namespace}/replicationcontrollers/simpletest");
     api.delete_with(&path, &deletion(&rc, "Foreground"));
     let pods = format!("/api/v1/namespaces/{namespace}/pods");
-    let going = |list: &Value| list["items"].as_array().unwrap().iter().all(|p| p["metadata"]["deletionTimestamp"].is_string());
+    let going =
+        |list: &Value| list["items"].as_array().unwrap().iter().all(|p| p["metadata"]["deletionTimestamp"].is_string());
     let list = api.until(&pods, "all are being deleted", going);
     let all = list["items"].as_array().unwrap();
     assert_eq!(all.len(), 10);
@@ -293,7 +303,8 @@ fn a_namespace_takes_its_pods_along(api: &Api<'_>) {
     let pod = json!({"metadata": {"name": "test-pod"}, "spec": {"terminationGracePeriodSeconds": 1, "containers":
         [{"name": "nginx", "image": "gantry.local/self", "args": ["sleep", "inf"]}]}});
     api.create(&format!("{path}/pods"), &pod);
-    let service = json!({"metadata": {"name": "test-service"}, "spec": {"selector": {"a": "b"}, "ports": [{"port": 80}]}});
+    let service =
+        json!({"metadata": {"name": "test-service"}, "spec": {"selector": {"a": "b"}, "ports": [{"port": 80}]}});
     let service = api.create(&format!("{path}/services"), &service);
     api.until(&format!("{path}/pods/test-pod"), "runs", |p| p["status"]["phase"] == "Running");
     api.delete(&path);

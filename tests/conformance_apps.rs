@@ -132,7 +132,9 @@ fn a_deployment_recreates(api: &Api<'_>) {
     api.until(&one, "complete", complete);
     let old = name(&api.list(&pods)[0]).to_owned();
     api.patch(&one, STRATEGIC, &json!({"spec": {"template": changed("recreate", "2")}}));
-    api.until(&one, "complete", |d| complete(d) && d["metadata"]["annotations"]["deployment.kubernetes.io/revision"] == "2");
+    api.until(&one, "complete", |d| {
+        complete(d) && d["metadata"]["annotations"]["deployment.kubernetes.io/revision"] == "2"
+    });
     // Nothing of the new kind was created before the old was gone.
     loop {
         let (kind, pod) = watch.next();
@@ -263,7 +265,8 @@ fn the_life_of_a_deployment(api: &Api<'_>) {
 fn status_conditions(api: &Api<'_>, one: &str) {
     let status = format!("{one}/status");
     let name = api.get(&status)["metadata"]["name"].as_str().unwrap().to_owned();
-    let condition = |kind: &str| json!({"type": kind, "status": "True", "reason": "E2E", "message": "Set from e2e test"});
+    let condition =
+        |kind: &str| json!({"type": kind, "status": "True", "reason": "E2E", "message": "Set from e2e test"});
     let (collection, _) = one.rsplit_once('/').unwrap();
     let watch = api.watch(&format!("{collection}?fieldSelector=metadata.name%3D{name}"));
     api.edit(&status, |object| {
@@ -274,7 +277,11 @@ fn status_conditions(api: &Api<'_>, one: &str) {
         conditions.as_array_mut().unwrap().push(condition("StatusUpdate"));
     });
     let has = |kind: &'static str| {
-        move |o: &Value| o["status"]["conditions"].as_array().is_some_and(|c| c.iter().any(|c| c["type"] == kind && c["reason"] == "E2E"))
+        move |o: &Value| {
+            o["status"]["conditions"]
+                .as_array()
+                .is_some_and(|c| c.iter().any(|c| c["type"] == kind && c["reason"] == "E2E"))
+        }
     };
     watch.find("MODIFIED", has("StatusUpdate"));
     let patch = json!({"status": {"conditions": [condition("StatusPatched")]}});
@@ -403,7 +410,8 @@ fn a_replica_set_is_replaced_and_patched(api: &Api<'_>) {
     let patch = json!({"metadata": {"labels": {"test-rs": "patched"}}, "spec": {"replicas": 3, "template": {"spec":
         {"terminationGracePeriodSeconds": 1, "containers": [{"name": "web", "env": [{"name": "A", "value": "b"}]}]}}}});
     api.patch(&one, STRATEGIC, &patch);
-    let patched = watch.find("MODIFIED", |s| s["metadata"]["labels"]["test-rs"] == "patched" && s["status"]["readyReplicas"] == 3);
+    let patched = watch
+        .find("MODIFIED", |s| s["metadata"]["labels"]["test-rs"] == "patched" && s["status"]["readyReplicas"] == 3);
     assert_eq!(patched["spec"]["template"]["spec"]["containers"][0]["env"][0]["value"], "b");
     assert_eq!(patched["spec"]["template"]["spec"]["terminationGracePeriodSeconds"], 1);
     assert_eq!(patched["status"]["replicas"], 3);

@@ -80,12 +80,14 @@ fn requests_for_certificates(api: &Api<'_>) {
     // /approval: where Approved is set.
     let approval = format!("{one}/approval");
     assert_eq!(api.get(&approval)["metadata"]["uid"], first["metadata"]["uid"]);
-    let condition = |kind: &str| json!({"type": kind, "status": "True", "reason": "E2E", "message": "Set from an e2e test"});
+    let condition =
+        |kind: &str| json!({"type": kind, "status": "True", "reason": "E2E", "message": "Set from an e2e test"});
     let patch = json!({"metadata": {"annotations": {"patchedapproval": "true"}}, "status": {"conditions": [condition("ApprovalPatch")]}});
     let patched = api.patch(&approval, MERGE, &patch);
     assert_eq!(patched["status"]["conditions"][0]["type"], "ApprovalPatch");
     assert_eq!(patched["metadata"]["annotations"]["patchedapproval"], "true");
-    let approved = api.edit(&approval, |c| c["status"]["conditions"].as_array_mut().unwrap().push(condition("Approved")));
+    let approved =
+        api.edit(&approval, |c| c["status"]["conditions"].as_array_mut().unwrap().push(condition("Approved")));
     assert_eq!(approved["status"]["conditions"].as_array().unwrap().len(), 2);
     watch.find("MODIFIED", |c| c["status"]["conditions"][1]["type"] == "Approved");
 
@@ -97,7 +99,8 @@ fn requests_for_certificates(api: &Api<'_>) {
     let patched = api.patch(&status, MERGE, &patch);
     assert_eq!(patched["status"]["certificate"], certificate.as_str());
     assert_eq!(patched["metadata"]["annotations"]["patchedstatus"], "true");
-    let updated = api.edit(&status, |c| c["status"]["conditions"].as_array_mut().unwrap().push(condition("StatusUpdate")));
+    let updated =
+        api.edit(&status, |c| c["status"]["conditions"].as_array_mut().unwrap().push(condition("StatusUpdate")));
     assert_eq!(updated["status"]["conditions"][2]["type"], "StatusUpdate");
     watch.find("MODIFIED", |c| c["status"]["conditions"][2]["type"] == "StatusUpdate");
 
@@ -116,15 +119,20 @@ fn tokens_in_pods(api: &Api<'_>) {
     object["spec"]["serviceAccountName"] = json!("mount-test");
     let made = api.create(&format!("{base}/pods"), &object);
     api.ready(&namespace, "reads");
-    let read = |file: &str| api.exec(&namespace, "reads", &["/gantry", "self", "cat", &format!("{ACCOUNT}/{file}")]).unwrap();
+    let read =
+        |file: &str| api.exec(&namespace, "reads", &["/gantry", "self", "cat", &format!("{ACCOUNT}/{file}")]).unwrap();
     assert_eq!(read("namespace"), namespace);
     let root = api.get(&format!("{base}/configmaps/kube-root-ca.crt"))["data"]["ca.crt"].clone();
     assert_eq!(root, read("ca.crt"));
     let token = read("token");
     let review = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "spec": {"token": token}});
     let status = api.create("/apis/authentication.k8s.io/v1/tokenreviews", &review)["status"].clone();
-    assert_eq!((&status["authenticated"], &status["user"]["username"]), (&json!(true), &json!(format!("system:serviceaccount:{namespace}:mount-test"))));
-    let groups = json!(["system:serviceaccounts", format!("system:serviceaccounts:{namespace}"), "system:authenticated"]);
+    assert_eq!(
+        (&status["authenticated"], &status["user"]["username"]),
+        (&json!(true), &json!(format!("system:serviceaccount:{namespace}:mount-test")))
+    );
+    let groups =
+        json!(["system:serviceaccounts", format!("system:serviceaccounts:{namespace}"), "system:authenticated"]);
     assert_eq!(status["user"]["groups"], groups);
     let extra = &status["user"]["extra"];
     assert_eq!(extra["authentication.kubernetes.io/pod-name"], json!(["reads"]));
@@ -159,7 +167,8 @@ fn projected_tokens(api: &Api<'_>) {
     let mut object = pod("projected");
     object["spec"]["volumes"] = json!([{"name": "t", "projected": {"sources":
         [{"serviceAccountToken": {"path": "token", "expirationSeconds": 3600, "audience": "somebody-else"}}]}}]);
-    object["spec"]["containers"][0]["volumeMounts"] = json!([{"name": "t", "mountPath": "/test_volume", "readOnly": true}]);
+    object["spec"]["containers"][0]["volumeMounts"] =
+        json!([{"name": "t", "mountPath": "/test_volume", "readOnly": true}]);
     api.create(&format!("/api/v1/namespaces/{namespace}/pods"), &object);
     api.ready(&namespace, "projected");
     let token = api.exec(&namespace, "projected", &["/gantry", "self", "cat", "/test_volume/token"]).unwrap();
@@ -230,13 +239,19 @@ fn the_life_of_a_service_account(api: &Api<'_>) {
     let all = format!("/api/v1/namespaces/{}/serviceaccounts", api.namespace("sa-life"));
     let one = format!("{all}/testserviceaccount");
     let watch = api.watch(&format!("{all}?labelSelector=test-serviceaccount-static%3Dtrue"));
-    api.create(&all, &json!({"metadata": {"name": "testserviceaccount", "labels": {"test-serviceaccount-static": "true"}}}));
+    api.create(
+        &all,
+        &json!({"metadata": {"name": "testserviceaccount", "labels": {"test-serviceaccount-static": "true"}}}),
+    );
     watch.expect("ADDED", "testserviceaccount");
     let patched = api.patch(&one, MERGE, &json!({"automountServiceAccountToken": false}));
     assert_eq!(patched["automountServiceAccountToken"], false);
     watch.expect("MODIFIED", "testserviceaccount");
     let everywhere = api.list("/api/v1/serviceaccounts?labelSelector=test-serviceaccount-static%3Dtrue");
-    assert_eq!((names(&everywhere), &everywhere[0]["automountServiceAccountToken"]), (vec!["testserviceaccount"], &json!(false)));
+    assert_eq!(
+        (names(&everywhere), &everywhere[0]["automountServiceAccountToken"]),
+        (vec!["testserviceaccount"], &json!(false))
+    );
     api.delete(&format!("{all}?fieldSelector=metadata.name%3Dtestserviceaccount"));
     watch.expect("DELETED", "testserviceaccount");
 }

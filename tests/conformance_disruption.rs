@@ -10,7 +10,8 @@ use serde_json::{Value, json};
 #[test]
 fn budgets() {
     let cluster = Cluster::start();
-    let all = scenarios![the_life_of_a_budget, collections_of_budgets, what_a_budget_allows, a_budget_s_status_is_written];
+    let all =
+        scenarios![the_life_of_a_budget, collections_of_budgets, what_a_budget_allows, a_budget_s_status_is_written];
     cluster::api::scenarios(&Api::new(&cluster), all);
 }
 
@@ -90,7 +91,10 @@ fn what_a_budget_allows(api: &Api<'_>) {
         (&status["currentHealthy"], &status["desiredHealthy"], &status["expectedPods"]),
         (&json!(3), &json!(1), &json!(3))
     );
-    assert_eq!((&status["conditions"][0]["type"], &status["conditions"][0]["reason"]), (&json!("DisruptionAllowed"), &json!("SufficientPods")));
+    assert_eq!(
+        (&status["conditions"][0]["type"], &status["conditions"][0]["reason"]),
+        (&json!("DisruptionAllowed"), &json!("SufficientPods"))
+    );
 
     let at_least = |count: u32| {
         api.patch(&one, MERGE, &json!({"spec": {"minAvailable": count}}));
@@ -101,7 +105,10 @@ fn what_a_budget_allows(api: &Api<'_>) {
         assert_eq!(status["reason"], "TooManyRequests");
         assert_eq!(status["message"], "Cannot evict pod as it would violate the pod's disruption budget.");
         assert_eq!(status["details"]["causes"][0]["reason"], "DisruptionBudget");
-        assert_eq!(status["details"]["causes"][0]["message"], "The disruption budget foo needs 3 healthy pods and has 3 currently");
+        assert_eq!(
+            status["details"]["causes"][0]["message"],
+            "The disruption budget foo needs 3 healthy pods and has 3 currently"
+        );
     };
     at_least(3);
     denied("pod-0");
@@ -111,7 +118,10 @@ fn what_a_budget_allows(api: &Api<'_>) {
     // Two are left and two are needed; then the budget goes.
     api.until(&one, "sees two", |b| b["status"]["currentHealthy"] == 2 && b["status"]["disruptionsAllowed"] == 0);
     let status = evict(api, &pods, "pod-1").expect(429);
-    assert_eq!(status["details"]["causes"][0]["message"], "The disruption budget foo needs 2 healthy pods and has 2 currently");
+    assert_eq!(
+        status["details"]["causes"][0]["message"],
+        "The disruption budget foo needs 2 healthy pods and has 2 currently"
+    );
     api.delete(&one);
     api.gone(&one);
     evict(api, &pods, "pod-1").expect(201);

@@ -18,7 +18,14 @@ fn names() {
     resolver_outside(&cluster);
     cluster.up();
     busybox::import(&cluster);
-    let all = scenarios![the_cluster, services, partial_names, hostname_and_subdomain, external_names, a_configuration_of_its_own];
+    let all = scenarios![
+        the_cluster,
+        services,
+        partial_names,
+        hostname_and_subdomain,
+        external_names,
+        a_configuration_of_its_own
+    ];
     cluster::api::scenarios(&Api::new(&cluster), all);
 }
 
@@ -86,7 +93,11 @@ impl<'a> Querier<'a> {
         let all = [&["exec", "-n", &self.namespace, "dns-test", "-c", container, "--"], command].concat();
         let output = self.api.cluster.try_kubectl(&all);
         let text = |b: &[u8]| String::from_utf8_lossy(b).into_owned();
-        if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stdout) + &text(&output.stderr)) }
+        if output.status.success() {
+            Ok(text(&output.stdout))
+        } else {
+            Err(text(&output.stdout) + &text(&output.stderr))
+        }
     }
 
     /// Waits until a name has these addresses, as programs resolve it.
@@ -117,13 +128,23 @@ impl<'a> Querier<'a> {
 // Conformance: DNS, cluster (should provide /etc/hosts entries for the cluster)
 fn the_cluster(api: &Api<'_>) {
     let querier = Querier::new(api, "dns-cluster", "dns-querier-1", "dns-test-service");
-    querier.service("dns-test-service", &json!({"clusterIP": "None", "selector": {"dns-test": "true"}, "ports": [{"port": 80}]}));
+    querier.service(
+        "dns-test-service",
+        &json!({"clusterIP": "None", "selector": {"dns-test": "true"}, "ports": [{"port": 80}]}),
+    );
     for name in ["kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local"] {
         querier.resolves(name, &["10.96.0.1"]);
     }
-    assert!(querier.run("querier", &["/gantry", "self", "nslookup", "kubernetes"]).is_err(), "that is another namespace's");
+    assert!(
+        querier.run("querier", &["/gantry", "self", "nslookup", "kubernetes"]).is_err(),
+        "that is another namespace's"
+    );
     querier.record("ptr", "10.96.0.1", "name = kubernetes.default.svc.cluster.local");
-    querier.record("srv", "_https._tcp.kubernetes.default.svc.cluster.local", "443 kubernetes.default.svc.cluster.local");
+    querier.record(
+        "srv",
+        "_https._tcp.kubernetes.default.svc.cluster.local",
+        "443 kubernetes.default.svc.cluster.local",
+    );
     let hosts = querier.run("shell", &["cat", "/etc/hosts"]).unwrap();
     let line = format!("{}\tdns-querier-1.dns-test-service.dns-cluster.svc.cluster.local\tdns-querier-1", querier.ip());
     assert!(hosts.lines().any(|l| l == line), "{hosts}");
@@ -139,7 +160,9 @@ fn services(api: &Api<'_>) {
     let regular = querier.service("test-service-2", &json!({"selector": selector, "ports": ports}));
     let (pod, service) = (querier.ip(), regular["spec"]["clusterIP"].as_str().unwrap().to_owned());
     for (name, ip) in [("dns-test-service", &pod), ("test-service-2", &service)] {
-        for form in [name.to_owned(), format!("{name}.dns-services.svc"), format!("{name}.dns-services.svc.cluster.local.")] {
+        for form in
+            [name.to_owned(), format!("{name}.dns-services.svc"), format!("{name}.dns-services.svc.cluster.local.")]
+        {
             querier.resolves(&form, &[ip]);
         }
     }
@@ -164,7 +187,9 @@ fn partial_names(api: &Api<'_>) {
     assert!(search.starts_with("dns-partial.svc.cluster.local svc.cluster.local cluster.local"), "{configuration}");
     assert!(configuration.lines().any(|l| l.starts_with("options ") && l.contains("ndots:5")), "{configuration}");
     for (name, ip) in [("dns-test-service", &pod), ("test-service-2", &service)] {
-        for (depth, form) in [name.to_owned(), format!("{name}.dns-partial"), format!("{name}.dns-partial.svc")].iter().enumerate() {
+        for (depth, form) in
+            [name.to_owned(), format!("{name}.dns-partial"), format!("{name}.dns-partial.svc")].iter().enumerate()
+        {
             querier.resolves(form, &[ip]);
             // What a resolver makes of it with the search list.
             let full = format!("_http._tcp.{form}.{}", search.split(' ').nth(depth).unwrap());
@@ -188,14 +213,20 @@ fn hostname_and_subdomain(api: &Api<'_>) {
     ] {
         querier.resolves(name, &[&ip]);
     }
-    assert_eq!(querier.run("shell", &["hostname", "-f"]).unwrap().trim(), "dns-querier-2.dns-test-service-2.dns-hostname.svc.cluster.local");
+    assert_eq!(
+        querier.run("shell", &["hostname", "-f"]).unwrap().trim(),
+        "dns-querier-2.dns-test-service-2.dns-hostname.svc.cluster.local"
+    );
 }
 
 // Conformance: DNS, for ExternalName Services
 fn external_names(api: &Api<'_>) {
     let querier = Querier::new(api, "dns-external", "", "");
     querier.service("dns-test-service-3", &json!({"type": "ExternalName", "externalName": "foo.example.com"}));
-    let (path, name) = ("/api/v1/namespaces/dns-external/services/dns-test-service-3", "dns-test-service-3.dns-external.svc.cluster.local");
+    let (path, name) = (
+        "/api/v1/namespaces/dns-external/services/dns-test-service-3",
+        "dns-test-service-3.dns-external.svc.cluster.local",
+    );
     querier.record("cname", name, "canonical name = foo.example.com");
     querier.resolves("dns-test-service-3", &["192.0.2.7"]);
     api.edit(path, |s| s["spec"]["externalName"] = json!("bar.example.com"));

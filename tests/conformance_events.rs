@@ -10,7 +10,8 @@ use serde_json::{Value, json};
 #[test]
 fn events() {
     let cluster = Cluster::start();
-    let all = scenarios![the_life_of_a_core_event, a_collection_of_core_events, the_life_of_an_event, a_collection_of_events];
+    let all =
+        scenarios![the_life_of_a_core_event, a_collection_of_core_events, the_life_of_an_event, a_collection_of_events];
     cluster::api::scenarios(&Api::new(&cluster), all);
 }
 
@@ -42,7 +43,10 @@ fn the_life_of_a_core_event(api: &Api<'_>) {
     api.edit(&one, |e| e["series"] = json!({"count": 100, "lastObservedTime": "2014-01-01T12:30:00.000000Z"}));
     assert_eq!(api.get(&one)["series"], json!({"count": 100, "lastObservedTime": "2014-01-01T12:30:00.000000Z"}));
     // The same object is in the other group.
-    assert_eq!(api.get(&format!("/apis/events.k8s.io/v1/namespaces/{namespace}/events/event-test"))["note"], "This is a test event - patched");
+    assert_eq!(
+        api.get(&format!("/apis/events.k8s.io/v1/namespaces/{namespace}/events/event-test"))["note"],
+        "This is a test event - patched"
+    );
     api.delete(&one);
     let everywhere = api.list("/api/v1/events?labelSelector=testevent-constant%3Dtrue");
     assert!(everywhere.iter().all(|e| name(e) != "event-test"));
@@ -65,8 +69,10 @@ fn a_collection_of_core_events(api: &Api<'_>) {
 // Conformance: New Event resource lifecycle, testing a single event
 fn the_life_of_an_event(api: &Api<'_>) {
     let namespace = api.namespace("new-event");
-    let (all, elsewhere) =
-        (format!("/apis/events.k8s.io/v1/namespaces/{namespace}/events"), "/apis/events.k8s.io/v1/namespaces/default/events");
+    let (all, elsewhere) = (
+        format!("/apis/events.k8s.io/v1/namespaces/{namespace}/events"),
+        "/apis/events.k8s.io/v1/namespaces/default/events",
+    );
     let one = format!("{all}/event-test");
     api.create(&all, &event(&namespace, "event-test"));
     let listed = |path: &str| api.list(path).iter().any(|e| name(e) == "event-test");
@@ -74,9 +80,11 @@ fn the_life_of_an_event(api: &Api<'_>) {
     assert!(listed("/apis/events.k8s.io/v1/events?fieldSelector=reportingController%3Dtest-controller"));
     assert!(!listed(elsewhere) && !listed("/apis/events.k8s.io/v1/events?fieldSelector=reportingController%3Danother"));
 
-    let patched = api.patch(&one, MERGE, &json!({"series": {"count": 2, "lastObservedTime": "2005-03-01T00:00:00.000000Z"}}));
+    let patched =
+        api.patch(&one, MERGE, &json!({"series": {"count": 2, "lastObservedTime": "2005-03-01T00:00:00.000000Z"}}));
     assert_eq!(patched["series"]["count"], 2);
-    let updated = api.edit(&one, |e| e["series"] = json!({"count": 100, "lastObservedTime": "2014-01-01T12:30:00.000000Z"}));
+    let updated =
+        api.edit(&one, |e| e["series"] = json!({"count": 100, "lastObservedTime": "2014-01-01T12:30:00.000000Z"}));
     assert_eq!(api.get(&one)["series"], updated["series"]);
     assert_eq!(updated["series"]["count"], 100);
     // What says what happened never changes.

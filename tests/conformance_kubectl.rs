@@ -64,7 +64,8 @@ impl<'a> Kubectl<'a> {
         self.cluster.wait_for(&format!("{count} pods {selector} in {}", self.namespace), || {
             let list = self.json(&["get", "pods", "-l", selector]);
             let items = list["items"].as_array().unwrap();
-            (items.len() == count && items.iter().all(is_ready)).then(|| items.iter().map(|p| name(p).to_owned()).collect())
+            (items.len() == count && items.iter().all(is_ready))
+                .then(|| items.iter().map(|p| name(p).to_owned()).collect())
         })
     }
 }
@@ -99,7 +100,8 @@ fn tier(name: &str, replicas: usize, script: &str) -> Value {
 fn guestbook(api: &Api<'_>) {
     let kubectl = Kubectl::new(api, "guestbook");
     // What is written goes to the primary, what is read comes from it by way of a replica.
-    let primary = "case $QUERY_STRING in get) cat /tmp/entry 2>/dev/null;; *) echo ${QUERY_STRING#set=} >/tmp/entry;; esac";
+    let primary =
+        "case $QUERY_STRING in get) cat /tmp/entry 2>/dev/null;; *) echo ${QUERY_STRING#set=} >/tmp/entry;; esac";
     let replica = "wget -qO- http://primary/cgi-bin/guestbook?get";
     let frontend = "case $QUERY_STRING in get) wget -qO- http://replica/cgi-bin/guestbook?get;; \
                     *) wget -qO- http://primary/cgi-bin/guestbook?$QUERY_STRING;; esac";
@@ -135,7 +137,8 @@ fn what_the_server_is(api: &Api<'_>) {
     assert!(information.contains("Kubernetes control plane") && information.contains("is running at"), "{information}");
     let version: Value = serde_json::from_str(&api.cluster.kubectl(&["version", "-o", "json"])).unwrap();
     for of in ["clientVersion", "serverVersion"] {
-        for field in ["major", "minor", "gitVersion", "gitCommit", "gitTreeState", "buildDate", "compiler", "platform"] {
+        for field in ["major", "minor", "gitVersion", "gitCommit", "gitTreeState", "buildDate", "compiler", "platform"]
+        {
             assert!(version[of][field].as_str().is_some_and(|v| !v.is_empty()), "{of}.{field}: {version}");
         }
     }
@@ -151,35 +154,100 @@ fn descriptions(api: &Api<'_>) {
     let pod = kubectl.pods("app=agnhost", 1).remove(0);
     let node = kubectl.run(&["get", "pod", &pod, "-o", "jsonpath={.spec.nodeName}"]);
     let lines: [(&[&str], &[&[&str]]); 5] = [
-        (&["pod", &pod], &[&["Name:", &pod], &["Namespace:", "describe"], &["Node:", &node], &["Labels:", "app=agnhost"], &["role=primary"],
-            &["Annotations:"], &["Status:", "Running"], &["IP:"], &["Controlled By:", "ReplicationController/agnhost"],
-            &["Image:", "gantry.local/self"], &["State:", "Running"], &["QoS Class:", "BestEffort"], &["Scheduled"], &["Started"]]),
-        (&["rc", "agnhost"], &[&["Name:", "agnhost"], &["Namespace:", "describe"], &["Selector:", "app=agnhost,role=primary"],
-            &["Labels:", "app=agnhost"], &["Annotations:"], &["Replicas:", "1 current", "1 desired"],
-            &["Pods Status:", "1 Running", "0 Waiting", "0 Succeeded", "0 Failed"], &["Pod Template:"], &["Image:", "gantry.local/self"],
-            &["Events:"], &["SuccessfulCreate", "Created pod: agnhost-"]]),
-        (&["service", "agnhost"], &[&["Name:", "agnhost"], &["Namespace:", "describe"], &["Labels:", "app=agnhost"], &["role=primary"],
-            &["Annotations:"], &["Selector:", "app=agnhost,role=primary"], &["Type:", "ClusterIP"], &["IP:"],
-            &["Port:", "<unset>", "6379/TCP"], &["Endpoints:", ":6379"], &["Session Affinity:", "None"]]),
-        (&["node", &node], &[&["Name:", &node], &["Labels:"], &["Annotations:"], &["CreationTimestamp:"], &["Conditions:"],
-            &["Type", "Status", "LastHeartbeatTime", "LastTransitionTime", "Reason", "Message"], &["Addresses:"], &["Capacity:"],
-            &["Kernel Version:"], &["OS Image:"], &["Container Runtime Version:"], &["Kubelet Version:", "v1.37"], &["Non-terminated Pods:"]]),
-        (&["namespace", "describe"], &[&["Name:", "describe"], &["Labels:"], &["Annotations:"], &["Status:", "Active"]]),
+        (
+            &["pod", &pod],
+            &[
+                &["Name:", &pod],
+                &["Namespace:", "describe"],
+                &["Node:", &node],
+                &["Labels:", "app=agnhost"],
+                &["role=primary"],
+                &["Annotations:"],
+                &["Status:", "Running"],
+                &["IP:"],
+                &["Controlled By:", "ReplicationController/agnhost"],
+                &["Image:", "gantry.local/self"],
+                &["State:", "Running"],
+                &["QoS Class:", "BestEffort"],
+                &["Scheduled"],
+                &["Started"],
+            ],
+        ),
+        (
+            &["rc", "agnhost"],
+            &[
+                &["Name:", "agnhost"],
+                &["Namespace:", "describe"],
+                &["Selector:", "app=agnhost,role=primary"],
+                &["Labels:", "app=agnhost"],
+                &["Annotations:"],
+                &["Replicas:", "1 current", "1 desired"],
+                &["Pods Status:", "1 Running", "0 Waiting", "0 Succeeded", "0 Failed"],
+                &["Pod Template:"],
+                &["Image:", "gantry.local/self"],
+                &["Events:"],
+                &["SuccessfulCreate", "Created pod: agnhost-"],
+            ],
+        ),
+        (
+            &["service", "agnhost"],
+            &[
+                &["Name:", "agnhost"],
+                &["Namespace:", "describe"],
+                &["Labels:", "app=agnhost"],
+                &["role=primary"],
+                &["Annotations:"],
+                &["Selector:", "app=agnhost,role=primary"],
+                &["Type:", "ClusterIP"],
+                &["IP:"],
+                &["Port:", "<unset>", "6379/TCP"],
+                &["Endpoints:", ":6379"],
+                &["Session Affinity:", "None"],
+            ],
+        ),
+        (
+            &["node", &node],
+            &[
+                &["Name:", &node],
+                &["Labels:"],
+                &["Annotations:"],
+                &["CreationTimestamp:"],
+                &["Conditions:"],
+                &["Type", "Status", "LastHeartbeatTime", "LastTransitionTime", "Reason", "Message"],
+                &["Addresses:"],
+                &["Capacity:"],
+                &["Kernel Version:"],
+                &["OS Image:"],
+                &["Container Runtime Version:"],
+                &["Kubelet Version:", "v1.37"],
+                &["Non-terminated Pods:"],
+            ],
+        ),
+        (
+            &["namespace", "describe"],
+            &[&["Name:", "describe"], &["Labels:"], &["Annotations:"], &["Status:", "Active"]],
+        ),
     ];
     for (what, wanted) in lines {
         let all: Vec<&str> = ["describe"].iter().chain(what).copied().collect();
-        let found = |text: &str| wanted.iter().find(|words| !text.lines().any(|l| words.iter().all(|w| l.contains(w)))).copied();
+        let found = |text: &str| {
+            wanted.iter().find(|words| !text.lines().any(|l| words.iter().all(|w| l.contains(w)))).copied()
+        };
         // Endpoints and events come a little later than what they are about.
-        api.cluster.wait_for(&format!("{wanted:?} in the description of {what:?}"), || found(&kubectl.run(&all)).is_none().then_some(()));
+        api.cluster.wait_for(&format!("{wanted:?} in the description of {what:?}"), || {
+            found(&kubectl.run(&all)).is_none().then_some(())
+        });
     }
 }
 
 // Conformance: Kubectl, diff Deployment
 fn differences(api: &Api<'_>) {
     let kubectl = Kubectl::new(api, "diff");
-    let deployment = |image: &str| json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "httpd"}, "spec":
+    let deployment = |image: &str| {
+        json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "httpd"}, "spec":
         {"replicas": 1, "selector": {"matchLabels": {"app": "httpd"}}, "template": {"metadata": {"labels": {"app": "httpd"}},
-            "spec": {"nodeSelector": {"no": "node"}, "containers": [{"name": "httpd", "image": image}]}}}});
+            "spec": {"nodeSelector": {"no": "node"}, "containers": [{"name": "httpd", "image": image}]}}}})
+    };
     kubectl.feed(&["create"], &deployment("registry.example/httpd:2.4"));
     let arguments = ["-n", "diff", "diff", "-f", "-"];
     let output = api.cluster.try_kubectl_with(&arguments, &deployment("registry.example/busybox:1").to_string());
@@ -250,8 +318,17 @@ fn annotations_by_patch(api: &Api<'_>) {
 // Conformance: Kubectl, replace
 fn replacement(api: &Api<'_>) {
     let kubectl = Kubectl::new(api, "replace");
-    kubectl.run(&["run", "e2e-test-pod", "--image=gantry.local/self", "--image-pull-policy=IfNotPresent",
-        "--pod-running-timeout=2m0s", "--labels=run=e2e-test-pod", "--", "sleep", "inf"]);
+    kubectl.run(&[
+        "run",
+        "e2e-test-pod",
+        "--image=gantry.local/self",
+        "--image-pull-policy=IfNotPresent",
+        "--pod-running-timeout=2m0s",
+        "--labels=run=e2e-test-pod",
+        "--",
+        "sleep",
+        "inf",
+    ]);
     kubectl.ready("pod/e2e-test-pod");
     let mut pod = kubectl.json(&["get", "pod", "e2e-test-pod"]);
     pod["spec"]["containers"][0]["image"] = json!(BUSYBOX);
@@ -267,10 +344,19 @@ fn replacement(api: &Api<'_>) {
 // Conformance: Kubectl, run pod
 fn running(api: &Api<'_>) {
     let kubectl = Kubectl::new(api, "run");
-    kubectl.run(&["run", "e2e-test-pod", "--restart=Never", "--image=gantry.local/self", "--image-pull-policy=IfNotPresent"]);
+    kubectl.run(&[
+        "run",
+        "e2e-test-pod",
+        "--restart=Never",
+        "--image=gantry.local/self",
+        "--image-pull-policy=IfNotPresent",
+    ]);
     let pod = kubectl.json(&["get", "pod", "e2e-test-pod"]);
     assert_eq!(pod["spec"]["containers"].as_array().unwrap().len(), 1);
-    assert_eq!((&pod["spec"]["containers"][0]["image"], &pod["spec"]["restartPolicy"]), (&json!("gantry.local/self"), &json!("Never")));
+    assert_eq!(
+        (&pod["spec"]["containers"][0]["image"], &pod["spec"]["restartPolicy"]),
+        (&json!("gantry.local/self"), &json!("Never"))
+    );
 }
 
 // Conformance: Kubectl, server-side dry-run Pod
@@ -314,7 +400,10 @@ fn replicas(api: &Api<'_>) {
     let check = |count: usize| {
         for pod in kubectl.pods("app=update-demo-nautilus", count) {
             let template = "{{range .status.containerStatuses}}{{if exists . \"state\" \"running\"}}true{{end}}{{end}}";
-            assert_eq!(kubectl.run(&["get", "pods", &pod, "-o", "template", &format!("--template={template}")]), "true");
+            assert_eq!(
+                kubectl.run(&["get", "pods", &pod, "-o", "template", &format!("--template={template}")]),
+                "true"
+            );
             let answer = api.try_get(&format!("/api/v1/namespaces/update-demo/pods/{pod}:6379/proxy/hostname"));
             assert_eq!((answer.code, answer.text.trim()), (200, pod.as_str()));
         }
@@ -344,7 +433,10 @@ fn logs(api: &Api<'_>) {
     let (time, line) = stamped.trim().split_once(' ').unwrap();
     assert_eq!(line, "GET /new");
     let parts: Vec<&str> = time.split(['T', '.']).collect();
-    assert!(parts.len() == 3 && parts[0].len() == 10 && parts[1].len() == 8 && parts[2].ends_with('Z'), "{time} is RFC 3339");
+    assert!(
+        parts.len() == 3 && parts[0].len() == 10 && parts[1].len() == 8 && parts[2].ends_with('Z'),
+        "{time} is RFC 3339"
+    );
     let (recent, day) = (logs(&["--since=1s"]).lines().count(), logs(&["--since=24h"]).lines().count());
     assert!(recent < day && recent <= 4, "{recent} lines of a second, {day} of a day");
     assert_eq!(condition(&kubectl.json(&["get", "pod", "logs-generator"]), "Ready"), "True");

@@ -66,7 +66,10 @@ impl<'a> Space<'a> {
             })
             .collect();
         let spec = json!({"terminationGracePeriodSeconds": 0, "containers": containers});
-        self.api.create(&format!("{}/pods", self.base), &json!({"metadata": {"name": name, "labels": labels}, "spec": spec}));
+        self.api.create(
+            &format!("{}/pods", self.base),
+            &json!({"metadata": {"name": name, "labels": labels}, "spec": spec}),
+        );
         self.api.ready(&self.namespace, name);
     }
 
@@ -87,7 +90,10 @@ impl<'a> Space<'a> {
         let template = json!({"metadata": {"labels": labels}, "spec": {"terminationGracePeriodSeconds": 0, "containers":
             [{"name": "c", "image": "gantry.local/self", "args": ["serve", "--port", "9376"]}]}});
         let spec = json!({"replicas": 3, "selector": labels, "template": template});
-        self.api.create(&format!("{}/replicationcontrollers", self.base), &json!({"metadata": {"name": app}, "spec": spec}));
+        self.api.create(
+            &format!("{}/replicationcontrollers", self.base),
+            &json!({"metadata": {"name": app}, "spec": spec}),
+        );
         let pods = format!("{}/pods?labelSelector=app%3D{app}", self.base);
         let list = self.api.until(&pods, "ready", |list| {
             let items = list["items"].as_array().unwrap();
@@ -139,7 +145,8 @@ fn types_change(api: &Api<'_>) {
     let space = Space::new(api, "svc-types");
     space.client();
     let pods = space.backends("externalsvc");
-    let (selector, ports) = (json!({"app": "externalsvc"}), json!([{"port": 80, "targetPort": 9376, "protocol": "TCP"}]));
+    let (selector, ports) =
+        (json!({"app": "externalsvc"}), json!([{"port": 80, "targetPort": 9376, "protocol": "TCP"}]));
     // What the names point to.
     space.service("externalsvc", &json!({"selector": selector, "ports": [{"port": 80, "targetPort": 9376}]}));
     let external = json!("externalsvc.svc-types.svc.cluster.local");
@@ -190,7 +197,8 @@ fn a_node_port(api: &Api<'_>) {
     let space = Space::new(api, "svc-nodeport");
     space.client();
     let pods = space.backends("nodeport-test");
-    let spec = json!({"type": "NodePort", "selector": {"app": "nodeport-test"}, "ports": [{"port": 80, "targetPort": 9376}]});
+    let spec =
+        json!({"type": "NodePort", "selector": {"app": "nodeport-test"}, "ports": [{"port": 80, "targetPort": 9376}]});
     let service = space.service("nodeport-test", &spec);
     let port = service["spec"]["ports"][0]["nodePort"].as_u64().unwrap();
     assert!((30_000..32_768).contains(&port), "{port}");
@@ -274,7 +282,9 @@ fn the_status_of_a_service(api: &Api<'_>) {
 fn a_collection_of_services(api: &Api<'_>) {
     let space = Space::new(api, "svc-collection");
     let all = format!("{}/services", space.base);
-    for (name, label, kind) in [("e2e-svc-a", "true", "ClusterIP"), ("e2e-svc-b", "true", "NodePort"), ("e2e-svc-c", "false", "NodePort")] {
+    for (name, label, kind) in
+        [("e2e-svc-a", "true", "ClusterIP"), ("e2e-svc-b", "true", "NodePort"), ("e2e-svc-c", "false", "NodePort")]
+    {
         let spec = json!({"type": kind, "ports": [{"name": "http", "port": 8001, "protocol": "TCP"}]});
         api.create(&all, &json!({"metadata": {"name": name, "labels": {"svc-test": label}}, "spec": spec}));
     }
@@ -289,7 +299,10 @@ fn the_api_s_own_service(api: &Api<'_>) {
     let all = api.list("/api/v1/services");
     let found = all.iter().find(|s| name(s) == "kubernetes" && s["metadata"]["namespace"] == "default");
     let service = found.unwrap_or_else(|| panic!("{:?}", names(&all)));
-    assert_eq!((&service["spec"]["ports"][0]["name"], &service["spec"]["ports"][0]["port"]), (&json!("https"), &json!(443)));
+    assert_eq!(
+        (&service["spec"]["ports"][0]["name"], &service["spec"]["ports"][0]["port"]),
+        (&json!("https"), &json!(443))
+    );
 }
 
 /// Waits until the Endpoints name exactly these pods with these ports, and the EndpointSlices too.
@@ -395,7 +408,8 @@ fn endpoints_come_soon(api: &Api<'_>) {
         let from = std::time::Instant::now();
         let service = format!("latency-svc-{n}");
         space.service(&service, &json!({"selector": labels, "ports": [{"port": 80}]}));
-        let has = |e: &Value| name(e) == service && e["subsets"][0]["addresses"].as_array().is_some_and(|a| a.len() == 1);
+        let has =
+            |e: &Value| name(e) == service && e["subsets"][0]["addresses"].as_array().is_some_and(|a| a.len() == 1);
         let kinds = ["ADDED", "MODIFIED"];
         loop {
             let (kind, object) = watch.next();
@@ -416,7 +430,10 @@ fn discovered(api: &Api<'_>) {
     assert_eq!(api.get("/apis/discovery.k8s.io")["preferredVersion"]["groupVersion"], "discovery.k8s.io/v1");
     let list = api.get("/apis/discovery.k8s.io/v1");
     let found = list["resources"].as_array().unwrap().iter().find(|r| r["name"] == "endpointslices").unwrap();
-    assert_eq!(found["verbs"], json!(["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"]));
+    assert_eq!(
+        found["verbs"],
+        json!(["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"])
+    );
 }
 
 // Conformance: EndpointSlice API (should create Endpoints and EndpointSlices for Pods matching a Service)
@@ -426,28 +443,42 @@ fn slices_of_pods(api: &Api<'_>) {
     space.pod("pod1", &json!({"foo": "bar"}), &[("example-name", 3000)]);
     space.pod("pod2", &json!({"foo": "bar", "second": "yes"}), &[("example-name", 3001), ("other-port", 3002)]);
     let port = |target: Value| json!({"name": "example", "port": 80, "targetPort": target});
-    space.service("example-int-port", &json!({"selector": {"foo": "bar"}, "ports": [port(json!(3000))], "publishNotReadyAddresses": true}));
+    space.service(
+        "example-int-port",
+        &json!({"selector": {"foo": "bar"}, "ports": [port(json!(3000))], "publishNotReadyAddresses": true}),
+    );
     space.service("example-named-port", &json!({"selector": {"foo": "bar"}, "ports": [port(json!("example-name"))]}));
-    space.service("example-second", &json!({"selector": {"second": "yes"}, "ports":
-        [port(json!("example-name")), {"name": "other", "port": 81, "targetPort": "other-port"}]}));
+    space.service(
+        "example-second",
+        &json!({"selector": {"second": "yes"}, "ports":
+        [port(json!("example-name")), {"name": "other", "port": 81, "targetPort": "other-port"}]}),
+    );
     endpoints(&space, "example-int-port", &[("pod1", &[3000]), ("pod2", &[3000])]);
     endpoints(&space, "example-named-port", &[("pod1", &[3000]), ("pod2", &[3001])]);
     endpoints(&space, "example-second", &[("pod2", &[3001, 3002])]);
     // Pods that name different numbers are in different slices.
-    let count = |service: &str| api.list(&format!("{}?labelSelector=kubernetes.io/service-name%3D{service}", space.slices())).len();
+    let count = |service: &str| {
+        api.list(&format!("{}?labelSelector=kubernetes.io/service-name%3D{service}", space.slices())).len()
+    };
     assert_eq!((count("example-int-port"), count("example-named-port"), count("example-second")), (1, 2, 1));
     let slice = &api.list(&format!("{}?labelSelector=kubernetes.io/service-name%3Dexample-second", space.slices()))[0];
     assert_eq!(slice["endpoints"][0]["conditions"], json!({"ready": true, "serving": true, "terminating": false}));
     assert_eq!((&slice["endpoints"][0]["nodeName"], &slice["addressType"]), (&json!("node-1"), &json!("IPv4")));
-    assert_eq!(slice["metadata"]["labels"]["endpointslice.kubernetes.io/managed-by"], "endpointslice-controller.k8s.io");
+    assert_eq!(
+        slice["metadata"]["labels"]["endpointslice.kubernetes.io/managed-by"],
+        "endpointslice-controller.k8s.io"
+    );
 }
 
 // Conformance: EndpointSlice API (should create and delete Endpoints and EndpointSlices for a Service with a selector specified)
 fn slices_come_and_go(api: &Api<'_>) {
     discovered(api);
     let space = Space::new(api, "slices-go");
-    space.service("example-empty-selector", &json!({"selector": {"does-not-match-anything": "endpoints-slices-test"},
-        "ports": [{"name": "example", "port": 80, "protocol": "TCP"}]}));
+    space.service(
+        "example-empty-selector",
+        &json!({"selector": {"does-not-match-anything": "endpoints-slices-test"},
+        "ports": [{"name": "example", "port": 80, "protocol": "TCP"}]}),
+    );
     let one = format!("{}/endpoints/example-empty-selector", space.base);
     let chosen = format!("{}?labelSelector=kubernetes.io/service-name%3Dexample-empty-selector", space.slices());
     api.until(&one, "made", |_| true);
@@ -472,7 +503,10 @@ fn the_api_s_own_slices(api: &Api<'_>) {
     let addresses: Vec<&Value> = subset["addresses"].as_array().unwrap().iter().map(|a| &a["ip"]).collect();
     let there: Vec<&Value> = slices[0]["endpoints"].as_array().unwrap().iter().map(|e| &e["addresses"][0]).collect();
     assert_eq!(addresses, there);
-    assert_eq!((&subset["ports"][0]["port"], &subset["ports"][0]["name"]), (&slices[0]["ports"][0]["port"], &json!("https")));
+    assert_eq!(
+        (&subset["ports"][0]["port"], &subset["ports"][0]["name"]),
+        (&slices[0]["ports"][0]["port"], &json!("https"))
+    );
 }
 
 // Conformance: EndpointSlice API (should support creating EndpointSlice API operations)
@@ -517,12 +551,17 @@ fn endpoints_are_mirrored(api: &Api<'_>) {
     let mirrored = |address: &str, port: u64| {
         let list = api.until(&chosen, &format!("{address}:{port}"), |list| {
             let items = list["items"].as_array().unwrap();
-            items.len() == 1 && items[0]["endpoints"][0]["addresses"] == json!([address]) && items[0]["ports"][0]["port"] == port
+            items.len() == 1
+                && items[0]["endpoints"][0]["addresses"] == json!([address])
+                && items[0]["ports"][0]["port"] == port
         });
         list["items"][0].clone()
     };
     let slice = mirrored("10.1.2.3", 80);
-    assert_eq!(slice["metadata"]["labels"]["endpointslice.kubernetes.io/managed-by"], "endpointslicemirroring-controller.k8s.io");
+    assert_eq!(
+        slice["metadata"]["labels"]["endpointslice.kubernetes.io/managed-by"],
+        "endpointslicemirroring-controller.k8s.io"
+    );
     assert_eq!(slice["endpoints"].as_array().unwrap().len(), 1);
     api.edit(&one, |e| e["subsets"][0]["addresses"] = json!([{"ip": "10.2.3.4"}]));
     assert_eq!(name(&mirrored("10.2.3.4", 80)), name(&slice));

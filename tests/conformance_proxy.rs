@@ -52,7 +52,14 @@ fn through_services_and_pods(api: &Api<'_>) {
     let ports = json!([{"name": "portname1", "port": 80, "targetPort": "dest1"}, {"name": "portname2", "port": 81, "targetPort": 162}]);
     create(api, &namespace, "services", "proxy-service", &json!({}), &json!({"selector": labels, "ports": ports}));
     let ports = json!([{"name": "tlsportname1", "port": 443, "targetPort": "tlsdest1"}]);
-    create(api, &namespace, "services", "proxy-tls", &json!({}), &json!({"selector": {"proxy-tls": "true"}, "ports": ports}));
+    create(
+        api,
+        &namespace,
+        "services",
+        "proxy-tls",
+        &json!({}),
+        &json!({"selector": {"proxy-tls": "true"}, "ports": ports}),
+    );
     api.ready(&namespace, "porter");
     api.ready(&namespace, "tls");
 
@@ -90,9 +97,17 @@ fn through_services_and_pods(api: &Api<'_>) {
 fn server(api: &Api<'_>, namespace: &str) -> [String; 2] {
     api.namespace(namespace);
     let labels = json!({"test": namespace});
-    let spec = json!({"restartPolicy": "Never", "terminationGracePeriodSeconds": 0, "containers": [serving(8080, "agnhost")]});
+    let spec =
+        json!({"restartPolicy": "Never", "terminationGracePeriodSeconds": 0, "containers": [serving(8080, "agnhost")]});
     create(api, namespace, "pods", "agnhost", &labels, &spec);
-    create(api, namespace, "services", "test-service", &labels, &json!({"selector": labels, "ports": [{"port": 80, "targetPort": 8080}]}));
+    create(
+        api,
+        namespace,
+        "services",
+        "test-service",
+        &labels,
+        &json!({"selector": labels, "ports": [{"port": 80, "targetPort": 8080}]}),
+    );
     api.ready(namespace, "agnhost");
     let base = format!("/api/v1/namespaces/{namespace}");
     let proxies = [format!("{base}/pods/agnhost/proxy"), format!("{base}/services/test-service/proxy")];
@@ -114,7 +129,10 @@ fn methods(api: &Api<'_>) {
             let answer = api.request(method, &format!("{proxy}?method={method}"), None);
             assert_eq!(answer.code, 301, "{method} {proxy}: {answer:?}");
             let location = format!("{proxy}/?method={method}");
-            let told = answer.head.lines().find_map(|l| l.to_ascii_lowercase().strip_prefix("location: ").map(|_| l[10..].trim().to_owned()));
+            let told = answer
+                .head
+                .lines()
+                .find_map(|l| l.to_ascii_lowercase().strip_prefix("location: ").map(|_| l[10..].trim().to_owned()));
             assert_eq!(told.as_deref(), Some(location.as_str()), "{answer:?}");
         }
     }
@@ -148,7 +166,14 @@ fn the_same_port_at_several_addresses(api: &Api<'_>) {
         ("pod3", port(&node, "UDP"), json!(["tcp-echo", "8080"])),
     ] {
         let container = json!({"name": "c", "image": "gantry.local/self", "args": command, "ports": ports});
-        create(api, &namespace, "pods", name, &json!({}), &json!({"terminationGracePeriodSeconds": 0, "containers": [container]}));
+        create(
+            api,
+            &namespace,
+            "pods",
+            name,
+            &json!({}),
+            &json!({"terminationGracePeriodSeconds": 0, "containers": [container]}),
+        );
     }
     for name in ["pod1", "pod2", "pod3"] {
         assert_eq!(api.ready(&namespace, name)["spec"]["nodeName"], "node-1");

@@ -113,12 +113,16 @@ fn a_selector_that_matches_nothing(api: &Api<'_>) {
 // Conformance: Scheduling, HostPort and Protocol match, HostIPs different but one is default HostIP (0.0.0.0)
 fn a_host_port_on_every_address(api: &Api<'_>) {
     let pods = pods(api, "sched-hostport");
-    let ports = |ip: &str| json!({"ports": [{"containerPort": 8080, "hostPort": 54322, "protocol": "TCP", "hostIP": ip}]});
+    let ports =
+        |ip: &str| json!({"ports": [{"containerPort": 8080, "hostPort": 54322, "protocol": "TCP", "hostIP": ip}]});
     api.create(&pods, &pod("pod4", &ports("0.0.0.0")));
     api.until(&format!("{pods}/pod4"), "scheduled", scheduled);
     api.create(&pods, &pod("pod5", &ports("127.0.0.1")));
     let why = unschedulable(api, &pods, "pod5");
-    assert!(why.starts_with("0/1 nodes are available: 1 node(s) didn't have free ports for the requested pod ports. "), "{why}");
+    assert!(
+        why.starts_with("0/1 nodes are available: 1 node(s) didn't have free ports for the requested pod ports. "),
+        "{why}"
+    );
     api.delete(&pods);
 }
 
@@ -129,7 +133,10 @@ fn extended_resource(api: &Api<'_>, resource: &str, count: &str) {
     let patch = json!([{"op": "add", "path": path, "value": count}]);
     api.patch(&format!("{NODE}/status"), JSON_PATCH, &patch);
     let resource = format!("example.com/{resource}");
-    api.until(NODE, &resource, |n| n["status"]["allocatable"][&resource] == count);
+    api.until(NODE, &resource, |n| {
+        let of = |list: &str| n["status"][list][&resource].as_str().map(str::to_owned);
+        of("allocatable").is_some() && of("allocatable") == of("capacity")
+    });
 }
 
 /// Limits on such a resource.
@@ -194,7 +201,7 @@ fn replica_sets_preempt(api: &Api<'_>) {
     let pods = pods(api, "fakecpu");
     extended_resource(api, "fakecpu", "1000");
     let sets = "/apis/apps/v1/namespaces/fakecpu/replicasets";
-    let set = |priority: usize, amount: &str| {
+    let set = |priority: i64, amount: &str| {
         let labels = json!({"priority": format!("p{priority}")});
         let spec = json!({"priorityClassName": format!("fakecpu-p{priority}"), "resources": of("fakecpu", amount)});
         let mut template = pod("", &spec);
@@ -203,23 +210,26 @@ fn replica_sets_preempt(api: &Api<'_>) {
         api.create(sets, &json!({"metadata": {"name": format!("rs-pod{priority}")}, "spec": spec}));
     };
     for priority in 1..=4 {
-        class(api, &format!("fakecpu-p{priority}"), i64::try_from(priority).unwrap());
+        class(api, &format!("fakecpu-p{priority}"), priority);
     }
     let watch = api.watch(&pods);
     for (priority, amount) in [(1, "200"), (2, "300"), (3, "450")] {
         set(priority, amount);
     }
-    let running = |priority: usize| {
+    let running = |priority: i64| {
         let chosen = format!("{pods}?labelSelector=priority%3Dp{priority}");
-        api.until(&chosen, "runs", |list| list["items"].as_array().unwrap().iter().filter(|p| scheduled(p)).count() == 1);
+        api.until(&chosen, "runs", |list| {
+            list["items"].as_array().unwrap().iter().filter(|p| scheduled(p)).count() == 1
+        });
     };
     (1..=3).for_each(running);
     // The third fits beside it, the first and the second do not.
     set(4, "500");
     running(4);
-    let waiting = |priority: usize| {
+    let waiting = |priority: i64| {
         let chosen = format!("{pods}?labelSelector=priority%3Dp{priority}");
-        let waits = |p: &Value| condition(p, "PodScheduled") == "False" && p["metadata"].get("deletionTimestamp").is_none();
+        let waits =
+            |p: &Value| condition(p, "PodScheduled") == "False" && p["metadata"].get("deletionTimestamp").is_none();
         api.until(&chosen, "waits", |list| list["items"].as_array().unwrap().iter().any(waits));
     };
     waiting(1);
@@ -252,11 +262,14 @@ fn priority_classes(api: &Api<'_>) {
             api.request("PATCH", &one, Some((MERGE, &json!({"value": value * 10}).to_string()))),
         ] {
             let status = answer.expect(422);
-            let message = format!("PriorityClass.scheduling.k8s.io \"{name}\" is invalid: value: Forbidden: may not be changed in an update.");
+            let message = format!(
+                "PriorityClass.scheduling.k8s.io \"{name}\" is invalid: value: Forbidden: may not be changed in an update."
+            );
             assert_eq!((&status["reason"], &status["message"]), (&json!("Invalid"), &json!(message)));
         }
         assert_eq!(api.edit(&one, |c| c["description"] = json!("updated"))["description"], "updated");
-        let patched = api.patch(&one, MERGE, &json!({"description": "patched", "metadata": {"annotations": {"a": "b"}}}));
+        let patched =
+            api.patch(&one, MERGE, &json!({"description": "patched", "metadata": {"annotations": {"a": "b"}}}));
         assert_eq!((&patched["description"], &patched["value"]), (&json!("patched"), &json!(value)));
     }
     let chosen = format!("{all}?labelSelector=e2e%3Dendpoints");
@@ -272,7 +285,11 @@ fn priority_classes(api: &Api<'_>) {
 fn quality_of_service(api: &Api<'_>) {
     let pods = pods(api, "qos");
     let cases = [
-        ("guaranteed", json!({"requests": {"cpu": "10m", "memory": "10Mi"}, "limits": {"cpu": "10m", "memory": "10Mi"}}), "Guaranteed"),
+        (
+            "guaranteed",
+            json!({"requests": {"cpu": "10m", "memory": "10Mi"}, "limits": {"cpu": "10m", "memory": "10Mi"}}),
+            "Guaranteed",
+        ),
         ("limits", json!({"limits": {"cpu": "10m", "memory": "10Mi"}}), "Guaranteed"),
         ("burstable", json!({"requests": {"cpu": "10m"}}), "Burstable"),
         ("best-effort", json!({}), "BestEffort"),
@@ -286,7 +303,8 @@ fn quality_of_service(api: &Api<'_>) {
 const TAINT: &str = "kubernetes.io/e2e-evict-taint-key";
 
 fn taint(api: &Api<'_>, there: bool) {
-    let taints = if there { json!([{"key": TAINT, "value": "evictTaintVal", "effect": "NoExecute"}]) } else { Value::Null };
+    let taints =
+        if there { json!([{"key": TAINT, "value": "evictTaintVal", "effect": "NoExecute"}]) } else { Value::Null };
     api.patch(NODE, MERGE, &json!({"spec": {"taints": taints}}));
 }
 
@@ -326,7 +344,9 @@ fn a_taint_that_goes_in_time(api: &Api<'_>) {
     // It was marked for eviction, and then it was not.
     let marked = format!("{}?fieldSelector=reason%3DTaintManagerEviction", pods.replace("/pods", "/events"));
     let has = |text: &'static str| {
-        move |list: &Value| list["items"].as_array().unwrap().iter().any(|e| e["message"].as_str().unwrap().contains(text))
+        move |list: &Value| {
+            list["items"].as_array().unwrap().iter().any(|e| e["message"].as_str().unwrap().contains(text))
+        }
     };
     api.patch(&format!("{pods}/taint-eviction-4"), MERGE, &json!({"metadata": {"labels": {"seen": "true"}}}));
     taint(api, false);

@@ -72,7 +72,8 @@ fn the_page_and_the_tests_agree() {
             wrong.push(format!("{file} has no function {wanted} with the comment: {name}"));
         }
     }
-    let list = repository::git(&["ls-files", "--cached", "--others", "--exclude-standard", "--", "tests/*.rs"]).unwrap();
+    let list =
+        repository::git(&["ls-files", "--cached", "--others", "--exclude-standard", "--", "tests/*.rs"]).unwrap();
     for file in list.lines() {
         let source = fs::read_to_string(repository::root().join(file)).unwrap_or_default();
         for (text, of) in comments(&source).iter().filter(|(text, _)| text.starts_with(CLAIM)) {
@@ -91,7 +92,8 @@ fn the_page_and_the_tests_agree() {
 
 #[test]
 fn rows_and_comments_are_read() {
-    let (rows, wrong) = rows("| behaviour | test |\n|---|---|\n| a | `t.rs` `f` |\n| b | not yet: needs X |\n| c | soon |\n");
+    let (rows, wrong) =
+        rows("| behaviour | test |\n|---|---|\n| a | `t.rs` `f` |\n| b | not yet: needs X |\n| c | soon |\n");
     assert_eq!(rows[0], ("a".into(), Some(("t.rs".into(), "f".into()))));
     assert_eq!((rows.len(), &rows[1].1, wrong.len()), (2, &None, 1));
     let source = "// Conformance: one\n// two\nfn f(a: u8) {\n    // three\n}\npub fn g<T>() {\n    // four\n}\n";

@@ -96,7 +96,8 @@ impl Evictions {
     fn call_off(&self, key: &str) -> Outcome {
         if self.pending.lock().remove(key).is_some() {
             let (namespace, name) = key.split_once('/').unwrap_or_default();
-            let metadata = ObjectMeta { namespace: Some(namespace.into()), name: Some(name.into()), ..Default::default() };
+            let metadata =
+                ObjectMeta { namespace: Some(namespace.into()), name: Some(name.into()), ..Default::default() };
             let pod = Pod { metadata, ..Default::default() };
             self.recorder.normal(&pod, "TaintManagerEviction", &format!("Cancelling deletion of Pod {key}"));
         }
