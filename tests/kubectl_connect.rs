@@ -61,12 +61,12 @@ spec:
     )
 }
 
-/// The kubectls: program, further environment, a name for objects.
-fn kubectls() -> Vec<(String, Option<(&'static str, &'static str)>, &'static str)> {
+/// The kubectls that forward ports: program and further environment.
+fn forwarders() -> Vec<(String, Option<(&'static str, &'static str)>)> {
     vec![
-        (newest_kubectl(), None, "new"),
-        (newest_kubectl(), Some(("KUBECTL_PORT_FORWARD_WEBSOCKETS", "false")), "spdy"),
-        (old_kubectl(), None, "old"),
+        (newest_kubectl(), None),
+        (newest_kubectl(), Some(("KUBECTL_PORT_FORWARD_WEBSOCKETS", "false"))),
+        (old_kubectl(), None),
     ]
 }
 
@@ -185,7 +185,7 @@ fn ports_are_forwarded() {
     cluster.rolled_out("web");
     let pod = cluster.jsonpath(&["pods", "-l", "app=web"], "{.items[0].metadata.name}");
     let big: String = (1..=2_000_000).map(|n| format!("{n}\n")).collect();
-    for (kubectl, environment, _) in kubectls() {
+    for (kubectl, environment) in forwarders() {
         let targets = [
             (format!("pod/{pod}"), [":8080", ":9090", ":7"]),
             ("deployment/web".to_owned(), [":8080", ":9090", ":7"]),
@@ -293,7 +293,12 @@ fn size(terminal: &File, rows: u16, columns: u16) {
 /// A shell on a terminal: its size, a new size, Ctrl-C, its end.
 fn on_a_terminal(cluster: &Cluster, kubectl: &str, arguments: &[&str]) -> (String, Option<i32>) {
     let mut terminal = Terminal::start(cluster, kubectl, arguments, 31, 101);
-    terminal.wait_for(cluster, "# ");
+    // A prompt from before the attachment is not repeated.
+    cluster.wait_for("a prompt", || {
+        terminal.enter("\r");
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        terminal.seen().contains("# ").then_some(())
+    });
     let asked = |terminal: &mut Terminal, wanted: &str| {
         // The size arrives beside what is typed: ask until it is there.
         cluster.wait_for(&format!("size {wanted}"), || {
@@ -397,7 +402,7 @@ fn run_attaches_and_exits_with_the_code() {
     let cluster = Cluster::start();
     busybox::import(&cluster);
     let image = format!("--image={BUSYBOX}");
-    for (kubectl, _, tag) in kubectls().into_iter().filter(|k| k.1.is_none()) {
+    for (kubectl, tag) in [(newest_kubectl(), "new"), (old_kubectl(), "old")] {
         let run = |name: &str, options: &[&str], script: &str, input: &[u8]| {
             let name = format!("{name}-{tag}");
             let mut all = vec!["run", &name, &image, "--restart=Never"];
@@ -414,12 +419,17 @@ fn run_attaches_and_exits_with_the_code() {
         assert!(text(&out.stdout).starts_with("one\ntwo\ndone\n"), "{out:?}");
         assert!(text(&out.stdout).contains(&format!("pod \"fed-{tag}\" deleted")), "{out:?}");
         gone("fed");
-        let out = run("attached", &["--attach"], "sleep 1; echo out; exit 4", b"");
-        assert_eq!(out.status.code(), Some(4), "{out:?}");
-        assert!(text(&out.stdout).contains("out\n"), "{out:?}");
-        let out = run("quick", &["--attach", "--rm"], "echo quick", b"");
+        // It speaks until it has been heard: what a container said before the attachment is not repeated.
+        let name = format!("attached-{tag}");
+        let script = "until test -e /tmp/heard; do echo out; sleep 0.2; done; exit 4";
+        let arguments = ["run", &name, &image, "--restart=Never", "--attach", "--", "sh", "-c", script];
+        let mut attached = Beside::start(cluster.command_of(&kubectl, &arguments));
+        cluster.wait_for("output of what is run", || attached.out().contains("out\n").then_some(()));
+        cluster.kubectl(&["exec", &name, "--", "touch", "/tmp/heard"]);
+        assert_eq!(attached.child.wait().unwrap().code(), Some(4), "{}", attached.err());
+        // What ends at once may have ended before the attachment.
+        let out = run("quick", &["--attach", "--rm"], "exit 0", b"");
         assert_eq!(out.status.code(), Some(0), "{out:?}");
-        assert!(text(&out.stdout).contains("quick\n"), "{out:?}");
         gone("quick");
         // Not attached: kubectl is done when the pod is there.
         let out = run("alone", &[], "exit 5", b"");

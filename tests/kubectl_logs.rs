@@ -111,8 +111,8 @@ fn logs(cluster: &Cluster, kubectl: &str, tag: &str) {
         assert_eq!(error(&[&pod]), which);
     } else {
         let out = output(&[&pod]);
-        let which = format!("Defaulted container \"x\" out of: x, z, first (init)\n");
-        assert_eq!((text(&out.stdout).as_str(), text(&out.stderr)), ("x1\nx2\nx3\nunended", which));
+        let which = "Defaulted container \"x\" out of: x, z, first (init)\n";
+        assert_eq!((&*text(&out.stdout), &*text(&out.stderr)), ("x1\nx2\nx3\nunended", which));
     }
     let raw = format!("/api/v1/namespaces/default/pods/{pod}/log");
     let raw = cluster.command_of(kubectl, &["get", "--raw", &raw]).output().unwrap();
