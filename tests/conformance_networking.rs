@@ -19,7 +19,11 @@ fn pods_reach_pods() {
     let cluster = Cluster::start();
     busybox::import(&cluster);
     let mut all: Vec<Value> = SERVERS.iter().map(|name| server(name)).collect();
-    all.push(pod("client", &json!({"name": "self", "image": "gantry.local/self", "command": [], "args": ["sleep"]}), &json!({})));
+    all.push(pod(
+        "client",
+        &json!({"name": "self", "image": "gantry.local/self", "command": [], "args": ["sleep"]}),
+        &json!({}),
+    ));
     create(&cluster, &all);
     let ips: Vec<String> = SERVERS
         .iter()

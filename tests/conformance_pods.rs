@@ -37,6 +37,7 @@ fn node_agent() {
     conditions_and_generations(&cluster);
     resizes(&cluster);
     pod_level_resources(&cluster);
+    deferred_resize(&cluster);
 }
 
 fn assigned_host_ip(cluster: &Cluster) {
@@ -628,6 +629,34 @@ fn resizes(cluster: &Cluster) {
     ]);
     let error = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(error.contains("Pod QOS Class may not change as a result of resizing"), "{error}");
+}
+
+/// A change for which there is no room now is made when there is.
+fn deferred_resize(cluster: &Cluster) {
+    cluster.kubectl(&["delete", "pods", "--all", "--timeout=80s"]);
+    let cores = cluster.jsonpath(&["node", "node-1"], "{.status.allocatable.cpu}").parse::<u32>().expect("whole cores");
+    let cpu = |milli: u32| json!({"resources": {"requests": {"cpu": format!("{milli}m")}}});
+    create(cluster, &[pod("big", &cpu(cores * 1000 - 300), &json!({})), pod("growing", &cpu(100), &json!({}))]);
+    cluster.ready("big");
+    cluster.ready("growing");
+    let patch =
+        json!({"spec": {"containers": [{"name": "main", "resources": {"requests": {"cpu": "400m"}}}]}}).to_string();
+    cluster.kubectl(&["patch", "pod", "growing", "--subresource=resize", "-p", &patch]);
+    cluster.wait_for("the change waits", || {
+        let pod = cluster.get(&["pod", "growing"]);
+        let pending = condition(&pod, "PodResizePending")?;
+        (pending["reason"] == "Deferred").then(|| {
+            assert_eq!(container_of(&pod, "main")["allocatedResources"]["cpu"], "100m");
+        })
+    });
+    cluster.kubectl(&["delete", "pod", "big"]);
+    cluster.wait_for("the change is made", || {
+        let pod = cluster.get(&["pod", "growing"]);
+        let main = container_of(&pod, "main");
+        (main["allocatedResources"]["cpu"] == "400m" && condition(&pod, "PodResizePending").is_none()).then(|| {
+            assert_eq!(main["restartCount"], 0);
+        })
+    });
 }
 
 fn pod_level_resources(cluster: &Cluster) {

@@ -2,10 +2,12 @@
 
 use super::names;
 use gantry_api::core::pod::resources::{Amounts, pod_requests};
+use gantry_api::core::pod::validate::resources::is_extended;
 use gantry_api::meta::quantity::Amount;
 use k8s_openapi::api::core::v1::{Node, NodeSelectorRequirement, NodeSelectorTerm, Pod};
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, HashMap};
+use tokio::sync::watch;
 
 /// Why a pod is refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,9 +18,9 @@ pub(crate) struct Refusal {
     pub message: String,
 }
 
-/// What the admitted pods hold.
+/// What the admitted pods hold, and who is told when one gives it back.
 #[derive(Default)]
-pub(crate) struct Admissions(Mutex<HashMap<String, Amounts>>);
+pub(crate) struct Admissions(Mutex<HashMap<String, Amounts>>, watch::Sender<()>);
 
 fn matches(requirement: &NodeSelectorRequirement, value: Option<&String>) -> bool {
     let values = requirement.values.as_deref().unwrap_or_default();
@@ -117,9 +119,15 @@ impl Admissions {
         self.0.lock().insert(names::uid(pod).to_owned(), wanted);
     }
 
+    /// Changes whenever a pod gives back what it held.
+    pub(crate) fn room(&self) -> watch::Receiver<()> {
+        self.1.subscribe()
+    }
+
     /// Gives back what a pod held.
     pub(crate) fn release(&self, uid: &str) {
         self.0.lock().remove(uid);
+        self.1.send_replace(());
     }
 }
 

@@ -120,6 +120,8 @@ impl Worker {
             return Vec::new();
         }
         let agent = self.agent.clone();
+        // What is given back from here on is worth another try.
+        self.room.mark_unchanged();
         if let Err(refusal) = agent.admissions.admit(&self.pod, None, &agent.machine.allocatable()) {
             self.resize_pending = Some(Pending { reason: "Deferred", message: refusal.message });
             return Vec::new();

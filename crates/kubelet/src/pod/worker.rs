@@ -67,6 +67,8 @@ pub(crate) struct Worker {
     pub(crate) allocated: HashMap<String, ResourceRequirements>,
     /// The limits of the pod as a whole, where they were changed since it was made.
     pub(crate) pod_resources: Option<Resources>,
+    /// Tells when other pods have left room.
+    pub(crate) room: watch::Receiver<()>,
     state: State,
     probers: Probers,
     messages: HashMap<String, String>,
@@ -106,6 +108,7 @@ impl Worker {
     pub(crate) fn new(agent: Arc<Agent>, desired: watch::Receiver<Desired>, wake: Arc<Notify>) -> Self {
         let pod = desired.borrow().pod.clone();
         let directory = agent.pod_directory(names::uid(&pod));
+        let room = agent.admissions.room();
         Worker {
             agent,
             desired,
@@ -127,6 +130,7 @@ impl Worker {
             resize_pending: None,
             allocated: HashMap::new(),
             pod_resources: None,
+            room,
             state: State::New,
             probers: Probers::default(),
             messages: HashMap::new(),
@@ -157,9 +161,11 @@ impl Worker {
                             None => std::future::pending().await,
                         }
                     };
+                    let waits_for_room = self.resize_pending.as_ref().is_some_and(|p| p.reason == "Deferred");
                     tokio::select! {
                         changed = self.desired.changed() => if changed.is_err() { return },
                         () = self.wake.notified() => {}
+                        _ = self.room.changed(), if waits_for_room => {}
                         () = timer => {}
                     }
                 }
