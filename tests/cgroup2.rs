@@ -35,19 +35,25 @@ spec:
 POD
 /kubectl wait --for=condition=Ready --timeout=90s pod/limited
 /kubectl wait --for=jsonpath='{.status.phase}'=Failed --timeout=90s pod/greedy
-echo "greedy: $(/kubectl get pod greedy -o jsonpath='{.status.containerStatuses[0].state.terminated.reason} {.status.containerStatuses[0].state.terminated.exitCode}')"
+ended=.status.containerStatuses[0].state.terminated
+echo "greedy: $(/kubectl get pod greedy -o jsonpath="{$ended.reason} {$ended.exitCode}")"
 id=$(/kubectl get pod limited -o jsonpath='{.status.containerStatuses[0].containerID}' | sed 's|.*//||')
 container=$(find /sys/fs/cgroup -type d -name $id)
 [ -n "$container" ]
 pod=$(dirname $container)
-show() { echo "$1: cpu.max $(cat $2/cpu.max) cpu.weight $(cat $2/cpu.weight) memory.max $(cat $2/memory.max) pids.max $(cat $2/pids.max)"; }
+show() {
+  printf '%s:' $1
+  for file in cpu.max cpu.weight memory.max pids.max; do printf ' %s %s' $file "$(cat $2/$file)"; done
+  echo
+}
 show container $container
 show pod $pod
 echo "container processes: $(wc -l <$container/cgroup.procs)"
 echo "exec: $(/kubectl exec limited -- /gantry self echo through)"
 /kubectl get --raw /api/v1/nodes/node-1/proxy/stats/summary | tr ',{' '\n\n' >/tmp/summary
 echo "working sets: $(grep -c '"workingSetBytes":[1-9]' /tmp/summary)"
-/kubectl patch pod limited --subresource resize -p '{"spec":{"containers":[{"name":"c","resources":{"limits":{"memory":"96Mi","cpu":"250m"}}}]}}'
+/kubectl patch pod limited --subresource resize -p \
+  '{"spec":{"containers":[{"name":"c","resources":{"limits":{"memory":"96Mi","cpu":"250m"}}}]}}'
 for i in $(seq 60); do [ "$(cat $container/memory.max)" = 100663296 ] && break; sleep 1; done
 show resized $container
 /kubectl delete pod limited greedy --timeout=60s

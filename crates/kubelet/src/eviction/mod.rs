@@ -240,7 +240,8 @@ mod tests {
         let burstable = json!({"containers": [{"name": "c", "resources": {"requests": {"cpu": "1m"}}}]});
         let critical = json!({"priority": 2_000_000_000, "containers": [{"name": "c"}]});
         let tolerant = json!({"containers": [{"name": "c"}],
-            "tolerations": [{"key": "node.kubernetes.io/memory-pressure", "operator": "Exists", "effect": "NoSchedule"}]});
+            "tolerations": [{"key": "node.kubernetes.io/memory-pressure", "operator": "Exists",
+                "effect": "NoSchedule"}]});
         let memory = Pressure { memory: true, ..Pressure::default() };
         let disk = Pressure { disk: true, ..Pressure::default() };
         for (spec, under_memory, under_disk) in [

@@ -39,7 +39,8 @@ pub(crate) async fn collect(agent: &Agent) {
     let freed = free(agent, wanted, cfg.image_minimum_age).await;
     if freed < wanted {
         let message = format!(
-            "Failed to garbage collect required amount of images. Attempted to free {wanted} bytes, but only found {freed} bytes eligible to free."
+            "Failed to garbage collect required amount of images. Attempted to free {wanted} bytes, but only \
+             found {freed} bytes eligible to free."
         );
         event("FreeDiskSpaceFailed", &message);
     }

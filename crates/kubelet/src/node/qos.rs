@@ -78,10 +78,7 @@ mod tests {
             pod(json!({"requests": whole, "limits": whole}), "Running"),
             pod(json!({}), "Running"),
         ];
-        assert_eq!(
-            weights(&pods, 2000),
-            [("kubepods", 2048), ("kubepods/burstable", 768), ("kubepods/besteffort", 2)]
-        );
+        assert_eq!(weights(&pods, 2000), [("kubepods", 2048), ("kubepods/burstable", 768), ("kubepods/besteffort", 2)]);
         assert_eq!(weights(&[], 2000)[1].1, 2);
     }
 }
