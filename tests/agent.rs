@@ -74,6 +74,21 @@ metadata: {name: web}
 spec: {selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}
 "#;
 
+const ALONE: &str = r#"
+apiVersion: v1
+kind: Pod
+metadata: {name: alone}
+spec:
+  restartPolicy: Never
+  containers:
+  - name: alone
+    image: gantry.local/self
+    imagePullPolicy: IfNotPresent
+    args: [write, /out/said, alone]
+    volumeMounts: [{name: out, mountPath: /out}]
+  volumes: [{name: out, hostPath: {path: OUT}}]
+"#;
+
 /// Container ids and restarts of the web pods, sorted.
 fn containers(server: &Cluster) -> Vec<(String, i64)> {
     let pods = server.get(&["pods", "-l", "app=web"]);
@@ -100,6 +115,8 @@ fn a_node_of_its_own() {
     server.up();
     let token = pki(&server, "join-token");
     agent.add_options(&["--token-file", &token, "--discovery-token-ca-cert-hash", &hash(&server)]);
+    let manifests = agent.data_dir().join("manifests");
+    agent.add_options(&["--pod-manifest-path", &manifests.display().to_string()]);
     agent.up();
     node_ready(&server, &agent);
 
@@ -148,7 +165,22 @@ fn a_node_of_its_own() {
     // The server goes and comes back; nothing happens to the pods, and then the node takes orders again.
     let before = containers(&server);
     assert!(server.interrupt().success());
+    // Meanwhile the agent is killed too, and runs a static pod without asking anybody.
+    agent.kill();
+    let out = agent.data_dir().join("out");
+    std::fs::create_dir(&out).unwrap();
+    std::fs::write(manifests.join("alone.yaml"), ALONE.replace("OUT", &out.display().to_string())).unwrap();
+    agent.up();
+    let deadline = std::time::Instant::now() + cluster::PATIENCE;
+    while std::fs::read_to_string(out.join("said")).map_or(true, |said| said.trim() != "alone") {
+        assert!(std::time::Instant::now() < deadline, "the static pod does not run:\n{}", agent.log());
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
     server.up();
+    server.wait_for("the mirror of the static pod", || {
+        let phase = server.jsonpath(&["pod", "alone-node-1", "--ignore-not-found"], "{.status.phase}");
+        (phase == "Succeeded").then_some(())
+    });
     server.kubectl(&["scale", "deployment/web", "--replicas=3"]);
     server.rolled_out("web");
     let after = containers(&server);

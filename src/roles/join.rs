@@ -37,6 +37,8 @@ pub async fn join(command: &AgentCommand, data: &Path, node: &str) -> Result<Ide
         Some(issued) => issued,
         None => {
             let issued = ask(command, &ca_pem, node).await?;
+            // Only what the cluster was joined with is kept.
+            write_private(&pki.join("ca.crt"), ca_pem.as_bytes())?;
             keep_in(&file, &issued)?;
             issued
         }
@@ -92,12 +94,12 @@ pub fn credentials(issued: &Issued) -> Credentials {
 /// The cluster's CA: from the file given, as kept, or as the server tells where it has the hash given.
 async fn trust(command: &AgentCommand, kept: &Path) -> Result<String> {
     if let Some(file) = &command.ca_file {
-        let ca_pem = text(file)?;
-        write_private(kept, ca_pem.as_bytes())?;
-        return Ok(ca_pem);
+        return text(file);
     }
     if kept.exists() {
-        return text(kept);
+        let ca_pem = text(kept)?;
+        check_pinned(command, ca_pem.as_bytes())?;
+        return Ok(ca_pem);
     }
     if command.discovery_token_ca_cert_hash.is_empty() {
         bail!(
@@ -118,18 +120,24 @@ async fn trust(command: &AgentCommand, kept: &Path) -> Result<String> {
     let text = text.context("ConfigMap kube-public/cluster-info has no kubeconfig")?;
     let told = Kubeconfig::parse(text).and_then(|k| k.https(None, Path::new("/")));
     let told = told.context("ConfigMap kube-public/cluster-info")?.ca_pem;
-    let found: Vec<String> = Pem::iter_from_buffer(&told)
+    check_pinned(command, &told)?;
+    String::from_utf8(told).context("the cluster's CA is not PEM")
+}
+
+/// Fails where hashes are given and none is that of a key in these CA certificates.
+fn check_pinned(command: &AgentCommand, ca_pem: &[u8]) -> Result<()> {
+    let pinned = &command.discovery_token_ca_cert_hash;
+    let found: Vec<String> = Pem::iter_from_buffer(ca_pem)
         .filter_map(|pem| pem.ok().and_then(|pem| pem.parse_x509().ok().map(|c| spki_hash(&c))))
         .collect();
-    if !found.iter().any(|hash| command.discovery_token_ca_cert_hash.contains(hash)) {
-        bail!(
-            "cluster CA found in cluster-info ConfigMap is invalid: none of the public keys \"{}\" are pinned; the hash \
-             given with --discovery-token-ca-cert-hash is another cluster's, or this is not the server it came from",
-            found.join(":")
-        );
+    if pinned.is_empty() || found.iter().any(|hash| pinned.contains(hash)) {
+        return Ok(());
     }
-    write_private(kept, &told)?;
-    String::from_utf8(told).context("the cluster's CA is not PEM")
+    bail!(
+        "cluster CA found in cluster-info ConfigMap is invalid: none of the public keys \"{}\" are pinned; the hash given \
+         with --discovery-token-ca-cert-hash is another cluster's, or this is not the server it came from",
+        found.join(":")
+    )
 }
 
 /// The certificate of an earlier start, where it still holds.

@@ -71,7 +71,8 @@ impl StaticPods {
 
     /// Follows the directory and the mirrors, for as long as it is polled.
     pub(crate) async fn run(mut self) {
-        let mut mirrors = self.pods.changes();
+        let (mut mirrors, mut nodes) = (self.pods.changes(), self.agent.node.changes());
+        let (pods, mut synced) = (self.pods.clone(), false);
         let (mut retry, mut again) = (Backoff::new(RETRY.0, RETRY.1), None);
         loop {
             let timer = async {
@@ -87,6 +88,9 @@ impl StaticPods {
                 }
                 () = self.manager.ended() => {}
                 Ok(()) = mirrors.changed() => {}
+                // Mirrors are owned by the Node object, which may come last.
+                Ok(()) = nodes.changed() => {}
+                () = pods.synced(), if !synced => synced = true,
                 () = timer => {}
             }
             self.start_and_stop();
