@@ -4,7 +4,7 @@
 mod cluster;
 
 use cluster::Cluster;
-use cluster::api::{Api, JSON_PATCH, MERGE, STRATEGIC, name, names};
+use cluster::api::{Api, JSON_PATCH, MERGE, STRATEGIC, condition, name, names};
 use serde_json::{Value, json};
 
 #[test]
@@ -24,6 +24,7 @@ fn api_machinery() {
         a_circle_of_owners,
         a_namespace_changes,
         a_namespace_takes_its_pods_along,
+        pods_go_first,
         watches_by_label,
         a_watch_from_the_past,
         a_watch_goes_on_where_another_ended,
@@ -318,6 +319,23 @@ fn a_namespace_takes_its_pods_along(api: &Api<'_>) {
     // The address is free for somebody else.
     let again = json!({"metadata": {"name": "again"}, "spec": {"clusterIP": service["spec"]["clusterIP"], "ports": [{"port": 80}]}});
     api.create(&format!("{path}/services"), &again);
+}
+
+/// While a pod of a namespace that ends is still there, what it may need is there too.
+fn pods_go_first(api: &Api<'_>) {
+    let path = format!("/api/v1/namespaces/{}", api.namespace("ns-order"));
+    let mut pod = nowhere(&json!({}));
+    pod["metadata"] = json!({"name": "test-pod", "finalizers": ["e2e.example.com/finalizer"]});
+    api.create(&format!("{path}/pods"), &pod);
+    api.create(&format!("{path}/configmaps"), &map("test-configmap", "x"));
+    api.delete(&path);
+    let namespace = api.until(&path, "waits for the pod", |ns| condition(ns, "NamespaceFinalizersRemaining") == "True");
+    assert_eq!(condition(&namespace, "NamespaceContentRemaining"), "True");
+    assert!(api.get(&format!("{path}/pods/test-pod"))["metadata"]["deletionTimestamp"].is_string());
+    let kept = api.get(&format!("{path}/configmaps/test-configmap"));
+    assert!(kept["metadata"].get("deletionTimestamp").is_none(), "{kept}");
+    api.patch(&format!("{path}/pods/test-pod"), MERGE, &json!({"metadata": {"finalizers": null}}));
+    api.gone(&path);
 }
 
 fn maps(namespace: &str) -> String {

@@ -29,6 +29,7 @@ fn services() {
         slices_come_and_go,
         the_api_s_own_slices,
         slices_are_written,
+        slices_of_one_s_own,
         endpoints_are_mirrored,
     ];
     cluster::api::scenarios(&Api::new(&cluster), all);
@@ -535,6 +536,36 @@ fn slices_are_written(api: &Api<'_>) {
     assert_eq!(api.list(&format!("{all}?labelSelector=special-label%3Dslices")).len(), 2);
     api.delete(&format!("{all}?labelSelector=special-label%3Dslices"));
     assert!(api.list(&format!("{all}?labelSelector=special-label%3Dslices")).is_empty());
+}
+
+/// A Service without a selector sends to what its slices name, whoever wrote them: several addresses, several ports.
+fn slices_of_one_s_own(api: &Api<'_>) {
+    let space = Space::new(api, "slices-own");
+    space.client();
+    space.pod("pod1", &json!({}), &[("a", 3000), ("b", 3001)]);
+    space.pod("pod2", &json!({}), &[("a", 3000)]);
+    let port = |name: &str, port: u16| json!({"name": name, "port": port, "protocol": "TCP"});
+    let ports =
+        json!([{"name": "portname1", "port": 80, "targetPort": 1}, {"name": "portname2", "port": 81, "targetPort": 2}]);
+    space.service("custom", &json!({"ports": ports}));
+    let slice = |name: &str, pods: &[&str], ports: Value| {
+        let endpoints: Vec<Value> = pods.iter().map(|p| json!({"addresses": [space.ip(p)]})).collect();
+        let labels =
+            json!({"kubernetes.io/service-name": "custom", "endpointslice.kubernetes.io/managed-by": "e2e-test"});
+        let object = json!({"metadata": {"name": name, "labels": labels}, "addressType": "IPv4", "endpoints": endpoints, "ports": ports});
+        api.create(&space.slices(), &object);
+    };
+    slice("first", &["pod1", "pod2"], json!([port("portname1", 3000)]));
+    slice("second", &["pod1"], json!([port("portname2", 3001)]));
+    space.reached("custom:80", &["pod1".to_owned(), "pod2".to_owned()].into());
+    space.reached("custom:81", &["pod1".to_owned()].into());
+    // One slice less, some addresses less.
+    api.delete(&format!("{}/first", space.slices()));
+    slice("third", &["pod2"], json!([port("portname1", 3000)]));
+    api.cluster.wait_for("only pod2 behind custom:80", || {
+        let all = space.answers("custom:80", 8);
+        (all.len() == 8 && all.iter().all(|a| a == "pod2")).then_some(())
+    });
 }
 
 // Conformance: EndpointSlice Mirroring

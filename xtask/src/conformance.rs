@@ -55,7 +55,8 @@ fn comments(source: &str) -> Vec<(&str, &str)> {
 /// and a comment without these names them all.
 fn names(comment: &str, behaviour: &str) -> bool {
     let name = comment.strip_prefix(CLAIM).unwrap_or(comment).trim_end_matches('.');
-    name == behaviour.trim_end_matches('.') || behaviour.strip_prefix(name).is_some_and(|rest| rest.starts_with(" ("))
+    let rest = behaviour.strip_prefix(name).map(|rest| rest.trim_start_matches('.'));
+    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(" ("))
 }
 
 #[test]
@@ -99,6 +100,6 @@ fn rows_and_comments_are_read() {
     let source = "// Conformance: one\n// two\nfn f(a: u8) {\n    // three\n}\npub fn g<T>() {\n    // four\n}\n";
     let expected = [("Conformance: one", "f"), ("two", "f"), ("three", "f"), ("four", "g")];
     assert_eq!(comments(source), expected);
-    assert!(names("Conformance: one", "one") && names("two.", "two") && names("three", "three (of several)"));
+    assert!(names("Conformance: one", "one") && names("two.", "two") && names("three.", "three. (of several)"));
     assert!(!names("on", "one"));
 }
