@@ -90,7 +90,8 @@ impl Admissions {
         let mut held = self.0.lock();
         let uid = names::uid(pod);
         for (resource, amount) in &wanted {
-            if amount.is_zero() {
+            // What the node does not have at all is counted by somebody else.
+            if amount.is_zero() || is_extended(resource) && !allocatable.contains_key(resource) {
                 continue;
             }
             let used = held.iter().filter(|(u, _)| *u != uid).filter_map(|(_, a)| a.get(resource));
@@ -157,6 +158,16 @@ mod tests {
         assert_eq!(a.admit(&pod("4", "0"), None, &allocatable).unwrap_err().reason, "OutOfpods");
         a.release("1");
         a.admit(&pod("2", "500m"), None, &allocatable).unwrap();
+
+        // A resource that only the administrator counts, and one that nobody does.
+        let mut special = pod("5", "0");
+        let requests = BTreeMap::from([("example.com/x".to_owned(), Amount::from_milli(2000).to_quantity())]);
+        special.spec.as_mut().unwrap().containers[0].resources.as_mut().unwrap().requests = Some(requests);
+        let mut known = allocatable;
+        known.insert("pods".into(), Amount::from_milli(10_000));
+        a.admit(&special, None, &known).unwrap();
+        known.insert("example.com/x".into(), Amount::from_milli(1000));
+        assert_eq!(a.admit(&special, None, &known).unwrap_err().reason, "OutOfexample.com/x");
     }
 
     #[test]

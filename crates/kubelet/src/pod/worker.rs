@@ -254,7 +254,9 @@ impl Worker {
 
     fn admit(&mut self) {
         let node = self.agent.node.get("", &self.agent.cfg.node_name);
-        let allocatable = self.agent.machine.allocatable();
+        let mut allocatable = self.agent.machine.allocatable();
+        let extended = crate::node::object::extended(node.as_ref().and_then(|n| n.status.as_ref()));
+        allocatable.extend(gantry_api::core::pod::resources::amounts(Some(&extended)));
         let pressure = *self.agent.pressure.borrow();
         let admitted = crate::eviction::admit(&self.pod, pressure)
             .and_then(|()| self.agent.admissions.admit(&self.pod, node.as_deref(), &allocatable))
