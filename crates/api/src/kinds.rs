@@ -9,9 +9,11 @@ use k8s_openapi::api::coordination::v1 as coordination;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
 use k8s_openapi::api::events::v1 as events;
+use k8s_openapi::api::networking::v1 as networking;
 use k8s_openapi::api::policy::v1 as policy;
 use k8s_openapi::api::rbac::v1 as rbac;
 use k8s_openapi::api::scheduling::v1 as scheduling;
+use k8s_openapi::api::storage::v1 as storage;
 
 /// Every built-in resource, in discovery's order within its group.
 pub static ALL: &[&dyn Resource] = &[
@@ -21,13 +23,17 @@ pub static ALL: &[&dyn Resource] = &[
     &Erased::<core::Event>::new(),
     &Erased::<core::Namespace>::new(),
     &Erased::<core::Node>::new(),
+    &Erased::<core::PersistentVolumeClaim>::new(),
     &Erased::<core::Pod>::new(),
     &Erased::<core::ReplicationController>::new(),
     &Erased::<core::Secret>::new(),
     &Erased::<core::Service>::new(),
     &Erased::<core::ServiceAccount>::new(),
+    &Erased::<apps::ControllerRevision>::new(),
+    &Erased::<apps::DaemonSet>::new(),
     &Erased::<apps::Deployment>::new(),
     &Erased::<apps::ReplicaSet>::new(),
+    &Erased::<apps::StatefulSet>::new(),
     &Erased::<authentication::SelfSubjectReview>::new(),
     &Erased::<authentication::TokenReview>::new(),
     &Erased::<authorization::LocalSubjectAccessReview>::new(),
@@ -38,12 +44,23 @@ pub static ALL: &[&dyn Resource] = &[
     &Erased::<coordination::Lease>::new(),
     &Erased::<discovery::EndpointSlice>::new(),
     &Erased::<events::Event>::new(),
+    &Erased::<networking::IPAddress>::new(),
+    &Erased::<networking::Ingress>::new(),
+    &Erased::<networking::IngressClass>::new(),
+    &Erased::<networking::NetworkPolicy>::new(),
+    &Erased::<networking::ServiceCIDR>::new(),
     &Erased::<policy::PodDisruptionBudget>::new(),
     &Erased::<rbac::ClusterRole>::new(),
     &Erased::<rbac::ClusterRoleBinding>::new(),
     &Erased::<rbac::Role>::new(),
     &Erased::<rbac::RoleBinding>::new(),
     &Erased::<scheduling::PriorityClass>::new(),
+    &Erased::<storage::CSIDriver>::new(),
+    &Erased::<storage::CSINode>::new(),
+    &Erased::<storage::CSIStorageCapacity>::new(),
+    &Erased::<storage::StorageClass>::new(),
+    &Erased::<storage::VolumeAttachment>::new(),
+    &Erased::<storage::VolumeAttributesClass>::new(),
 ];
 
 /// The built-in resource with this group, version and plural name.

@@ -18,9 +18,11 @@ pub mod events;
 pub mod kind;
 pub mod kinds;
 pub mod meta;
+pub mod networking;
 pub mod policy;
 pub mod rbac;
 pub mod scheduling;
+pub mod storage;
 
 pub use k8s_openapi;
 pub use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference, Time};
