@@ -1,9 +1,11 @@
 //! The one visible list of kinds that are served. Adding a kind means one file and one line here.
 
 use crate::kind::{Erased, Resource};
+use k8s_openapi::api::admissionregistration::v1 as admissionregistration;
 use k8s_openapi::api::apps::v1 as apps;
 use k8s_openapi::api::authentication::v1 as authentication;
 use k8s_openapi::api::authorization::v1 as authorization;
+use k8s_openapi::api::batch::v1 as batch;
 use k8s_openapi::api::certificates::v1 as certificates;
 use k8s_openapi::api::coordination::v1 as coordination;
 use k8s_openapi::api::core::v1 as core;
@@ -29,6 +31,12 @@ pub static ALL: &[&dyn Resource] = &[
     &Erased::<core::Secret>::new(),
     &Erased::<core::Service>::new(),
     &Erased::<core::ServiceAccount>::new(),
+    &Erased::<admissionregistration::MutatingAdmissionPolicy>::new(),
+    &Erased::<admissionregistration::MutatingAdmissionPolicyBinding>::new(),
+    &Erased::<admissionregistration::MutatingWebhookConfiguration>::new(),
+    &Erased::<admissionregistration::ValidatingAdmissionPolicy>::new(),
+    &Erased::<admissionregistration::ValidatingAdmissionPolicyBinding>::new(),
+    &Erased::<admissionregistration::ValidatingWebhookConfiguration>::new(),
     &Erased::<apps::ControllerRevision>::new(),
     &Erased::<apps::DaemonSet>::new(),
     &Erased::<apps::Deployment>::new(),
@@ -40,6 +48,8 @@ pub static ALL: &[&dyn Resource] = &[
     &Erased::<authorization::SelfSubjectAccessReview>::new(),
     &Erased::<authorization::SelfSubjectRulesReview>::new(),
     &Erased::<authorization::SubjectAccessReview>::new(),
+    &Erased::<batch::CronJob>::new(),
+    &Erased::<batch::Job>::new(),
     &Erased::<certificates::CertificateSigningRequest>::new(),
     &Erased::<coordination::Lease>::new(),
     &Erased::<discovery::EndpointSlice>::new(),

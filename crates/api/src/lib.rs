@@ -4,10 +4,12 @@
 //! Does no IO. Types come from `k8s-openapi` (v1.37); this crate is the only one in which their serde code is
 //! instantiated, through the non-generic methods of [`kind::Kind`].
 
+pub mod admissionregistration;
 pub mod apps;
 pub mod authentication;
 pub mod authorization;
 pub mod autoscaling;
+pub mod batch;
 pub mod certificates;
 pub mod clock;
 pub mod coordination;
