@@ -4,7 +4,7 @@ use crate::apps::workload::nonnegative;
 use crate::kind::{Kind, Object, ResourceInfo, Verb, downcast, downcast_mut};
 use crate::meta::field::{ErrorList, Path};
 use crate::meta::labels::{format_label_selector, format_labels};
-use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet, StatefulSet};
 use k8s_openapi::api::autoscaling::v1::{Scale, ScaleSpec, ScaleStatus};
 use k8s_openapi::api::core::v1::ReplicationController;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -51,6 +51,10 @@ pub fn of(object: &dyn Object) -> Option<Scale> {
         let present = r.status.as_ref().map_or(0, |s| s.replicas);
         return Some(scale(&r.metadata, r.spec.replicas, present, format_label_selector(Some(&r.spec.selector))));
     }
+    if let Some(s) = downcast::<StatefulSet>(object) {
+        let present = s.status.as_ref().map_or(0, |s| s.replicas);
+        return Some(scale(&s.metadata, s.spec.replicas, present, format_label_selector(Some(&s.spec.selector))));
+    }
     let r = downcast::<ReplicationController>(object)?;
     let spec = r.spec.as_ref();
     let present = r.status.as_ref().map_or(0, |s| s.replicas);
@@ -64,6 +68,8 @@ pub fn set_replicas(object: &mut dyn Object, replicas: i32) -> bool {
         d.spec.replicas = Some(replicas);
     } else if let Some(r) = downcast_mut::<ReplicaSet>(object) {
         r.spec.replicas = Some(replicas);
+    } else if let Some(s) = downcast_mut::<StatefulSet>(object) {
+        s.spec.replicas = Some(replicas);
     } else if let Some(r) = downcast_mut::<ReplicationController>(object) {
         r.spec.get_or_insert_default().replicas = Some(replicas);
     } else {

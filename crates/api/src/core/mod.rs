@@ -6,6 +6,7 @@ mod endpoints;
 pub mod event;
 pub mod namespace;
 pub mod node;
+pub mod persistent_volume_claim;
 pub mod pod;
 pub mod replication_controller;
 pub mod secret;

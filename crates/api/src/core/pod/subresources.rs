@@ -2,12 +2,10 @@
 
 use crate::core::pod::qos::qos_class;
 use crate::core::pod::resources::is_sidecar;
-use crate::core::pod::update::{
-    differences, semantically_equal, validate_annotation_updates, validate_metadata_and_spec,
-};
+use crate::core::pod::update::{validate_annotation_updates, validate_metadata_and_spec};
 use crate::core::pod::{MIRROR_ANNOTATION, bump_generation, spec_path};
 use crate::meta::field::{ErrorList, Path};
-use crate::meta::object::Meta;
+use crate::meta::object::{Meta, differences, semantically_equal};
 use crate::meta::quantity::ResourceList;
 use crate::meta::text;
 use k8s_openapi::api::core::v1::{Container, Pod, ResourceRequirements};
