@@ -5,6 +5,8 @@
 //! instantiated, through the non-generic methods of [`kind::Kind`].
 
 pub mod admissionregistration;
+pub mod apiextensions;
+pub mod apiregistration;
 pub mod apps;
 pub mod authentication;
 pub mod authorization;
@@ -17,13 +19,16 @@ pub mod core;
 pub mod discovery;
 pub mod entropy;
 pub mod events;
+pub mod flowcontrol;
 pub mod kind;
 pub mod kinds;
 pub mod meta;
 pub mod networking;
+pub mod node;
 pub mod policy;
 pub mod rbac;
 pub mod scheduling;
+pub mod served;
 pub mod storage;
 
 pub use k8s_openapi;

@@ -1,7 +1,7 @@
 //! ControllerRevision: an earlier template of a StatefulSet or DaemonSet, to go back to.
 
 use super::workload;
-use crate::kind::{Column, Context, Kind, ResourceInfo};
+use crate::kind::{Column, Kind, ResourceInfo};
 use crate::meta::field::{ErrorList, Path};
 use crate::meta::object::{Meta, immutable, split_api_version};
 use crate::meta::table;
@@ -19,8 +19,6 @@ impl Kind for ControllerRevision {
         workload::AGE,
     ];
     crate::kind_codec!();
-
-    fn prepare_for_create(&mut self, _: &Context<'_>) {}
 
     fn validate(&self) -> ErrorList {
         let mut e = ErrorList::default();

@@ -63,19 +63,27 @@ pub(super) fn validate_volumes<'a>(
 }
 
 /// Counts the sources of a volume; only the first is looked into.
-struct Sources<'e> {
-    path: Path,
-    found: bool,
+pub(crate) struct Sources<'e> {
+    /// Where the sources are.
+    pub(crate) path: Path,
+    /// Whether there was one.
+    pub(crate) found: bool,
     errors: &'e mut ErrorList,
 }
 
-impl Sources<'_> {
-    fn check<T>(&mut self, name: &str, source: Option<&T>, rule: impl FnOnce(&T, &Path, &mut ErrorList)) {
+impl<'e> Sources<'e> {
+    /// None found yet.
+    pub(crate) fn new(path: &Path, errors: &'e mut ErrorList) -> Self {
+        Self { path: path.clone(), found: false, errors }
+    }
+
+    /// Adds the errors of a source, if it is there.
+    pub(crate) fn check<T>(&mut self, name: &str, source: Option<&T>, rule: impl FnOnce(&T, &Path, &mut ErrorList)) {
         self.check_as(name, name, source, rule);
     }
 
     /// For sources whose errors upstream reports under another name than their own.
-    fn check_as<T>(
+    pub(crate) fn check_as<T>(
         &mut self,
         twice: &str,
         name: &str,
@@ -93,7 +101,7 @@ impl Sources<'_> {
 }
 
 fn validate_source(v: &Volume, pod_name: &str, path: &Path, options: Options, errors: &mut ErrorList) {
-    let mut s = Sources { path: path.clone(), found: false, errors };
+    let mut s = Sources::new(path, errors);
     s.check("emptyDir", v.empty_dir.as_ref(), |e, p, errors| {
         let negative = e.size_limit.as_ref().is_some_and(|q| q.0.starts_with('-'));
         if negative {
@@ -210,7 +218,7 @@ fn validate_key_to_path(item: &KeyToPath, path: &Path, errors: &mut ErrorList) {
 }
 
 /// Adds `must not contain '..'`.
-pub(super) fn validate_no_backsteps(target: &str, path: &Path, errors: &mut ErrorList) {
+pub(crate) fn validate_no_backsteps(target: &str, path: &Path, errors: &mut ErrorList) {
     if target.split('/').any(|part| part == "..") {
         errors.invalid(path, target, "must not contain '..'");
     }
