@@ -17,6 +17,7 @@ use k8s_openapi::api::networking::v1 as networking;
 use k8s_openapi::api::node::v1 as node;
 use k8s_openapi::api::policy::v1 as policy;
 use k8s_openapi::api::rbac::v1 as rbac;
+use k8s_openapi::api::resource::v1 as resource;
 use k8s_openapi::api::scheduling::v1 as scheduling;
 use k8s_openapi::api::storage::v1 as storage;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1 as apiextensions;
@@ -82,6 +83,11 @@ pub static ALL: &[&dyn Resource] = &[
     &Erased::<rbac::ClusterRoleBinding>::new(),
     &Erased::<rbac::Role>::new(),
     &Erased::<rbac::RoleBinding>::new(),
+    &Erased::<resource::DeviceClass>::new(),
+    &Erased::<resource::DeviceTaintRule>::new(),
+    &Erased::<resource::ResourceClaim>::new(),
+    &Erased::<resource::ResourceClaimTemplate>::new(),
+    &Erased::<resource::ResourceSlice>::new(),
     &Erased::<scheduling::PriorityClass>::new(),
     &Erased::<storage::CSIDriver>::new(),
     &Erased::<storage::CSINode>::new(),

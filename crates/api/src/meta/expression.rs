@@ -23,11 +23,23 @@ pub enum Role {
     JsonPatch,
     /// Whether a device fits; a boolean over `device`.
     DeviceSelector,
-    /// A rule of a schema (`x-kubernetes-validations`); a boolean over `self` of this schema. `true` may see `oldSelf`
-    /// as an optional.
-    SchemaRule(Box<JSONSchemaProps>, bool),
+    /// A rule of a schema (`x-kubernetes-validations`); a boolean over `self`. Compiled only where the object has no other
+    /// faults, because a malformed schema makes no types.
+    SchemaRule(SchemaRule),
     /// The message of such a rule; a string over the same variables.
-    SchemaMessage(Box<JSONSchemaProps>, bool),
+    SchemaMessage(SchemaRule),
+}
+
+/// The place of a schema's rule.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SchemaRule {
+    /// The schema the rule is about; its type is that of `self`.
+    pub schema: Box<JSONSchemaProps>,
+    /// Which of the schema's rules it is.
+    pub rule: usize,
+    /// The nearest list or map around it whose elements have no identity between two revisions: below it `oldSelf` may not
+    /// be used.
+    pub uncorrelatable: Option<Path>,
 }
 
 /// An expression in an object.
