@@ -3,7 +3,7 @@
 mod horizontal_pod_autoscaler;
 mod horizontal_pod_autoscaler_v1;
 mod legacy_metrics;
-pub mod scale;
+mod scale;
 mod validate;
 
 pub use horizontal_pod_autoscaler_v1::{from_v2, to_v2};
