@@ -51,7 +51,8 @@ fn validate_actions(actions: &[String], path: &Path, errors: &mut ErrorList) {
     }
     let has = |name: &str| actions.iter().any(|a| a == name);
     if has("Deny") && has("Warn") {
-        let detail = "must not contain both Deny and Warn (repeating the same validation failure information in the API \
+        let detail = "must not contain both Deny and Warn (repeating the same validation failure information in the \
+            API \
                       response and headers serves no purpose)";
         errors.invalid(path, json!(actions), detail);
     }
@@ -156,8 +157,10 @@ mod tests {
                 "spec.policyName: Required value",
                 "spec.validationActions[2]: Duplicate value: \"Deny\"",
                 "spec.validationActions[3]: Unsupported value: \"x\": supported values: \"Audit\", \"Deny\", \"Warn\"",
-                "spec.validationActions: Invalid value: [\"Deny\",\"Warn\",\"Deny\",\"x\"]: must not contain both Deny and \
-                 Warn (repeating the same validation failure information in the API response and headers serves no purpose)",
+                "spec.validationActions: Invalid value: [\"Deny\",\"Warn\",\"Deny\",\"x\"]: must not contain both \
+                 Deny and \
+                 Warn (repeating the same validation failure information in the API response and headers serves no \
+                 purpose)",
             ]
         );
         let mut good = binding(json!({"policyName": "p", "validationActions": ["Deny"], "matchResources": {},

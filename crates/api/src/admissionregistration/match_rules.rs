@@ -161,7 +161,13 @@ pub(super) fn default_match(m: &mut MatchResources) {
 }
 
 /// Adds an error where a set value is not one of the known; `required` tells of a missing one.
-pub(super) fn validate_choice(value: Option<&str>, known: &[&str], required: bool, path: &Path, errors: &mut ErrorList) {
+pub(super) fn validate_choice(
+    value: Option<&str>,
+    known: &[&str],
+    required: bool,
+    path: &Path,
+    errors: &mut ErrorList,
+) {
     match value {
         None if required => errors.required(path, ""),
         Some(v) if !known.contains(&v) => errors.not_supported(path, v, known),
@@ -259,7 +265,8 @@ mod tests {
                 "r[0].apiVersions[0]: Required value",
                 "r[0].resources[1]: Invalid value: \"pods/log\": if 'pods/*' is present, must not specify pods/log",
                 "r[0].resources[3]: Invalid value: \"a/status\": if '*/status' is present, must not specify a/status",
-                "r[0].resources: Invalid value: [\"pods/*\",\"pods/log\",\"*/status\",\"a/status\",\"*\",\"b\"]: if '*' is \
+                "r[0].resources: Invalid value: [\"pods/*\",\"pods/log\",\"*/status\",\"a/status\",\"*\",\"b\"]: if \
+                 '*' is \
                  present, must not specify other resources without subresources",
                 "r[0].scope: Unsupported value: \"x\": supported values: \"*\", \"Cluster\", \"Namespaced\"",
             ]
@@ -275,11 +282,7 @@ mod tests {
         validate_conditions(&list, &Path::new("c"), &mut e);
         assert_eq!(
             e.0.iter().map(ToString::to_string).collect::<Vec<_>>(),
-            [
-                "c[1].expression: Required value",
-                "c[1].name: Duplicate value: \"a\"",
-                "c[2].name: Required value",
-            ]
+            ["c[1].expression: Required value", "c[1].name: Duplicate value: \"a\"", "c[2].name: Required value",]
         );
         let expressions = condition_expressions(&list, &list[..1], true, &Path::new("c"));
         let seen: Vec<(&str, bool)> = expressions.iter().map(|e| (e.path.as_str(), e.stored)).collect();

@@ -81,8 +81,7 @@ fn same_conditions(new: &MutatingAdmissionPolicy, old: &MutatingAdmissionPolicy)
 }
 
 impl Kind for MutatingAdmissionPolicy {
-    const INFO: ResourceInfo =
-        info("MutatingAdmissionPolicy", "mutatingadmissionpolicies", "mutatingadmissionpolicy");
+    const INFO: ResourceInfo = info("MutatingAdmissionPolicy", "mutatingadmissionpolicies", "mutatingadmissionpolicy");
     const COLUMNS: &'static [Column] = &[
         table::NAME,
         table::column("Mutations", "integer", "How many mutations the policy has."),
@@ -196,7 +195,8 @@ mod tests {
                 "spec.mutations[1].patchType: Unsupported value: \"x\": supported values: \"ApplyConfiguration\", \
                  \"JSONPatch\"",
                 "spec.mutations[2].jsonPatch: Required value: must be specified when patchType is JSONPatch",
-                "spec.mutations[2].applyConfiguration: Invalid value: \"{applyConfiguration}\": must not be specified when \
+                "spec.mutations[2].applyConfiguration: Invalid value: \"{applyConfiguration}\": must not be \
+                 specified when \
                  patchType is JSONPatch",
                 "spec.mutations[3].applyConfiguration.expression: Required value",
             ]

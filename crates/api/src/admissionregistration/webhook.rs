@@ -351,7 +351,8 @@ mod tests {
         assert_eq!(
             texts(&c.validate()),
             [
-                "webhooks[0].name: Invalid value: \"a.b\": should be a domain with at least three segments separated by dots",
+                "webhooks[0].name: Invalid value: \"a.b\": should be a domain with at least three segments separated \
+                 by dots",
                 "webhooks[0].failurePolicy: Unsupported value: \"x\": supported values: \"Fail\", \"Ignore\"",
                 "webhooks[0].matchPolicy: Unsupported value: \"x\": supported values: \"Equivalent\", \"Exact\"",
                 "webhooks[0].sideEffects: Unsupported value: \"Some\": supported values: \"None\", \"NoneOnDryRun\"",
@@ -359,7 +360,8 @@ mod tests {
                 "webhooks[0].reinvocationPolicy: Unsupported value: \"x\": supported values: \"IfNeeded\", \"Never\"",
                 "webhooks[0].clientConfig: Required value: exactly one of url or service is required",
                 "webhooks[0].admissionReviewVersions[1]: Invalid value: \"v2\": duplicate version",
-                "webhooks[0].admissionReviewVersions: Invalid value: [\"v2\",\"v2\"]: must include at least one of v1, v1beta1",
+                "webhooks[0].admissionReviewVersions: Invalid value: [\"v2\",\"v2\"]: must include at least one of \
+                 v1, v1beta1",
                 "webhooks[1].sideEffects: Required value: must specify one of None, NoneOnDryRun",
                 "webhooks[1].admissionReviewVersions: Required value: must specify one of v1, v1beta1",
                 "webhooks[2].name: Duplicate value: \"a.b.c\"",

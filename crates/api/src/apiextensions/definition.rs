@@ -20,9 +20,32 @@ use std::collections::BTreeSet;
 const APPROVAL: &str = "api-approved.kubernetes.io";
 
 const STRING_FORMATS: &[&str] = &[
-    "bsonobjectid", "uri", "email", "hostname", "ipv4", "ipv6", "cidr", "mac", "uuid", "uuid3", "uuid4", "uuid5", "isbn",
-    "isbn10", "isbn13", "creditcard", "ssn", "hexcolor", "rgbcolor", "byte", "password", "date", "duration", "datetime",
-    "k8sshortname", "k8slongname",
+    "bsonobjectid",
+    "uri",
+    "email",
+    "hostname",
+    "ipv4",
+    "ipv6",
+    "cidr",
+    "mac",
+    "uuid",
+    "uuid3",
+    "uuid4",
+    "uuid5",
+    "isbn",
+    "isbn10",
+    "isbn13",
+    "creditcard",
+    "ssn",
+    "hexcolor",
+    "rgbcolor",
+    "byte",
+    "password",
+    "date",
+    "duration",
+    "datetime",
+    "k8sshortname",
+    "k8slongname",
 ];
 
 /// Whether the kind is served.
@@ -116,7 +139,8 @@ fn validate_stored_versions(crd: &CustomResourceDefinition, e: &mut ErrorList) {
     }
     for (i, s) in stored.iter().enumerate().filter(|(_, s)| versions.iter().all(|v| v.name != **s)) {
         let detail = format!(
-            "missing from spec.versions; {s} was previously a storage version, and must remain in spec.versions until a \
+            "missing from spec.versions; {s} was previously a storage version, and must remain in spec.versions \
+             until a \
              storage migration ensures no data remains persisted in {s} and removes {s} from status.storedVersions"
         );
         e.invalid(&path.index(i), s.as_str(), &detail);
@@ -160,7 +184,8 @@ fn schema_warnings(spec: &CustomResourceDefinitionSpec) -> (Vec<String>, BTreeSe
             let items = item_schema(s).map(|i| text(&i.type_)).unwrap_or_default();
             if s.x_kubernetes_list_type.as_deref() == Some("set") && matches!(items, "object" | "array") {
                 sets.insert(format!(
-                    "x-kubernetes-list-type: set for items of type {items:?} is not supported by server-side apply or CEL \
+                    "x-kubernetes-list-type: set for items of type {items:?} is not supported by server-side apply \
+                     or CEL \
                      validation rules"
                 ));
             }

@@ -11,8 +11,7 @@ use serde_json::json;
 
 /// Types of OpenAPI v3, sorted.
 pub(super) const TYPES: &[&str] = &["array", "boolean", "integer", "number", "object", "string"];
-const REASONS: &[&str] =
-    &["FieldValueDuplicate", "FieldValueForbidden", "FieldValueInvalid", "FieldValueRequired"];
+const REASONS: &[&str] = &["FieldValueDuplicate", "FieldValueForbidden", "FieldValueInvalid", "FieldValueRequired"];
 const META_FIELDS: [&str; 3] = ["metadata", "kind", "apiVersion"];
 
 /// What a changed definition may keep of the stored one although it would be refused today.
@@ -56,7 +55,10 @@ fn walk(s: &JSONSchemaProps, rules: Rules, at: &Place, e: &mut ErrorList) {
     let properties = s.properties.as_ref().filter(|p| !p.is_empty());
     let at_additional = path.child("additionalProperties");
     if properties.is_some()
-        && matches!(s.additional_properties, Some(JSONSchemaPropsOrBool::Schema(_) | JSONSchemaPropsOrBool::Bool(false)))
+        && matches!(
+            s.additional_properties,
+            Some(JSONSchemaPropsOrBool::Schema(_) | JSONSchemaPropsOrBool::Bool(false))
+        )
     {
         e.forbidden(&at_additional, "additionalProperties and properties are mutual exclusive");
     }
@@ -210,14 +212,7 @@ pub(super) fn expressions(
         let mut add = |field: &str, text: &str, role: Role, message: bool| {
             if !text.trim().is_empty() {
                 let (path, text) = (path.child(field), text.to_owned());
-                out.push(Expression {
-                    path,
-                    text,
-                    role,
-                    params: false,
-                    authorizer: false,
-                    stored: stored(r, message),
-                });
+                out.push(Expression { path, text, role, params: false, authorizer: false, stored: stored(r, message) });
             }
         };
         add("rule", &r.rule, Role::SchemaRule(at.clone()), false);
@@ -256,7 +251,8 @@ pub(super) fn validate_status_root(s: &JSONSchemaProps, path: &Path, e: &mut Err
         || s.x_kubernetes_map_type.is_some();
     if forbidden {
         let detail = "only [Description Type Format Title Maximum ExclusiveMaximum Minimum ExclusiveMinimum MaxLength \
-                      MinLength Pattern MaxItems MinItems UniqueItems MultipleOf Required Items Properties ExternalDocs \
+                      MinLength Pattern MaxItems MinItems UniqueItems MultipleOf Required Items Properties \
+                      ExternalDocs \
                       Example XPreserveUnknownFields XValidations] fields are allowed at the root of the schema if the \
                       status subresource is enabled";
         e.invalid(&path.child("openAPIV3Schema"), json!(s), detail);
@@ -284,10 +280,12 @@ mod tests {
             found(json!({"type": "map", "uniqueItems": true, "$ref": "#/x", "properties": {"a": {"type": "string"},
                 "metadata": {"type": "object", "default": {}}}, "additionalProperties": false})),
             [
-                "s.type: Unsupported value: \"map\": supported values: \"array\", \"boolean\", \"integer\", \"number\", \
+                "s.type: Unsupported value: \"map\": supported values: \"array\", \"boolean\", \"integer\", \
+                 \"number\", \
                  \"object\", \"string\"",
                 "s.$ref: Forbidden: $ref is not supported",
-                "s.uniqueItems: Forbidden: uniqueItems cannot be set to true since the runtime complexity becomes quadratic",
+                "s.uniqueItems: Forbidden: uniqueItems cannot be set to true since the runtime complexity becomes \
+                 quadratic",
                 "s.additionalProperties: Forbidden: additionalProperties and properties are mutual exclusive",
                 "s.properties[metadata].default: Forbidden: must not be set in top-level metadata",
             ]
@@ -308,17 +306,21 @@ mod tests {
                 "f": {"x-kubernetes-map-type": "x"}}})),
             [
                 "s.properties[a].type: Invalid value: \"object\": must be array if x-kubernetes-list-type is specified",
-                "s.properties[b].items.x-kubernetes-map-type: Invalid value: \"null\": must be atomic as item of a list \
+                "s.properties[b].items.x-kubernetes-map-type: Invalid value: \"null\": must be atomic as item of a \
+                 list \
                  with x-kubernetes-list-type=set",
-                "s.properties[c].x-kubernetes-list-type: Unsupported value: \"bag\": supported values: \"atomic\", \"set\", \
+                "s.properties[c].x-kubernetes-list-type: Unsupported value: \"bag\": supported values: \"atomic\", \
+                 \"set\", \
                  \"map\"",
                 "s.properties[d].x-kubernetes-list-type: Required value: must be map if x-kubernetes-list-map-keys is \
                  non-empty",
                 "s.properties[e].items.properties[k].type: Invalid value: \"object\": must be a scalar type if parent \
                  array's x-kubernetes-list-type is map",
-                "s.properties[e].x-kubernetes-list-map-keys: Invalid value: [\"k\",\"n\",\"n\",\"z\"]: must not contain \
+                "s.properties[e].x-kubernetes-list-map-keys: Invalid value: [\"k\",\"n\",\"n\",\"z\"]: must not \
+                 contain \
                  duplicate entries",
-                "s.properties[e].x-kubernetes-list-map-keys: Invalid value: [\"k\",\"n\",\"n\",\"z\"]: entries must all be \
+                "s.properties[e].x-kubernetes-list-map-keys: Invalid value: [\"k\",\"n\",\"n\",\"z\"]: entries must \
+                 all be \
                  names of item properties",
                 "s.properties[e].items.properties[k].default: Required value: this property is in \
                  x-kubernetes-list-map-keys, so it must have a default or be a required property",
@@ -327,7 +329,8 @@ mod tests {
                 "s.properties[e].items.properties[n].default: Required value: this property is in \
                  x-kubernetes-list-map-keys, so it must have a default or be a required property",
                 "s.properties[f].type: Required value: must be object if x-kubernetes-map-type is specified",
-                "s.properties[f].x-kubernetes-map-type: Unsupported value: \"x\": supported values: \"atomic\", \"granular\"",
+                "s.properties[f].x-kubernetes-map-type: Unsupported value: \"x\": supported values: \"atomic\", \
+                 \"granular\"",
             ]
         );
     }
@@ -342,10 +345,12 @@ mod tests {
             found(s.clone()),
             [
                 "s.x-kubernetes-validations[0].rule: Required value: rule is not specified",
-                "s.x-kubernetes-validations[1].message: Required value: message must be specified if rule contains line \
+                "s.x-kubernetes-validations[1].message: Required value: message must be specified if rule contains \
+                 line \
                  breaks",
                 "s.x-kubernetes-validations[2].message: Invalid value: \"x\\ny\": must not contain line breaks",
-                "s.x-kubernetes-validations[2].messageExpression: Required value: messageExpression must be non-empty if \
+                "s.x-kubernetes-validations[2].messageExpression: Required value: messageExpression must be \
+                 non-empty if \
                  specified",
                 "s.x-kubernetes-validations[2].reason: Unsupported value: \"Bad\": supported values: \
                  \"FieldValueDuplicate\", \"FieldValueForbidden\", \"FieldValueInvalid\", \"FieldValueRequired\"",

@@ -15,8 +15,7 @@ use serde_json::json;
 
 const SCOPES: &[&str] = &["Cluster", "Namespaced"];
 const COLUMN_TYPES: &[&str] = &["boolean", "date", "integer", "number", "string"];
-const COLUMN_FORMATS: &[&str] =
-    &["byte", "date", "date-time", "double", "float", "int32", "int64", "password"];
+const COLUMN_FORMATS: &[&str] = &["byte", "date", "date-time", "double", "float", "int32", "int64", "password"];
 const SELECTABLE_MAX: usize = 8;
 
 /// What is asked of a spec; a changed one may keep faults of the stored one.
@@ -163,7 +162,8 @@ fn validate_selectable(fields: &[SelectableField], schema: &JSONSchemaProps, pat
         }
         let kind = found.map(|s| text(&s.type_)).unwrap_or_default();
         if !matches!(kind, "string" | "boolean" | "integer") {
-            let detail = "must point to a field of type string, boolean or integer. Enum string fields and strings with \
+            let detail = "must point to a field of type string, boolean or integer. Enum string fields and strings \
+                with \
                           formats are allowed.";
             errors.invalid(&path, value, detail);
         }
@@ -303,8 +303,12 @@ fn validate_head(spec: &CustomResourceDefinitionSpec, path: &Path, e: &mut Error
 
 fn validate_required_names(spec: &CustomResourceDefinitionSpec, path: &Path, e: &mut ErrorList) {
     let n = &spec.names;
-    let required =
-        [("plural", n.plural.as_str()), ("singular", text(&n.singular)), ("kind", &n.kind), ("listKind", text(&n.list_kind))];
+    let required = [
+        ("plural", n.plural.as_str()),
+        ("singular", text(&n.singular)),
+        ("kind", &n.kind),
+        ("listKind", text(&n.list_kind)),
+    ];
     for (field, _) in required.iter().filter(|(_, v)| v.is_empty()) {
         e.required(&path.child(field), "");
     }

@@ -1,6 +1,7 @@
 //! Rules that make a schema structural: every field has a type, logic only restricts what the structure has.
 //!
-//! Source: `k8s.io/apiextensions-apiserver/pkg/apiserver/schema` (validation, completeness), KEP "Vanilla OpenAPI subset".
+//! Source: `k8s.io/apiextensions-apiserver/pkg/apiserver/schema` (validation, completeness), KEP "Vanilla OpenAPI
+//! subset".
 
 use super::{additional_schema, item_schema};
 use crate::meta::field::{ErrorList, Path};
@@ -19,7 +20,8 @@ enum Level {
 
 /// What cannot be made a structural schema at all.
 pub(super) fn unsupported(s: &JSONSchemaProps) -> Option<String> {
-    let blank = |m: &Option<std::collections::BTreeMap<String, JSONSchemaProps>>| m.as_ref().is_none_or(|m| m.is_empty());
+    let blank =
+        |m: &Option<std::collections::BTreeMap<String, JSONSchemaProps>>| m.as_ref().is_none_or(|m| m.is_empty());
     let fields = [
         ("id", text(&s.id).is_empty()),
         ("schema", text(&s.schema).is_empty()),
@@ -147,8 +149,7 @@ fn metadata(m: &JSONSchemaProps, is_object: bool, level: Level, path: &Path, e: 
     rest.type_ = None;
     rest.default = None;
     if rest != JSONSchemaProps::default() {
-        let detail =
-            "must not specify anything other than name and generateName, but metadata is implicitly specified";
+        let detail = "must not specify anything other than name and generateName, but metadata is implicitly specified";
         e.forbidden(path, detail);
     }
 }
@@ -291,7 +292,8 @@ mod tests {
                 "s.anyOf[0].properties[b].default: Forbidden: must be undefined to be structural",
                 "s.anyOf[0].type: Forbidden: must be empty to be structural",
                 "s.not.description: Forbidden: must be empty to be structural",
-                "s.properties[a].pattern: Invalid value: \"(\": must be a valid regular expression, but isn't: regex parse \
+                "s.properties[a].pattern: Invalid value: \"(\": must be a valid regular expression, but isn't: regex \
+                 parse \
                  error:",
                 "s.properties[b]: Required value: because it is defined in s.anyOf[0].properties[b]",
             ]
@@ -304,7 +306,8 @@ mod tests {
         assert!(meta(json!({"type": "object", "properties": {"name": {"type": "string", "maxLength": 9}}})).is_empty());
         assert_eq!(
             meta(json!({"type": "object", "properties": {"labels": {"type": "object"}}})),
-            ["s.properties[metadata]: Forbidden: must not specify anything other than name and generateName, but metadata \
+            ["s.properties[metadata]: Forbidden: must not specify anything other than name and generateName, but \
+                 metadata \
               is implicitly specified"]
         );
     }

@@ -1,6 +1,7 @@
 //! A definition's spec as upstream's rules see it: what all versions have in common stands at the top.
 //!
-//! Upstream validates an internal form in which identical schemas, subresources, columns and selectable fields move from
+//! Upstream validates an internal form in which identical schemas, subresources, columns and selectable fields move
+//! from
 //! the versions to the spec. Its errors name the places they have there (`spec.validation`, not
 //! `spec.versions[0].schema`), so the same move is made here before anything is judged.
 
@@ -38,7 +39,6 @@ impl<'a> Parts<'a> {
 
 /// The moved spec.
 pub(super) struct View<'a> {
-    pub spec: &'a CustomResourceDefinitionSpec,
     pub common: Parts<'a>,
     /// What each version still has of its own.
     pub versions: Vec<Parts<'a>>,
@@ -68,7 +68,7 @@ impl<'a> View<'a> {
                 versions.iter_mut().for_each(|v| v.selectable = &[]);
             }
         }
-        Self { spec, common, versions }
+        Self { common, versions }
     }
 
     /// Every schema there is, with the path of its root: the common one last, as upstream looks at it last.

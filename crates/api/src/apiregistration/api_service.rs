@@ -130,10 +130,8 @@ impl Kind for APIService {
 
     fn cells(&self, now: Timestamp) -> Vec<Value> {
         let service = self.spec.as_ref().and_then(|s| s.service.as_ref());
-        let service = service.map_or_else(
-            || "Local".to_owned(),
-            |s| format!("{}/{}", text(&s.namespace), text(&s.name)),
-        );
+        let service =
+            service.map_or_else(|| "Local".to_owned(), |s| format!("{}/{}", text(&s.namespace), text(&s.name)));
         let conditions = self.status.iter().flat_map(|s| s.conditions.iter().flatten());
         let available = conditions.into_iter().find(|c| c.type_ == AVAILABLE).map(|c| match text(&c.reason) {
             reason if c.status != "True" && !reason.is_empty() => format!("{} ({reason})", c.status),
@@ -172,8 +170,11 @@ mod tests {
 
     #[test]
     fn field_errors() {
-        let bad = service("x", json!({"group": "", "version": "v2", "groupPriorityMinimum": 0, "versionPriority": 1001,
-            "caBundle": "AAAA", "insecureSkipTLSVerify": true}));
+        let bad = service(
+            "x",
+            json!({"group": "", "version": "v2", "groupPriorityMinimum": 0, "versionPriority": 1001,
+            "caBundle": "AAAA", "insecureSkipTLSVerify": true}),
+        );
         assert_eq!(
             texts(&bad.validate()),
             [
@@ -185,8 +186,11 @@ mod tests {
                 "spec.insecureSkipTLSVerify: Invalid value: true: local APIServices may not have insecureSkipTLSVerify",
             ]
         );
-        let remote = service("v1.a.b", json!({"group": "a.b", "version": "v1", "groupPriorityMinimum": 1,
-            "versionPriority": 1, "service": {"port": 0}, "insecureSkipTLSVerify": true, "caBundle": "AAAA"}));
+        let remote = service(
+            "v1.a.b",
+            json!({"group": "a.b", "version": "v1", "groupPriorityMinimum": 1,
+            "versionPriority": 1, "service": {"port": 0}, "insecureSkipTLSVerify": true, "caBundle": "AAAA"}),
+        );
         assert_eq!(
             texts(&remote.validate()),
             [
@@ -217,7 +221,8 @@ mod tests {
         assert_eq!(remote.cells(CX.now)[2], "False (MissingEndpoints)");
         assert_eq!(
             texts(&remote.validate_status_update(&old)),
-            ["status.conditions[1].status: Unsupported value: \"maybe\": supported values: \"True\", \"False\", \"Unknown\""]
+            ["status.conditions[1].status: Unsupported value: \"maybe\": supported values: \"True\", \"False\", \
+                 \"Unknown\""]
         );
         remote.prepare_for_update(&old, &CX);
         assert_eq!(remote.status, old.status);

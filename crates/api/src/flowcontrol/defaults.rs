@@ -1,4 +1,5 @@
-//! The objects every cluster has: mandatory ones, whose spec is fixed, and suggested ones, which are kept as they are here
+//! The objects every cluster has: mandatory ones, whose spec is fixed, and suggested ones, which are kept as they are
+//! here
 //! for as long as their annotation says so.
 //!
 //! Source: `k8s.io/apiserver/pkg/apis/flowcontrol/bootstrap`.
@@ -192,13 +193,7 @@ pub fn suggested_flow_schemas() -> Vec<FlowSchema> {
             everything(users(&["system:kube-controller-manager"])),
         ),
         schema("kube-scheduler", "workload-high", 800, "ByNamespace", everything(users(&["system:kube-scheduler"]))),
-        schema(
-            "kube-system-service-accounts",
-            "workload-high",
-            900,
-            "ByNamespace",
-            everything(kube_system_accounts()),
-        ),
+        schema("kube-system-service-accounts", "workload-high", 900, "ByNamespace", everything(kube_system_accounts())),
         schema("service-accounts", "workload-low", 9000, "ByUser", everything(groups(&["system:serviceaccounts"]))),
         schema("global-default", "global-default", 9900, "ByUser", everything(groups(EVERYBODY))),
     ]

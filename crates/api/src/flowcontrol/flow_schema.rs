@@ -15,8 +15,7 @@ use serde_json::{Value, json};
 const PRECEDENCE_MAX: i32 = 10_000;
 const DISTINGUISHERS: &[&str] = &["ByNamespace", "ByUser"];
 const SUBJECT_KINDS: &[&str] = &["Group", "ServiceAccount", "User"];
-const VERBS: &[&str] =
-    &["create", "delete", "deletecollection", "get", "list", "patch", "proxy", "update", "watch"];
+const VERBS: &[&str] = &["create", "delete", "deletecollection", "get", "list", "patch", "proxy", "update", "watch"];
 
 fn has_wildcard(values: &[String]) -> bool {
     values.iter().any(|v| v == "*")
@@ -271,48 +270,63 @@ mod tests {
 
     #[test]
     fn field_errors() {
-        let s = schema("s", json!({"matchingPrecedence": 1, "distinguisherMethod": {"type": "x"}, "rules": [
+        let s = schema(
+            "s",
+            json!({"matchingPrecedence": 1, "distinguisherMethod": {"type": "x"}, "rules": [
             {"subjects": []},
             {"subjects": [{"kind": "User", "user": {"name": ""}, "group": {"name": "g"}}, {"kind": "ServiceAccount"},
                 {"kind": "ServiceAccount", "serviceAccount": {"name": "*", "namespace": ""}}, {"kind": "x"}],
             "resourceRules": [{"verbs": ["*", "get"], "apiGroups": [], "resources": []},
                 {"verbs": ["fly"], "apiGroups": ["*"], "resources": ["*"], "namespaces": ["A"]}],
-            "nonResourceRules": [{"verbs": ["get"], "nonResourceURLs": ["x", "/a b", "/a//b", "/*/a", "/a/*"]}]}]}));
+            "nonResourceRules": [{"verbs": ["get"], "nonResourceURLs": ["x", "/a b", "/a//b", "/*/a", "/a/*"]}]}]}),
+        );
         let found = texts(&s.validate());
-        let label = "spec.rules[1].resourceRules[1].namespaces[0]: Invalid value: \"A\": each member of this list must be \
+        let label = "spec.rules[1].resourceRules[1].namespaces[0]: Invalid value: \"A\": each member of this list \
+            must be \
                      '*' or a DNS-1123 label; a lowercase RFC 1123 label must consist";
         assert!(found.iter().any(|t| t.starts_with(label)), "{found:#?}");
         let short: Vec<&str> = found.iter().map(String::as_str).filter(|t| !t.starts_with(label)).collect();
         assert_eq!(
             short,
             [
-                "spec.matchingPrecedence: Invalid value: 1: only the schema named 'exempt' may have matchingPrecedence 1",
-                "spec.distinguisherMethod.type: Unsupported value: {\"type\":\"x\"}: supported values: \"ByNamespace\", \
+                "spec.matchingPrecedence: Invalid value: 1: only the schema named 'exempt' may have \
+                 matchingPrecedence 1",
+                "spec.distinguisherMethod.type: Unsupported value: {\"type\":\"x\"}: supported values: \
+                 \"ByNamespace\", \
                  \"ByUser\"",
                 "spec.priorityLevelConfiguration.name: Required value: must reference a priority level",
                 "spec.rules[0].subjects: Required value: subjects must contain at least one value",
                 "spec.rules[0]: Required value: at least one of resourceRules and nonResourceRules has to be non-empty",
                 "spec.rules[1].subjects[0].user.name: Required value",
                 "spec.rules[1].subjects[0].group: Forbidden: group is forbidden when subject kind is not 'Group'",
-                "spec.rules[1].subjects[1].serviceAccount: Required value: serviceAccount is required when subject kind is \
+                "spec.rules[1].subjects[1].serviceAccount: Required value: serviceAccount is required when subject \
+                 kind is \
                  'ServiceAccount'",
-                "spec.rules[1].subjects[2].serviceAccount.namespace: Required value: must specify namespace for service \
+                "spec.rules[1].subjects[2].serviceAccount.namespace: Required value: must specify namespace for \
+                 service \
                  account",
                 "spec.rules[1].subjects[3].kind: Unsupported value: \"x\": supported values: \"Group\", \
                  \"ServiceAccount\", \"User\"",
-                "spec.rules[1].resourceRules[0].verbs: Invalid value: [\"*\",\"get\"]: if '*' is present, must not specify \
+                "spec.rules[1].resourceRules[0].verbs: Invalid value: [\"*\",\"get\"]: if '*' is present, must not \
+                 specify \
                  other verbs",
-                "spec.rules[1].resourceRules[0].apiGroups: Required value: resource rules must supply at least one api group",
-                "spec.rules[1].resourceRules[0].resources: Required value: resource rules must supply at least one resource",
-                "spec.rules[1].resourceRules[0].namespaces: Required value: resource rules that are not cluster scoped must \
+                "spec.rules[1].resourceRules[0].apiGroups: Required value: resource rules must supply at least one \
+                 api group",
+                "spec.rules[1].resourceRules[0].resources: Required value: resource rules must supply at least one \
+                 resource",
+                "spec.rules[1].resourceRules[0].namespaces: Required value: resource rules that are not cluster \
+                 scoped must \
                  supply at least one namespace",
                 "spec.rules[1].resourceRules[1].verbs: Unsupported value: [\"fly\"]: supported values: \"create\", \
                  \"delete\", \"deletecollection\", \"get\", \"list\", \"patch\", \"proxy\", \"update\", \"watch\"",
                 "spec.rules[1].nonResourceRules[0].nonResourceURLs[0]: Invalid value: \"x\": must start with slash",
-                "spec.rules[1].nonResourceRules[0].nonResourceURLs[1]: Invalid value: \"/a b\": must not contain white-space",
-                "spec.rules[1].nonResourceRules[0].nonResourceURLs[2]: Invalid value: \"/a//b\": must not contain double \
+                "spec.rules[1].nonResourceRules[0].nonResourceURLs[1]: Invalid value: \"/a b\": must not contain \
+                 white-space",
+                "spec.rules[1].nonResourceRules[0].nonResourceURLs[2]: Invalid value: \"/a//b\": must not contain \
+                 double \
                  slash",
-                "spec.rules[1].nonResourceRules[0].nonResourceURLs[3]: Invalid value: \"/*/a\": wildcard can only do suffix \
+                "spec.rules[1].nonResourceRules[0].nonResourceURLs[3]: Invalid value: \"/*/a\": wildcard can only do \
+                 suffix \
                  matching",
             ]
         );
@@ -329,13 +343,9 @@ mod tests {
         assert_eq!(changed.metadata.generation, Some(2));
         let found = texts(&changed.validate_update(&fixed));
         assert!(found[0].ends_with("spec of 'catch-all' must equal the fixed value"), "{found:?}");
-        assert_eq!(
-            json!(fixed.cells(cx.now)),
-            json!(["catch-all", "catch-all", 10_000, "ByUser", "<unknown>", "?"])
-        );
-        changed.status = FlowSchema::from_value(json!({"status": {"conditions": [{"type": ""}, {"type": ""}]}}))
-            .unwrap()
-            .status;
+        assert_eq!(json!(fixed.cells(cx.now)), json!(["catch-all", "catch-all", 10_000, "ByUser", "<unknown>", "?"]));
+        changed.status =
+            FlowSchema::from_value(json!({"status": {"conditions": [{"type": ""}, {"type": ""}]}})).unwrap().status;
         assert_eq!(
             texts(&changed.validate_status_update(&fixed)),
             [

@@ -235,10 +235,7 @@ mod tests {
     fn defaults_and_row() {
         let p = level("p", json!({"type": "Limited", "limited": {"limitResponse": {"type": "Queue", "queuing": {}}}}));
         assert!(p.validate().is_empty());
-        assert_eq!(
-            json!(p.cells(Timestamp::UNIX_EPOCH)),
-            json!(["p", "Limited", 30, 64, 8, 50, "<unknown>"])
-        );
+        assert_eq!(json!(p.cells(Timestamp::UNIX_EPOCH)), json!(["p", "Limited", 30, 64, 8, 50, "<unknown>"]));
         let exempt = defaults::mandatory_priority_levels().remove(1);
         assert_eq!(
             exempt.cells(Timestamp::UNIX_EPOCH)[2..],
@@ -249,9 +246,14 @@ mod tests {
     #[test]
     fn field_errors() {
         assert_eq!(
-            texts(&level("p", json!({"type": "Exempt", "limited": {"limitResponse": {"type": "Reject"}},
-                "exempt": {"nominalConcurrencyShares": -1, "lendablePercent": 101}}))
-            .validate()),
+            texts(
+                &level(
+                    "p",
+                    json!({"type": "Exempt", "limited": {"limitResponse": {"type": "Reject"}},
+                "exempt": {"nominalConcurrencyShares": -1, "lendablePercent": 101}})
+                )
+                .validate()
+            ),
             [
                 "spec.type: Invalid value: \"Exempt\": type must be 'Exempt' if and only if name is 'exempt'",
                 "spec.limited: Forbidden: must be nil if the type is not Limited",
@@ -263,7 +265,8 @@ mod tests {
             let limited = json!({"borrowingLimitPercent": -1, "limitResponse": {"type": "Queue", "queuing": q}});
             texts(&level("p", json!({"type": "Limited", "limited": limited})).validate())
         };
-        let borrowing = "spec.limited.borrowingLimitPercent: Invalid value: -1: if specified, must be a non-negative integer";
+        let borrowing =
+            "spec.limited.borrowingLimitPercent: Invalid value: -1: if specified, must be a non-negative integer";
         assert_eq!(
             queuing(json!({"queues": 2, "handSize": 3, "queueLengthLimit": -1})),
             [
@@ -275,7 +278,8 @@ mod tests {
         assert_eq!(
             queuing(json!({"queues": 512, "handSize": 8})),
             [
-                "spec.limited.limitResponse.queuing.handSize: Invalid value: 8: required entropy bits of deckSize 512 and \
+                "spec.limited.limitResponse.queuing.handSize: Invalid value: 8: required entropy bits of deckSize \
+                 512 and \
                  handSize 8 should not be greater than 60",
                 borrowing,
             ]

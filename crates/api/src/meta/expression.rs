@@ -23,7 +23,8 @@ pub enum Role {
     JsonPatch,
     /// Whether a device fits; a boolean over `device`.
     DeviceSelector,
-    /// A rule of a schema (`x-kubernetes-validations`); a boolean over `self`. Compiled only where the object has no other
+    /// A rule of a schema (`x-kubernetes-validations`); a boolean over `self`. Compiled only where the object has no
+    /// other
     /// faults, because a malformed schema makes no types.
     SchemaRule(SchemaRule),
     /// The message of such a rule; a string over the same variables.
@@ -37,7 +38,8 @@ pub struct SchemaRule {
     pub schema: Box<JSONSchemaProps>,
     /// Which of the schema's rules it is.
     pub rule: usize,
-    /// The nearest list or map around it whose elements have no identity between two revisions: below it `oldSelf` may not
+    /// The nearest list or map around it whose elements have no identity between two revisions: below it `oldSelf` may
+    /// not
     /// be used.
     pub uncorrelatable: Option<Path>,
 }

@@ -36,7 +36,8 @@ fn check_host(host: &str) -> Result<(), String> {
     if let Some(escape) = bad_escape(host) {
         return Err(format!("invalid URL escape {escape:?}"));
     }
-    match host.chars().find(|c| c.is_ascii() && !(c.is_ascii_alphanumeric() || "-._~!$&'()*+,;=:[]<>\"%".contains(*c))) {
+    match host.chars().find(|c| c.is_ascii() && !(c.is_ascii_alphanumeric() || "-._~!$&'()*+,;=:[]<>\"%".contains(*c)))
+    {
         Some(c) => Err(format!("invalid character {:?} in host name", c.to_string())),
         None => Ok(()),
     }
@@ -152,8 +153,11 @@ mod tests {
         let cases: &[(&str, &[&str])] = &[
             ("https://a.b/c", &[]),
             ("https://[::1]:8443/c", &[]),
-            ("http://a", &["u: Invalid value: \"http\": 'https' is the only allowed URL scheme; desired format: \
-                https://host[/path]"]),
+            (
+                "http://a",
+                &["u: Invalid value: \"http\": 'https' is the only allowed URL scheme; desired format: \
+                https://host[/path]"],
+            ),
             ("https:///p", &["u: Invalid value: \"\": host must be specified; desired format: https://host[/path]"]),
             (
                 "https://me:pw@a/#f",
@@ -163,12 +167,22 @@ mod tests {
                 ],
             ),
             ("https://a?x=y", &["u: Invalid value: \"x=y\": query parameters are not permitted in the URL"]),
-            ("https://a:b", &["u: Required value: url must be a valid URL: parse \"https://a:b\": invalid port \":b\" \
-                after host; desired format: https://host[/path]"]),
-            ("https://a/%zz", &["u: Required value: url must be a valid URL: parse \"https://a/%zz\": invalid URL escape \
-                \"%zz\"; desired format: https://host[/path]"]),
-            (":a", &["u: Required value: url must be a valid URL: parse \":a\": missing protocol scheme; desired format: \
-                https://host[/path]"]),
+            (
+                "https://a:b",
+                &["u: Required value: url must be a valid URL: parse \"https://a:b\": invalid port \":b\" \
+                after host; desired format: https://host[/path]"],
+            ),
+            (
+                "https://a/%zz",
+                &["u: Required value: url must be a valid URL: parse \"https://a/%zz\": invalid URL escape \
+                \"%zz\"; desired format: https://host[/path]"],
+            ),
+            (
+                ":a",
+                &["u: Required value: url must be a valid URL: parse \":a\": missing protocol scheme; desired \
+                     format: \
+                https://host[/path]"],
+            ),
         ];
         for (text, want) in cases {
             let mut e = ErrorList::default();

@@ -80,7 +80,8 @@ pub(super) fn cidr_warnings(path: &Path, value: &str) -> Vec<String> {
     if first != ip {
         let most = if ip.is_ipv6() { 128 } else { 32 };
         out.push(format!(
-            "{path}: CIDR value {value:?} is ambiguous in this context (should be \"{first}/{bits}\" or \"{ip}/{most}\"?)"
+            "{path}: CIDR value {value:?} is ambiguous in this context (should be \"{first}/{bits}\" or \
+             \"{ip}/{most}\"?)"
         ));
     }
     let zeros = length.len() > 1 && length.starts_with('0');
@@ -90,9 +91,7 @@ pub(super) fn cidr_warnings(path: &Path, value: &str) -> Vec<String> {
              use \"{first}/{bits}\""
         ));
     } else if out.is_empty() && ip.is_ipv6() && format!("{ip}/{bits}") != value {
-        out.push(format!(
-            "{path}: IPv6 CIDR value {value:?} should be in RFC 5952 canonical format (\"{ip}/{bits}\")"
-        ));
+        out.push(format!("{path}: IPv6 CIDR value {value:?} should be in RFC 5952 canonical format (\"{ip}/{bits}\")"));
     }
     out
 }
@@ -143,7 +142,8 @@ mod tests {
         );
         assert_eq!(
             cidr_warnings(&path, "192.12.2.0/024"),
-            ["p: non-standard CIDR value \"192.12.2.0/024\" will be considered invalid in a future Kubernetes release: \
+            ["p: non-standard CIDR value \"192.12.2.0/024\" will be considered invalid in a future Kubernetes \
+                 release: \
               use \"192.12.2.0/24\""]
         );
         assert_eq!(

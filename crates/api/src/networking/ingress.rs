@@ -313,7 +313,8 @@ mod tests {
                 {"host": "1.2.3.4", "http": {"paths": []}},
                 {"host": "*", "http": {"paths": [{"backend": {}}]}},
                 {"http": {"paths": [
-                    {"pathType": "Prefix", "path": "a//b/..", "backend": service("web", json!({"name": "x", "number": 1}))},
+                    {"pathType": "Prefix", "path": "a//b/..",
+                        "backend": service("web", json!({"name": "x", "number": 1}))},
                     {"pathType": "x", "backend": {}},
                     {"pathType": "ImplementationSpecific", "path": "a",
                         "backend": {"resource": {"kind": "K", "name": ""}}}]}}],
@@ -349,7 +350,8 @@ mod tests {
         i.metadata.annotations = Some([(CLASS_ANNOTATION.to_owned(), "b".to_owned())].into());
         assert_eq!(
             texts(&i.validate()),
-            ["annotations.kubernetes.io/ingress.class: Invalid value: \"b\": must match `ingressClassName` when both are \
+            ["annotations.kubernetes.io/ingress.class: Invalid value: \"b\": must match `ingressClassName` when \
+                 both are \
               specified"]
         );
         assert_eq!(
@@ -374,8 +376,10 @@ mod tests {
         assert_eq!(
             texts(&new.validate_status_update(&old)),
             [
-                "status.loadBalancer.ingress[1].hostname: Invalid value: \"1.2.3.4\": must be a DNS name, not an IP address",
-                "status.loadBalancer.ingress[2].ip: Invalid value: \"x\": must be a valid IP address, (e.g. 10.9.8.7 or \
+                "status.loadBalancer.ingress[1].hostname: Invalid value: \"1.2.3.4\": must be a DNS name, not an IP \
+                 address",
+                "status.loadBalancer.ingress[2].ip: Invalid value: \"x\": must be a valid IP address, (e.g. 10.9.8.7 \
+                 or \
                  2001:db8::ffff)",
             ]
         );

@@ -127,7 +127,10 @@ mod tests {
             ]
         );
         let of_scope = |scope: &str| {
-            texts(&class(json!({"controller": "a.b/c", "parameters": {"kind": "K", "name": "n", "scope": scope}})).validate())
+            texts(
+                &class(json!({"controller": "a.b/c", "parameters": {"kind": "K", "name": "n", "scope": scope}}))
+                    .validate(),
+            )
         };
         assert_eq!(
             of_scope("Namespace"),
@@ -144,7 +147,8 @@ mod tests {
         let cx = Context { now: Timestamp::UNIX_EPOCH, username: "" };
         let mut old = class(json!({"controller": "a.b/c"}));
         old.prepare_for_create(&cx);
-        let mut new = class(json!({"controller": "a.b/d", "parameters": {"apiGroup": "g.h", "kind": "K", "name": "n"}}));
+        let mut new =
+            class(json!({"controller": "a.b/d", "parameters": {"apiGroup": "g.h", "kind": "K", "name": "n"}}));
         new.prepare_for_update(&old, &cx);
         assert_eq!(new.metadata.generation, Some(2));
         assert_eq!(

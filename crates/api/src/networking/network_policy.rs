@@ -60,8 +60,7 @@ fn validate_port(p: &NetworkPolicyPort, path: &Path, errors: &mut ErrorList) {
 
 /// Whether `inner` is a part of `outer` and not all of it.
 fn is_strict_subset(inner: (IpAddr, u8), outer: (IpAddr, u8)) -> bool {
-    let (Ok(inner_net), Ok(outer_net)) =
-        (ipnet::IpNet::new(inner.0, inner.1), ipnet::IpNet::new(outer.0, outer.1))
+    let (Ok(inner_net), Ok(outer_net)) = (ipnet::IpNet::new(inner.0, inner.1), ipnet::IpNet::new(outer.0, outer.1))
     else {
         return false;
     };
@@ -126,9 +125,10 @@ fn blocks(spec: &NetworkPolicySpec) -> Vec<(Path, &IPBlock)> {
     let peers = rules(spec).into_iter().filter_map(|(_, _, path, peers)| Some((path, peers?)));
     peers
         .flat_map(|(path, peers)| {
-            peers.iter().enumerate().filter_map(move |(i, p)| {
-                Some((path.index(i).child("ipBlock"), p.ip_block.as_ref()?))
-            })
+            peers
+                .iter()
+                .enumerate()
+                .filter_map(move |(i, p)| Some((path.index(i).child("ipBlock"), p.ip_block.as_ref()?)))
         })
         .collect()
 }
@@ -271,7 +271,8 @@ mod tests {
         assert_eq!(
             texts(&p.validate()),
             [
-                "spec.ingress[0].ports[0].protocol: Unsupported value: \"tcp\": supported values: \"TCP\", \"UDP\", \"SCTP\"",
+                "spec.ingress[0].ports[0].protocol: Unsupported value: \"tcp\": supported values: \"TCP\", \"UDP\", \
+                 \"SCTP\"",
                 "spec.ingress[0].ports[0].port: Invalid value: 0: must be between 1 and 65535, inclusive",
                 "spec.ingress[0].ports[1].endPort: Invalid value: 79: must be greater than or equal to `port`",
                 "spec.ingress[0].ports[2].endPort: Invalid value: 1: may not be specified when `port` is non-numeric",
@@ -283,7 +284,8 @@ mod tests {
                  10.9.8.0/24 or 2001:db8::/64)",
                 "spec.ingress[0].from[3].ipBlock.except[1]: Invalid value: \"11.0.0.0/16\": must be a strict subset of \
                  `cidr`",
-                "spec.ingress[0].from[3].ipBlock.except[2]: Invalid value: \"10.0.0.0/8\": must be a strict subset of `cidr`",
+                "spec.ingress[0].from[3].ipBlock.except[2]: Invalid value: \"10.0.0.0/8\": must be a strict subset \
+                 of `cidr`",
                 "spec.policyTypes[0]: Unsupported value: \"X\": supported values: \"Ingress\", \"Egress\"",
             ]
         );

@@ -77,11 +77,7 @@ impl Kind for ServiceCIDR {
     }
 
     fn cells(&self, now: Timestamp) -> Vec<Value> {
-        vec![
-            self.metadata.name().into(),
-            cidrs(self).join(",").into(),
-            table::age(&self.metadata, now).into(),
-        ]
+        vec![self.metadata.name().into(), cidrs(self).join(",").into(), table::age(&self.metadata, now).into()]
     }
 }
 
@@ -105,7 +101,8 @@ mod tests {
             texts(&range(&["10.0.0.1/8", "11.0.0.0/8"]).validate()),
             [
                 "spec.cidrs[0]: Invalid value: \"10.0.0.1/8\": must not have bits set beyond the prefix length",
-                "spec.cidrs: Invalid value: [\"10.0.0.1/8\",\"11.0.0.0/8\"]: may specify no more than one IP for each IP \
+                "spec.cidrs: Invalid value: [\"10.0.0.1/8\",\"11.0.0.0/8\"]: may specify no more than one IP for \
+                 each IP \
                  family, i.e 192.168.0.0/24 and 2001:db8::/64",
             ]
         );
@@ -122,9 +119,6 @@ mod tests {
             texts(&range(&["11.0.0.0/8"]).validate_update(&old)),
             ["spec.cidrs[0]: Invalid value: \"11.0.0.0/8\": field is immutable"]
         );
-        assert_eq!(
-            texts(&range(&[]).validate_update(&old)),
-            ["spec.cidrs: Invalid value: []: field is immutable"]
-        );
+        assert_eq!(texts(&range(&[]).validate_update(&old)), ["spec.cidrs: Invalid value: []: field is immutable"]);
     }
 }

@@ -55,7 +55,8 @@ fn validate_range(
     if r.min.0.is_empty() {
         return errors.required(&path.child("min"), "required when validRange is defined");
     }
-    let mut invalid = |field: &str, q: &Quantity, detail: String| errors.invalid(&path.child(field), q.0.as_str(), &detail);
+    let mut invalid =
+        |field: &str, q: &Quantity, detail: String| errors.invalid(&path.child(field), q.0.as_str(), &detail);
     if amount(&r.min) > amount(capacity) {
         invalid("min", &r.min, format!("min is larger than capacity value: {}", capacity.0));
     }
@@ -95,7 +96,8 @@ fn validate_policy(capacity: &Quantity, p: &CapacityRequestPolicy, path: &Path, 
     let missing = |what: &str| format!("required when {what} is defined");
     match (values, &p.valid_range, &p.default) {
         (Some(_), Some(_), _) => {
-            let detail = "exactly one policy can be specified, cannot specify \"validValues\" and \"validRange\" at the same \
+            let detail = "exactly one policy can be specified, cannot specify \"validValues\" and \"validRange\" at \
+                the same \
                           time";
             errors.forbidden(path, detail);
         }
@@ -152,7 +154,8 @@ mod tests {
             found(json!({"default": "1536Mi", "validRange": {"min": "1Gi", "max": "20Gi", "step": "1Gi"}})),
             [
                 "c.requestPolicy.validRange.max: Invalid value: \"20Gi\": max is larger than capacity value: 10Gi",
-                "c.requestPolicy.validRange.step: Invalid value: \"1536Mi\": value is not a multiple of a given step (1Gi) \
+                "c.requestPolicy.validRange.step: Invalid value: \"1536Mi\": value is not a multiple of a given step \
+                 (1Gi) \
                  from (1Gi)",
             ]
         );

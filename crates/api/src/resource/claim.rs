@@ -57,9 +57,11 @@ pub(super) fn canonicalize_spec(spec: &mut ResourceClaimSpec) -> Result<(), Stri
 /// Whether the claim has this request: `request` or `request/subrequest`.
 fn has_request(claim: &DeviceClaim, name: &str) -> bool {
     let (request, sub) = name.split_once('/').map_or((name, None), |(r, s)| (r, Some(s)));
-    claim.requests.iter().flatten().any(|r| {
-        r.name == request && sub.is_none_or(|s| r.first_available.iter().flatten().any(|f| f.name == s))
-    })
+    claim
+        .requests
+        .iter()
+        .flatten()
+        .any(|r| r.name == request && sub.is_none_or(|s| r.first_available.iter().flatten().any(|f| f.name == s)))
 }
 
 /// Adds the errors of a reference to a request of the claim.
@@ -114,7 +116,8 @@ fn validate_part(claim: &DeviceClaim, p: &Part<'_>, path: &Path, errors: &mut Er
     let at = path.child("derivedAttributes");
     for (i, a) in p.derived.into_iter().flatten().enumerate() {
         if !a.name.is_empty() && !is_constrained(claim, &a.name, &p.name) {
-            let detail = "must be referenced by at least one matchAttribute or distinctAttribute constraint targeting this \
+            let detail = "must be referenced by at least one matchAttribute or distinctAttribute constraint \
+                targeting this \
                           request";
             errors.invalid(&at.index(i).child("name"), a.name.as_str(), detail);
         }
@@ -179,7 +182,8 @@ fn validate_constraint(claim: &DeviceClaim, c: &DeviceConstraint, path: &Path, e
         (Some(a), _) => validate_full_name(a, &path.child("matchAttribute"), errors),
         (None, Some(a)) => validate_full_name(a, &path.child("distinctAttribute"), errors),
         (None, None) => {
-            let detail = "exactly one of \"matchAttribute\" or \"distinctAttribute\" is required, but multiple fields are set";
+            let detail =
+                "exactly one of \"matchAttribute\" or \"distinctAttribute\" is required, but multiple fields are set";
             errors.required(path, detail);
         }
     }
@@ -254,29 +258,37 @@ mod tests {
             found(json!({"devices": {
                 "requests": [{"name": "a"}, {"name": "a", "exactly": {"deviceClassName": "", "allocationMode": "Some",
                     "selectors": [{}]}}, {"name": "c", "exactly": {"deviceClassName": "c", "allocationMode": "All",
-                    "count": 2}}, {"name": "d", "firstAvailable": [{"name": "x", "deviceClassName": "c", "count": -1}]}],
+                    "count": 2}}, {"name": "d",
+                    "firstAvailable": [{"name": "x", "deviceClassName": "c", "count": -1}]}],
                 "constraints": [{"requests": ["d/x", "z"], "matchAttribute": "model"}, {}],
                 "config": [{}, {"opaque": {"driver": "d", "parameters": [1]}}]}})),
             [
                 format!("spec.devices.requests[0]: Required value: {one}"),
                 "spec.devices.requests[1].exactly.deviceClassName: Required value".to_owned(),
                 "spec.devices.requests[1].exactly.selectors[0].cel: Required value".to_owned(),
-                "spec.devices.requests[1].exactly.allocationMode: Unsupported value: \"Some\": supported values: \"All\", \
+                "spec.devices.requests[1].exactly.allocationMode: Unsupported value: \"Some\": supported values: \
+                 \"All\", \
                  \"ExactCount\""
                     .to_owned(),
-                "spec.devices.requests[2].exactly.count: Invalid value: 2: must not be specified when allocationMode is 'All'"
+                "spec.devices.requests[2].exactly.count: Invalid value: 2: must not be specified when allocationMode \
+                 is 'All'"
                     .to_owned(),
-                "spec.devices.requests[3].firstAvailable[0].count: Invalid value: -1: must be greater than zero".to_owned(),
+                "spec.devices.requests[3].firstAvailable[0].count: Invalid value: -1: must be greater than \
+                 zero"
+                    .to_owned(),
                 "spec.devices.requests[1]: Duplicate value: \"a\"".to_owned(),
                 format!("spec.devices.constraints[0].requests[1]: Invalid value: \"z\": {UNKNOWN_REQUEST}"),
-                "spec.devices.constraints[0].matchAttribute: Invalid value: \"model\": a fully qualified name must be a \
+                "spec.devices.constraints[0].matchAttribute: Invalid value: \"model\": a fully qualified name must \
+                 be a \
                  domain and a name separated by a slash"
                     .to_owned(),
-                "spec.devices.constraints[1]: Required value: exactly one of \"matchAttribute\" or \"distinctAttribute\" is \
+                "spec.devices.constraints[1]: Required value: exactly one of \"matchAttribute\" or \
+                 \"distinctAttribute\" is \
                  required, but multiple fields are set"
                     .to_owned(),
                 "spec.devices.config[0].opaque: Required value".to_owned(),
-                "spec.devices.config[1].opaque.parameters: Invalid value: \"<value omitted>\": must be a valid JSON object"
+                "spec.devices.config[1].opaque.parameters: Invalid value: \"<value omitted>\": must be a valid JSON \
+                 object"
                     .to_owned(),
             ]
         );

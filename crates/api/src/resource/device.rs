@@ -124,7 +124,8 @@ fn validate_nodes(d: &Device, per_device: bool, path: &Path, errors: &mut ErrorL
     let any = d.node_name.is_some() || d.node_selector.is_some() || d.all_nodes.is_some();
     if !per_device {
         if any {
-            let detail = "`nodeName`, `nodeSelector` and `allNodes` can only be set if `perDeviceNodeSelection` is set to \
+            let detail = "`nodeName`, `nodeSelector` and `allNodes` can only be set if `perDeviceNodeSelection` is \
+                set to \
                           true in the ResourceSlice spec";
             errors.invalid(path, "null", detail);
         }
@@ -148,7 +149,8 @@ fn validate_nodes(d: &Device, per_device: bool, path: &Path, errors: &mut ErrorL
         Some(true) => set.push("`allNodes`"),
         Some(false) => errors.invalid(&path.child("allNodes"), false, "must be either unset or set to true"),
     }
-    let detail = "exactly one of `nodeName`, `nodeSelector`, or `allNodes` is required when `perDeviceNodeSelection` is set \
+    let detail = "exactly one of `nodeName`, `nodeSelector`, or `allNodes` is required when `perDeviceNodeSelection` \
+        is set \
                   to true in the ResourceSlice spec";
     match set.len() {
         0 => errors.required(path, detail),
@@ -202,13 +204,7 @@ fn validate_allocatable(name: &str, r: &NodeAllocatableResource, d: &Device, pat
 }
 
 /// Adds the errors of a device; what the stored one had alike is not looked at again.
-pub(super) fn validate_device(
-    d: &Device,
-    old: Option<&Device>,
-    per_device: bool,
-    path: &Path,
-    errors: &mut ErrorList,
-) {
+pub(super) fn validate_device(d: &Device, old: Option<&Device>, per_device: bool, path: &Path, errors: &mut ErrorList) {
     validate_label(&d.name, &path.child("name"), errors);
     let count = d.attributes.as_ref().map_or(0, BTreeMap::len) + d.capacity.as_ref().map_or(0, BTreeMap::len);
     if count > ATTRIBUTES_AND_CAPACITIES_MAX {
@@ -263,9 +259,14 @@ mod tests {
 
     #[test]
     fn devices() {
-        assert!(found(json!({"name": "a", "attributes": {"m": {"string": "x"}, "a.b/v": {"version": "1.2.3-rc.1"}},
-            "capacity": {"memory": {"value": "1Gi"}}}), false)
-        .is_empty());
+        assert!(
+            found(
+                json!({"name": "a", "attributes": {"m": {"string": "x"}, "a.b/v": {"version": "1.2.3-rc.1"}},
+            "capacity": {"memory": {"value": "1Gi"}}}),
+                false
+            )
+            .is_empty()
+        );
         assert_eq!(
             found(
                 json!({"name": "a", "attributes": {"/x": {}, "a/b/c": {"bool": true, "int": 1}, "v": {"version": "1"}},
@@ -292,7 +293,8 @@ mod tests {
         );
         assert_eq!(
             found(json!({"name": "a", "allNodes": true, "nodeName": "n"}), true),
-            ["d: Invalid value: \"{`nodeName`, `allNodes`}\": exactly one of `nodeName`, `nodeSelector`, or `allNodes` is \
+            ["d: Invalid value: \"{`nodeName`, `allNodes`}\": exactly one of `nodeName`, `nodeSelector`, or \
+                 `allNodes` is \
               required when `perDeviceNodeSelection` is set to true in the ResourceSlice spec"]
         );
     }

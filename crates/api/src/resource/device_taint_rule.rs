@@ -109,7 +109,8 @@ mod tests {
             texts,
             [
                 "spec.deviceSelector.pool: Required value",
-                "spec.taint.effect: Unsupported value: \"Never\": supported values: \"NoExecute\", \"NoSchedule\", \"None\"",
+                "spec.taint.effect: Unsupported value: \"Never\": supported values: \"NoExecute\", \"NoSchedule\", \
+                 \"None\"",
             ]
         );
         r.prepare_for_create(&Context { now: Timestamp::UNIX_EPOCH, username: "" });

@@ -5,9 +5,7 @@ use crate::meta::field::{ErrorList, Path};
 use crate::meta::labels::validate_label_key;
 use crate::meta::{names, text};
 use crate::storage::validate_driver_name;
-use k8s_openapi::api::resource::v1::{
-    DeviceSelector, DeviceTaint, DeviceToleration, OpaqueDeviceConfiguration,
-};
+use k8s_openapi::api::resource::v1::{DeviceSelector, DeviceTaint, DeviceToleration, OpaqueDeviceConfiguration};
 use serde_json::Value;
 
 const POOL_NAME_MAX: usize = 253;
@@ -202,7 +200,12 @@ pub(super) fn validate_toleration(t: &DeviceToleration, path: &Path, errors: &mu
 }
 
 /// Adds the errors of the conditions that hold back the binding of a pod.
-pub(super) fn validate_binding(ready: Option<&Vec<String>>, failed: Option<&Vec<String>>, path: &Path, errors: &mut ErrorList) {
+pub(super) fn validate_binding(
+    ready: Option<&Vec<String>>,
+    failed: Option<&Vec<String>>,
+    path: &Path,
+    errors: &mut ErrorList,
+) {
     let (at_ready, at_failed) = (path.child("bindingConditions"), path.child("bindingFailureConditions"));
     for (list, at) in [(ready, &at_ready), (failed, &at_failed)] {
         each(list, BINDING_CONDITIONS_MAX, at, errors, |c, path, errors| validate_label_key(c, path, errors));
@@ -238,9 +241,11 @@ pub(super) fn validate_skipped(operations: Option<&Vec<String>>, path: &Path, er
 pub(super) fn validate_uid(uid: &str, path: &Path, errors: &mut ErrorList) {
     let bytes = uid.as_bytes();
     let shaped = bytes.len() == 36
-        && bytes.iter().enumerate().all(|(i, c)| {
-            if matches!(i, 8 | 13 | 18 | 23) { *c == b'-' } else { c.is_ascii_hexdigit() }
-        });
+        && bytes.iter().enumerate().all(
+            |(i, c)| {
+                if matches!(i, 8 | 13 | 18 | 23) { *c == b'-' } else { c.is_ascii_hexdigit() }
+            },
+        );
     if !shaped {
         let detail = format!("error validating uid: invalid UUID length: {}", uid.len());
         let detail = if bytes.len() == 36 { "error validating uid: invalid UUID format" } else { &detail };

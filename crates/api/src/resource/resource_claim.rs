@@ -1,6 +1,8 @@
 //! ResourceClaim: asks for devices, and says which it got.
 
-use super::claim::{canonicalize_spec, expressions, set_defaults, validate_request_ref, validate_request_refs, validate_spec};
+use super::claim::{
+    canonicalize_spec, expressions, set_defaults, validate_request_ref, validate_request_refs, validate_spec,
+};
 use super::parts::{
     each, unique, validate_binding, validate_config, validate_label, validate_object, validate_pool_name,
     validate_skipped, validate_toleration, validate_uid,
@@ -250,7 +252,8 @@ mod tests {
     #[test]
     fn status_rules() {
         let pending = claim(json!({}));
-        let allocation = json!({"devices": {"results": [{"request": "gpu", "driver": "d", "pool": "p", "device": "x"}]}});
+        let allocation =
+            json!({"devices": {"results": [{"request": "gpu", "driver": "d", "pool": "p", "device": "x"}]}});
         let user = json!({"resource": "pods", "name": "p", "uid": "u"});
         let good = claim(json!({"allocation": allocation, "reservedFor": [user]}));
         assert!(good.validate_status_update(&pending).is_empty(), "{:?}", good.validate_status_update(&pending));
@@ -274,7 +277,8 @@ mod tests {
             texts(&told.validate_status_update(&pending)),
             [
                 "status.devices[0]: Invalid value: \"d/p/z\": must be an allocated device in the claim",
-                "status.devices[0].networkData.ips[0]: Invalid value: \"10.0.0.1\": must be a valid address in CIDR form, \
+                "status.devices[0].networkData.ips[0]: Invalid value: \"10.0.0.1\": must be a valid address in CIDR \
+                 form, \
                  (e.g. 10.9.8.7/24 or 2001:db8::1/64)",
             ]
         );

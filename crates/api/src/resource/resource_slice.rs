@@ -86,7 +86,8 @@ fn validate_partition_attribute(spec: &ResourceSliceSpec, name: &str, path: &Pat
         let at = path.child("devices").index(i).child("attributes").key(name);
         match d.attributes.as_ref().and_then(|a| a.get(name).or_else(|| a.get(bare))) {
             None => {
-                let detail = "device consumes counters and `partitionTypeAttribute` names this attribute, so it must be set";
+                let detail =
+                    "device consumes counters and `partitionTypeAttribute` names this attribute, so it must be set";
                 errors.required(&at, detail);
             }
             Some(a) if a.string.is_none() => {
@@ -203,10 +204,7 @@ impl Kind for ResourceSlice {
     }
 
     fn selectable_fields(&self) -> Vec<(&'static str, String)> {
-        vec![
-            ("spec.nodeName", text(&self.spec.node_name).to_owned()),
-            ("spec.driver", self.spec.driver.clone()),
-        ]
+        vec![("spec.nodeName", text(&self.spec.node_name).to_owned()), ("spec.driver", self.spec.driver.clone())]
     }
 
     fn cells(&self, now: Timestamp) -> Vec<Value> {
@@ -245,11 +243,13 @@ mod tests {
                 "spec.pool.resourceSliceCount: Invalid value: 0: must be greater than zero",
                 "spec.pool.generation: Invalid value: -1: must be greater than or equal to zero",
                 "spec.perDeviceNodeSelection: Invalid value: false: must be either unset or set to true",
-                "spec: Invalid value: \"{`nodeName`, `allNodes`}\": exactly one of `nodeName`, `nodeSelector`, `allNodes`, \
+                "spec: Invalid value: \"{`nodeName`, `allNodes`}\": exactly one of `nodeName`, `nodeSelector`, \
+                 `allNodes`, \
                  `perDeviceNodeSelection` is required, but multiple fields are set",
                 "spec: Invalid value: \"\": only one of `sharedCounters` or `devices` is allowed",
                 "spec.devices[1]: Duplicate value: \"a\"",
-                "spec.skipNodeOperations: Invalid value: [\"NodePrepareResources\"]: NodePrepareResources cannot be skipped \
+                "spec.skipNodeOperations: Invalid value: [\"NodePrepareResources\"]: NodePrepareResources cannot be \
+                 skipped \
                  unless NodeUnprepareResources is also skipped",
             ]
         );

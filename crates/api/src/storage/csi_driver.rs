@@ -171,12 +171,14 @@ mod tests {
             [
                 "spec.fsGroupPolicy: Unsupported value: \"x\": supported values: \"File\", \"None\", \
                  \"ReadWriteOnceWithFSType\"",
-                "spec.tokenRequests[0].expirationSeconds: Invalid value: 1: may not specify a duration less than 10 minutes",
+                "spec.tokenRequests[0].expirationSeconds: Invalid value: 1: may not specify a duration less than 10 \
+                 minutes",
                 "spec.tokenRequests[1].audience: Duplicate value: \"a\"",
                 "spec.tokenRequests[2].expirationSeconds: Invalid value: 4294967297: may not specify a duration larger \
                  than 2^32 seconds",
                 "spec.volumeLifecycleModes: Unsupported value: \"Y\": supported values: \"Persistent\", \"Ephemeral\"",
-                "spec.nodeAllocatableUpdatePeriodSeconds: Invalid value: 9: must be greater than or equal to 10 seconds",
+                "spec.nodeAllocatableUpdatePeriodSeconds: Invalid value: 9: must be greater than or equal to 10 \
+                 seconds",
             ]
         );
         assert_eq!(

@@ -95,7 +95,8 @@ mod tests {
         let found = texts(c.validate());
         assert_eq!(
             found[0],
-            "nodeTopology.matchExpressions[0].values: Required value: must be specified when `operator` is 'In' or 'NotIn'"
+            "nodeTopology.matchExpressions[0].values: Required value: must be specified when `operator` is 'In' or \
+             'NotIn'"
         );
         assert!(found[1].starts_with("storageClassName: Invalid value: \"A\": a lowercase RFC 1123 subdomain"));
         assert_eq!(found[2], "capacity: Invalid value: \"-1Gi\": must be greater than or equal to 0");

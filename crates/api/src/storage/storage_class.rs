@@ -183,16 +183,18 @@ mod tests {
                 "provisioner: Required value",
                 "parameters: Invalid value: \"\": field can not be empty.",
                 "reclaimPolicy: Unsupported value: \"Recycle\": supported values: \"Delete\", \"Retain\"",
-                "volumeBindingMode: Unsupported value: \"Soon\": supported values: \"Immediate\", \"WaitForFirstConsumer\"",
+                "volumeBindingMode: Unsupported value: \"Soon\": supported values: \"Immediate\", \
+                 \"WaitForFirstConsumer\"",
                 "allowedTopologies[0].matchLabelExpressions[0].values: Required value",
                 "allowedTopologies[0].matchLabelExpressions[1].key: Duplicate value: \"z\"",
                 "allowedTopologies[0].matchLabelExpressions[1].values[1]: Duplicate value: \"a\"",
                 "allowedTopologies[2].matchLabelExpressions: Duplicate value: \"\"",
             ]
         );
-        assert!(texts(&class(json!({"provisioner": "a b"})).validate())[0].starts_with(
-            "provisioner: Invalid value: \"a b\": name part must consist of alphanumeric characters"
-        ));
+        assert!(
+            texts(&class(json!({"provisioner": "a b"})).validate())[0]
+                .starts_with("provisioner: Invalid value: \"a b\": name part must consist of alphanumeric characters")
+        );
     }
 
     #[test]

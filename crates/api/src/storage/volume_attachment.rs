@@ -69,14 +69,7 @@ impl Kind for VolumeAttachment {
     const INFO: ResourceInfo = ResourceInfo {
         subresources: &[STATUS],
         unconditional_update: false,
-        ..ResourceInfo::new(
-            "storage.k8s.io",
-            "v1",
-            "VolumeAttachment",
-            "volumeattachments",
-            "volumeattachment",
-            false,
-        )
+        ..ResourceInfo::new("storage.k8s.io", "v1", "VolumeAttachment", "volumeattachments", "volumeattachment", false)
     };
     const COLUMNS: &'static [Column] = &[
         table::NAME,

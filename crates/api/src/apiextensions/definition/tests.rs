@@ -29,10 +29,7 @@ fn texts(e: &ErrorList) -> Vec<String> {
 fn defaults() {
     let c = crd(value(&[version("v1", true)]));
     assert!(c.validate().is_empty(), "{:?}", texts(&c.validate()));
-    assert_eq!(
-        (text(&c.spec.names.singular), text(&c.spec.names.list_kind)),
-        ("widget", "WidgetList")
-    );
+    assert_eq!((text(&c.spec.names.singular), text(&c.spec.names.list_kind)), ("widget", "WidgetList"));
     assert_eq!(json!(c.spec.conversion), json!({"strategy": "None"}));
     assert_eq!(stored_versions(&c), ["v1"]);
 }
@@ -70,17 +67,20 @@ fn what_versions_have_in_common_is_at_the_top() {
     assert_eq!(
         texts(&crd(value(std::slice::from_ref(&one))).validate()),
         [
-            "spec.validation.openAPIV3Schema.properties[spec].type: Required value: must not be empty for specified object \
+            "spec.validation.openAPIV3Schema.properties[spec].type: Required value: must not be empty for specified \
+             object \
              fields",
             "spec.subresources.scale.specReplicasPath: Invalid value: \".status.x\": should be a json path under .spec",
             "spec.subresources.scale.statusReplicasPath: Required value",
             "spec.additionalPrinterColumns[0].name: Required value",
             "spec.additionalPrinterColumns[0].type: Invalid value: \"text\": must be one of \
              boolean,date,integer,number,string",
-            "spec.additionalPrinterColumns[0].JSONPath: Invalid value: \"spec\": must be a simple json path starting with .",
+            "spec.additionalPrinterColumns[0].JSONPath: Invalid value: \"spec\": must be a simple json path starting \
+             with .",
             "spec.selectableFields[0].jsonPath: Invalid value: \".spec.none\": is an invalid path: does not refer to a \
              valid field",
-            "spec.selectableFields[1].jsonPath: Invalid value: \".spec['x']\": is an invalid path: array notation is not \
+            "spec.selectableFields[1].jsonPath: Invalid value: \".spec['x']\": is an invalid path: array notation is \
+             not \
              allowed",
         ]
     );
@@ -125,7 +125,8 @@ fn approval_of_community_groups() {
     let missing = crd(v.clone());
     assert_eq!(
         texts(&missing.validate()),
-        ["metadata.annotations[api-approved.kubernetes.io]: Required value: protected groups must have approval annotation \
+        ["metadata.annotations[api-approved.kubernetes.io]: Required value: protected groups must have approval \
+             annotation \
           \"api-approved.kubernetes.io\", see https://github.com/kubernetes/enhancements/pull/1111"]
     );
     assert!(missing.validate_update(&missing).is_empty());
@@ -150,7 +151,8 @@ fn update_rules() {
         [
             "spec.scope: Invalid value: \"Cluster\": field is immutable",
             "status.storedVersions[0]: Invalid value: \"v1\": missing from spec.versions; v1 was previously a storage \
-             version, and must remain in spec.versions until a storage migration ensures no data remains persisted in v1 \
+             version, and must remain in spec.versions until a storage migration ensures no data remains persisted in \
+             v1 \
              and removes v1 from status.storedVersions",
         ]
     );
