@@ -162,7 +162,7 @@ pub fn from_v2(h: &v2::HorizontalPodAutoscaler) -> HorizontalPodAutoscaler {
             target_cpu_utilization_percentage: wanted,
         },
         status: h.status.as_ref().map(|s| HorizontalPodAutoscalerStatus {
-            current_cpu_utilization_percentage: seen.filter_map(|r| r.current.average_utilization).last(),
+            current_cpu_utilization_percentage: seen.filter_map(|r| r.current.average_utilization).next_back(),
             current_replicas: s.current_replicas.unwrap_or(0),
             desired_replicas: s.desired_replicas,
             last_scale_time: s.last_scale_time.clone(),

@@ -375,7 +375,7 @@ impl Fields {
                 return Some(false);
             }
         }
-        while c.civil.second() != 0 {
+        if c.civil.second() != 0 {
             c.moved = true;
             c.advance(i64::from(60 - c.civil.second()))?;
             return Some(false);
