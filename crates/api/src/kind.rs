@@ -1,6 +1,7 @@
 //! What it takes to be a kind: the typed [`Kind`] hooks that one file per kind implements, and the object-safe
 //! [`Resource`]/[`Object`] view of them that the generic registry works with.
 
+use crate::meta::expression::Expression;
 use crate::meta::field::ErrorList;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{DeleteOptions, ObjectMeta};
 use k8s_openapi::jiff::Timestamp;
@@ -193,7 +194,7 @@ pub trait Kind: Clone + Debug + Default + PartialEq + Send + Sync + 'static {
     /// Facts of the resource.
     const INFO: ResourceInfo;
     /// Columns of `kubectl get` without the leading Name where the kind has own columns; the first column must be Name.
-    const COLUMNS: &'static [Column] = NAME_AND_AGE;
+    const COLUMNS: &'static [Column] = NAME_AND_CREATED;
 
     /// Object metadata.
     fn meta(&self) -> &ObjectMeta;
@@ -255,9 +256,14 @@ pub trait Kind: Clone + Debug + Default + PartialEq + Send + Sync + 'static {
     fn selectable_fields(&self) -> Vec<(&'static str, String)> {
         Vec::new()
     }
+    /// CEL expressions the caller must compile before it accepts the object; what does not compile is a field error.
+    /// Those an update leaves alone and that need no second look are not among them.
+    fn expressions(&self, _old: Option<&Self>) -> Vec<Expression> {
+        Vec::new()
+    }
     /// Cells of the table row, one per column.
-    fn cells(&self, now: Timestamp) -> Vec<Value> {
-        crate::meta::table::name_and_age(self.meta(), now)
+    fn cells(&self, _now: Timestamp) -> Vec<Value> {
+        crate::meta::table::name_and_created(self.meta())
     }
     /// Graceful deletion: decides the grace period and marks the object; `None` deletes at once.
     /// Pods answer with the seconds to wait. See `rest.RESTGracefulDeleteStrategy`.
@@ -276,22 +282,7 @@ pub trait Kind: Clone + Debug + Default + PartialEq + Send + Sync + 'static {
 }
 
 /// The two columns of a kind without a printer.
-pub const NAME_AND_AGE: &[Column] = &[
-    Column {
-        name: "Name",
-        r#type: "string",
-        format: "name",
-        description: "Name of the object, unique within its namespace and resource.",
-        priority: 0,
-    },
-    Column {
-        name: "Age",
-        r#type: "string",
-        format: "",
-        description: "Time since the object was created.",
-        priority: 0,
-    },
-];
+pub const NAME_AND_CREATED: &[Column] = &[crate::meta::table::NAME, crate::meta::table::CREATED_AT];
 
 /// An object of any kind, owned by the generic registry. Downcast with [`Object::as_any`] or [`downcast`].
 pub trait Object: Any + Debug + Send + Sync {
@@ -376,6 +367,9 @@ pub trait Resource: Send + Sync {
     fn validate_subresource_update(&self, subresource: &str, object: &dyn Object, old: &dyn Object) -> ErrorList;
     fn validate_name(&self, name: &str, prefix: bool) -> Vec<String>;
     fn selectable_fields(&self, object: &dyn Object) -> Vec<(&'static str, String)>;
+    fn expressions(&self, _object: &dyn Object, _old: Option<&dyn Object>) -> Vec<Expression> {
+        Vec::new()
+    }
     fn cells(&self, object: &dyn Object, now: Timestamp) -> Vec<Value>;
     fn graceful_delete_seconds(&self, object: &dyn Object, options: &DeleteOptions) -> Option<i64>;
     #[allow(clippy::type_complexity)]
@@ -466,6 +460,9 @@ impl<T: Kind> Resource for Erased<T> {
     fn selectable_fields(&self, object: &dyn Object) -> Vec<(&'static str, String)> {
         of::<T>(object).selectable_fields()
     }
+    fn expressions(&self, object: &dyn Object, old: Option<&dyn Object>) -> Vec<Expression> {
+        of::<T>(object).expressions(old.map(of::<T>))
+    }
     fn cells(&self, object: &dyn Object, now: Timestamp) -> Vec<Value> {
         of::<T>(object).cells(now)
     }
@@ -481,9 +478,15 @@ impl<T: Kind> Resource for Erased<T> {
 }
 
 /// The part of [`Kind`] that is the same for every `k8s-openapi` type; expands inside its `impl Kind for T` block.
+///
+/// `kind_codec!(canonical: f)` passes what was decoded through `f: fn(&mut T) -> Result<(), String>`, which puts
+/// quantities in canonical form and refuses what is none.
 #[macro_export]
 macro_rules! kind_codec {
     () => {
+        $crate::kind_codec!(canonical: |_: &mut Self| Ok::<(), String>(()));
+    };
+    (canonical: $canonical:expr) => {
         fn meta(&self) -> &$crate::ObjectMeta {
             &self.metadata
         }
@@ -491,10 +494,14 @@ macro_rules! kind_codec {
             &mut self.metadata
         }
         fn from_json(bytes: &[u8]) -> Result<Self, serde_json::Error> {
-            serde_json::from_slice(bytes)
+            let mut object: Self = serde_json::from_slice(bytes)?;
+            ($canonical)(&mut object).map_err(<serde_json::Error as serde::de::Error>::custom)?;
+            Ok(object)
         }
         fn from_value(value: serde_json::Value) -> Result<Self, serde_json::Error> {
-            serde_json::from_value(value)
+            let mut object: Self = serde_json::from_value(value)?;
+            ($canonical)(&mut object).map_err(<serde_json::Error as serde::de::Error>::custom)?;
+            Ok(object)
         }
         fn to_json(&self) -> Vec<u8> {
             serde_json::to_vec(self).expect("API types have string keys only")

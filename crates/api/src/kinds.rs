@@ -1,49 +1,100 @@
 //! The one visible list of kinds that are served. Adding a kind means one file and one line here.
 
 use crate::kind::{Erased, Resource};
+use k8s_openapi::api::admissionregistration::v1 as admissionregistration;
 use k8s_openapi::api::apps::v1 as apps;
 use k8s_openapi::api::authentication::v1 as authentication;
 use k8s_openapi::api::authorization::v1 as authorization;
+use k8s_openapi::api::autoscaling::{v1 as autoscaling_v1, v2 as autoscaling};
+use k8s_openapi::api::batch::v1 as batch;
 use k8s_openapi::api::certificates::v1 as certificates;
 use k8s_openapi::api::coordination::v1 as coordination;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
 use k8s_openapi::api::events::v1 as events;
+use k8s_openapi::api::flowcontrol::v1 as flowcontrol;
+use k8s_openapi::api::networking::v1 as networking;
+use k8s_openapi::api::node::v1 as node;
 use k8s_openapi::api::policy::v1 as policy;
 use k8s_openapi::api::rbac::v1 as rbac;
+use k8s_openapi::api::resource::v1 as resource;
 use k8s_openapi::api::scheduling::v1 as scheduling;
+use k8s_openapi::api::storage::v1 as storage;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1 as apiextensions;
+use k8s_openapi::kube_aggregator::pkg::apis::apiregistration::v1 as apiregistration;
 
 /// Every built-in resource, in discovery's order within its group.
 pub static ALL: &[&dyn Resource] = &[
     &Erased::<core::Binding>::new(),
+    &Erased::<core::ComponentStatus>::new(),
     &Erased::<core::ConfigMap>::new(),
     &Erased::<core::Endpoints>::new(),
     &Erased::<core::Event>::new(),
+    &Erased::<core::LimitRange>::new(),
     &Erased::<core::Namespace>::new(),
     &Erased::<core::Node>::new(),
+    &Erased::<core::PersistentVolume>::new(),
+    &Erased::<core::PersistentVolumeClaim>::new(),
     &Erased::<core::Pod>::new(),
+    &Erased::<core::PodTemplate>::new(),
     &Erased::<core::ReplicationController>::new(),
+    &Erased::<core::ResourceQuota>::new(),
     &Erased::<core::Secret>::new(),
     &Erased::<core::Service>::new(),
     &Erased::<core::ServiceAccount>::new(),
+    &Erased::<admissionregistration::MutatingAdmissionPolicy>::new(),
+    &Erased::<admissionregistration::MutatingAdmissionPolicyBinding>::new(),
+    &Erased::<admissionregistration::MutatingWebhookConfiguration>::new(),
+    &Erased::<admissionregistration::ValidatingAdmissionPolicy>::new(),
+    &Erased::<admissionregistration::ValidatingAdmissionPolicyBinding>::new(),
+    &Erased::<admissionregistration::ValidatingWebhookConfiguration>::new(),
+    &Erased::<apiextensions::CustomResourceDefinition>::new(),
+    &Erased::<apiregistration::APIService>::new(),
+    &Erased::<apps::ControllerRevision>::new(),
+    &Erased::<apps::DaemonSet>::new(),
     &Erased::<apps::Deployment>::new(),
     &Erased::<apps::ReplicaSet>::new(),
+    &Erased::<apps::StatefulSet>::new(),
     &Erased::<authentication::SelfSubjectReview>::new(),
     &Erased::<authentication::TokenReview>::new(),
     &Erased::<authorization::LocalSubjectAccessReview>::new(),
     &Erased::<authorization::SelfSubjectAccessReview>::new(),
     &Erased::<authorization::SelfSubjectRulesReview>::new(),
     &Erased::<authorization::SubjectAccessReview>::new(),
+    // The first version of a group is the preferred one.
+    &Erased::<autoscaling::HorizontalPodAutoscaler>::new(),
+    &Erased::<autoscaling_v1::HorizontalPodAutoscaler>::new(),
+    &Erased::<batch::CronJob>::new(),
+    &Erased::<batch::Job>::new(),
     &Erased::<certificates::CertificateSigningRequest>::new(),
     &Erased::<coordination::Lease>::new(),
     &Erased::<discovery::EndpointSlice>::new(),
     &Erased::<events::Event>::new(),
+    &Erased::<flowcontrol::FlowSchema>::new(),
+    &Erased::<flowcontrol::PriorityLevelConfiguration>::new(),
+    &Erased::<networking::IPAddress>::new(),
+    &Erased::<networking::Ingress>::new(),
+    &Erased::<networking::IngressClass>::new(),
+    &Erased::<networking::NetworkPolicy>::new(),
+    &Erased::<networking::ServiceCIDR>::new(),
+    &Erased::<node::RuntimeClass>::new(),
     &Erased::<policy::PodDisruptionBudget>::new(),
     &Erased::<rbac::ClusterRole>::new(),
     &Erased::<rbac::ClusterRoleBinding>::new(),
     &Erased::<rbac::Role>::new(),
     &Erased::<rbac::RoleBinding>::new(),
+    &Erased::<resource::DeviceClass>::new(),
+    &Erased::<resource::DeviceTaintRule>::new(),
+    &Erased::<resource::ResourceClaim>::new(),
+    &Erased::<resource::ResourceClaimTemplate>::new(),
+    &Erased::<resource::ResourceSlice>::new(),
     &Erased::<scheduling::PriorityClass>::new(),
+    &Erased::<storage::CSIDriver>::new(),
+    &Erased::<storage::CSINode>::new(),
+    &Erased::<storage::CSIStorageCapacity>::new(),
+    &Erased::<storage::StorageClass>::new(),
+    &Erased::<storage::VolumeAttachment>::new(),
+    &Erased::<storage::VolumeAttributesClass>::new(),
 ];
 
 /// The built-in resource with this group, version and plural name.

@@ -28,7 +28,7 @@ impl Kind for Deployment {
         workload::IMAGES,
         workload::SELECTOR,
     ];
-    crate::kind_codec!();
+    crate::kind_codec!(canonical: |d: &mut Self| workload::canonicalize_template(Some(&mut d.spec.template)));
 
     fn set_defaults(&mut self) {
         let spec = &mut self.spec;
@@ -148,10 +148,8 @@ fn validate_spec(e: &mut ErrorList, spec: &DeploymentSpec, path: &Path) {
     workload::nonnegative(e, &path.child("replicas"), i64::from(spec.replicas.unwrap_or(0)));
     let at = path.child("selector");
     let selector = &spec.selector;
-    let blank = selector.match_labels.as_ref().is_none_or(|m| m.is_empty())
-        && selector.match_expressions.as_ref().is_none_or(Vec::is_empty);
     e.extend(validate_label_selector(Some(selector), SelectorOptions::default(), &at));
-    if blank {
+    if workload::is_blank(selector) {
         e.invalid(&at, json!(selector), "empty selector is invalid for deployment");
     }
     match Selector::from_label_selector(Some(selector)) {

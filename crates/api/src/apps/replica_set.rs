@@ -38,7 +38,7 @@ impl Kind for ReplicaSet {
         ..ResourceInfo::new("apps", "v1", "ReplicaSet", "replicasets", "replicaset", true)
     };
     const COLUMNS: &'static [Column] = COLUMNS;
-    crate::kind_codec!();
+    crate::kind_codec!(canonical: |r: &mut Self| workload::canonicalize_template(r.spec.template.as_mut()));
 
     fn set_defaults(&mut self) {
         let spec = &mut self.spec;
@@ -60,10 +60,8 @@ impl Kind for ReplicaSet {
         workload::nonnegative(&mut e, &path.child("replicas"), i64::from(spec.replicas.unwrap_or(0)));
         workload::nonnegative(&mut e, &path.child("minReadySeconds"), i64::from(spec.min_ready_seconds.unwrap_or(0)));
         let at = path.child("selector");
-        let blank = spec.selector.match_labels.as_ref().is_none_or(|m| m.is_empty())
-            && spec.selector.match_expressions.as_ref().is_none_or(Vec::is_empty);
         e.extend(validate_label_selector(Some(&spec.selector), SelectorOptions::default(), &at));
-        if blank {
+        if workload::is_blank(&spec.selector) {
             e.invalid(&at, json!(spec.selector), "empty selector is invalid for deployment");
         }
         match Selector::from_label_selector(Some(&spec.selector)) {

@@ -1,12 +1,12 @@
 //! Rules and table cells that all kinds with a pod template share.
 
-use crate::core::pod::validate_pod_template_spec;
+use crate::core::pod::{canonicalize_pod_spec, validate_pod_template_spec};
 use crate::kind::Column;
-use crate::meta::field::{ErrorList, Path};
+use crate::meta::field::{ErrorList, ErrorType, FieldError, Path};
 use crate::meta::labels::Selector;
 use crate::meta::names;
 use k8s_openapi::api::core::v1::PodTemplateSpec;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use serde_json::{Value, json};
 
 /// The name column.
@@ -47,6 +47,14 @@ pub fn container_cells(template: Option<&PodTemplateSpec>) -> [Value; 2] {
     ]
 }
 
+/// Puts the quantities of a template in canonical form.
+///
+/// # Errors
+/// The sentence for the first value that is no quantity.
+pub fn canonicalize_template(template: Option<&mut PodTemplateSpec>) -> Result<(), String> {
+    template.and_then(|t| t.spec.as_mut()).map_or(Ok(()), canonicalize_pod_spec)
+}
+
 /// Adds an error where `value` is below 0.
 pub fn nonnegative(errors: &mut ErrorList, path: &Path, value: i64) {
     if value < 0 {
@@ -75,18 +83,60 @@ pub fn validate_template(
         errors.invalid(&path.child("metadata").child("labels"), shown, "`selector` does not match template `labels`");
     }
     errors.extend(validate_pod_template_spec(template, path));
-    let spec = path.child("spec");
+    validate_lasting(errors, template, kind, &path.child("spec"));
+}
+
+/// Adds the errors of a pod template, at `path` its spec, whose pods could end by themselves. `kind` names the workload.
+pub fn validate_lasting(errors: &mut ErrorList, template: &PodTemplateSpec, kind: &str, path: &Path) {
     let Some(pod) = &template.spec else { return };
     let policy = pod.restart_policy.as_deref().unwrap_or_default();
     if policy != "Always" {
-        errors.not_supported(&spec.child("restartPolicy"), policy, &["Always"]);
+        errors.not_supported(&path.child("restartPolicy"), policy, &["Always"]);
     }
     if pod.active_deadline_seconds.is_some() {
-        errors.forbidden(
-            &spec.child("activeDeadlineSeconds"),
-            &format!("activeDeadlineSeconds in {kind} is not Supported"),
-        );
+        let detail = format!("activeDeadlineSeconds in {kind} is not Supported");
+        errors.forbidden(&path.child("activeDeadlineSeconds"), &detail);
     }
+}
+
+/// Whether the selector has no term.
+#[must_use]
+pub fn is_blank(selector: &LabelSelector) -> bool {
+    selector.match_labels.as_ref().is_none_or(|m| m.is_empty())
+        && selector.match_expressions.as_ref().is_none_or(Vec::is_empty)
+}
+
+/// A struct as field errors show those that only the server knows: upstream prints its own names of the fields.
+#[must_use]
+pub fn shown_as(fields: &[(&str, Value)]) -> String {
+    let fields: Vec<String> = fields.iter().map(|(name, value)| format!("{name:?}:{value}")).collect();
+    format!("{{{}}}", fields.join(","))
+}
+
+/// An update strategy as field errors show it.
+#[must_use]
+pub fn shown_strategy(strategy: &Value) -> String {
+    let field = |name: &str| strategy.get(name).cloned().unwrap_or(Value::Null);
+    shown_as(&[("Type", field("type")), ("RollingUpdate", field("rollingUpdate"))])
+}
+
+/// Adds `Invalid value: shown: detail` for a value that [`shown_as`] formatted.
+pub fn invalid_shown(errors: &mut ErrorList, path: &Path, shown: &str, detail: &str) {
+    errors.0.push(FieldError {
+        r#type: ErrorType::Invalid,
+        field: path.as_str().to_owned(),
+        body: format!("Invalid value: {shown}: {detail}"),
+    });
+}
+
+/// Adds the error of an update strategy whose type does not exist.
+pub fn unknown_strategy(errors: &mut ErrorList, path: &Path, strategy: &Value, supported: &[&str]) {
+    let known = supported.iter().map(|s| format!("{s:?}")).collect::<Vec<_>>().join(", ");
+    errors.0.push(FieldError {
+        r#type: ErrorType::NotSupported,
+        field: path.as_str().to_owned(),
+        body: format!("Unsupported value: {}: supported values: {known}", shown_strategy(strategy)),
+    });
 }
 
 /// Errors of a status whose counts must not be below 0 nor above one another.
@@ -100,6 +150,16 @@ pub fn validate_counts(errors: &mut ErrorList, counts: &[(&str, Option<i32>)], l
         if of(name) > of(limit) {
             errors.invalid(&status.child(name), of(name), &format!("cannot be greater than {shown}"));
         }
+    }
+}
+
+/// Adds an error where a status lowers its collision count, or sets it below 0.
+pub fn validate_collisions(errors: &mut ErrorList, new: Option<i32>, old: Option<i32>) {
+    let path = Path::new("status").child("collisionCount");
+    if let Some(old) = old
+        && new.is_none_or(|n| n < old)
+    {
+        errors.invalid(&path, new.unwrap_or(0), "cannot be decremented");
     }
 }
 

@@ -232,8 +232,11 @@ impl Stored for CertificateSigningRequest {
                 e.duplicate(&at.child("type"), c.type_.as_str());
             }
         }
-        if APPROVAL.iter().all(|t| conditions.iter().any(|c| c.type_ == *t)) {
-            e.invalid(&at, "Approved", "Approved and Denied conditions are mutually exclusive");
+        let decided = |t: &str| conditions.iter().position(|c| c.type_ == t);
+        if let (Some(approved), Some(denied)) = (decided("Approved"), decided("Denied")) {
+            // The later of the two is the one that is too much.
+            let extra = if approved > denied { "Approved" } else { "Denied" };
+            e.invalid(&at, extra, "Approved and Denied conditions are mutually exclusive");
         }
         e
     }
@@ -282,9 +285,12 @@ fn changed_conditions(
         }
     }
     if !approval {
+        let of = |csr, t: &str| conditions(csr).iter().filter(|c| c.type_ == t).cloned().collect::<Vec<_>>();
         for t in APPROVAL {
             if count(new, t) > count(old, t) {
                 e.forbidden(&at, &format!("updates may not add a condition of type {t:?}"));
+            } else if of(new, t) != of(old, t) {
+                e.forbidden(&at, &format!("updates may not modify a condition of type {t:?}"));
             }
         }
     }
@@ -358,15 +364,25 @@ fn validate_signer_name(name: &str, at: &Path, e: &mut ErrorList) {
         e.required(at, "");
         return;
     }
-    let Some((domain, path)) = name.split_once('/') else {
+    let [domain, path] = name.split('/').collect::<Vec<_>>()[..] else {
         e.invalid(at, name, "must be a fully qualified domain and path of the form 'example.com/signer-name'");
         return;
     };
-    names::push_invalid(e, at, domain, &names::dns1123_subdomain(domain, false));
+    if domain.len() > names::DNS_SUBDOMAIN_MAX {
+        e.too_long(at, names::DNS_SUBDOMAIN_MAX);
+    }
+    // Of the labels of each part the first bad one is told.
+    let labels = |part: &str, rule: fn(&str, bool) -> Vec<String>, e: &mut ErrorList| {
+        let bad = part.split('.').map(|l| (l, rule(l, false))).find(|(_, found)| !found.is_empty());
+        for (label, message) in bad.into_iter().flat_map(|(l, found)| found.into_iter().map(move |m| (l, m))) {
+            e.invalid(at, part, &format!("validating label {label:?}: {message}"));
+        }
+    };
+    labels(domain, names::dns1123_label, e);
     if !domain.contains('.') {
         e.invalid(at, domain, "should be a domain with at least two segments separated by dots");
     }
-    names::push_invalid(e, at, path, &names::dns1123_subdomain(path, false));
+    labels(path, names::dns1123_subdomain, e);
     if name.len() > 571 {
         e.too_long(at, 571);
     }
@@ -411,7 +427,16 @@ mod tests {
             r#"status.conditions: Forbidden: updates may not remove a condition of type "Approved""#
         );
         let both = csr(json!([condition("Approved"), condition("Denied")]));
-        assert!(!validate_approval(&both, &none).is_empty());
+        assert_eq!(
+            validate_approval(&both, &none).0[0].to_string(),
+            r#"status.conditions: Invalid value: "Denied": Approved and Denied conditions are mutually exclusive"#
+        );
+        let mut reworded = approved.clone();
+        reworded.status.as_mut().unwrap().conditions.as_mut().unwrap()[0].reason = Some("Other".into());
+        assert_eq!(
+            reworded.validate_status_update(&approved).0[0].to_string(),
+            r#"status.conditions: Forbidden: updates may not modify a condition of type "Approved""#
+        );
     }
 
     #[test]
@@ -424,6 +449,18 @@ mod tests {
         ] {
             assert_eq!(condition_text(&csr(conditions)), want);
         }
+    }
+
+    #[test]
+    fn the_bad_label_of_a_signer_is_named() {
+        let mut e = ErrorList::default();
+        validate_signer_name("a.B/c", &Path::new("s"), &mut e);
+        assert!(
+            e.0[0].to_string().starts_with("s: Invalid value: \"a.B\": validating label \"B\": a lowercase RFC 1123")
+        );
+        let mut e = ErrorList::default();
+        validate_signer_name("a.b/c/d", &Path::new("s"), &mut e);
+        assert!(e.0[0].to_string().ends_with("path of the form 'example.com/signer-name'"));
     }
 
     #[test]

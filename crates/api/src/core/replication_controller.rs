@@ -19,7 +19,9 @@ impl Kind for ReplicationController {
         ..ResourceInfo::new("", "v1", "ReplicationController", "replicationcontrollers", "replicationcontroller", true)
     };
     const COLUMNS: &'static [Column] = COLUMNS;
-    crate::kind_codec!();
+    crate::kind_codec!(canonical: |r: &mut Self| {
+        workload::canonicalize_template(r.spec.as_mut().and_then(|s| s.template.as_mut()))
+    });
 
     fn set_defaults(&mut self) {
         let spec = self.spec.get_or_insert_default();

@@ -9,6 +9,7 @@ use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
+use x509_parser::pem::Pem;
 
 /// Type of a Secret that holds a ServiceAccount's token.
 pub const SERVICE_ACCOUNT_TOKEN: &str = "kubernetes.io/service-account-token";
@@ -55,6 +56,14 @@ impl Kind for Secret {
         }
         self.validate_type(&data_path, &mut errors);
         errors
+    }
+
+    fn warnings(&self, _: Option<&Self>) -> Vec<String> {
+        if text(&self.type_) != "kubernetes.io/tls" {
+            return Vec::new();
+        }
+        let value = |key: &str| self.data.as_ref().and_then(|d| d.get(key)).map_or(&[][..], |v| v.0.as_slice());
+        tls_fault(value("tls.crt"), value("tls.key")).into_iter().collect()
     }
 
     fn validate_update(&self, old: &Self) -> ErrorList {
@@ -123,6 +132,43 @@ impl TypeRules for Secret {
     }
 }
 
+/// Why a certificate and key cannot be a pair, as far as their PEM blocks tell: in the words of Go's TLS library.
+fn tls_fault(certificate: &[u8], key: &[u8]) -> Option<String> {
+    let blocks =
+        |bytes: &[u8]| -> Vec<String> { Pem::iter_from_buffer(bytes).filter_map(|p| Some(p.ok()?.label)).collect() };
+    let is_key = |label: &str| label.ends_with("PRIVATE KEY");
+    let (found, keys) = (blocks(certificate), blocks(key));
+    if !found.iter().any(|l| l == "CERTIFICATE") {
+        return Some(match &found[..] {
+            [] => "tls: failed to find any PEM data in certificate input".to_owned(),
+            [one] if is_key(one) => {
+                "tls: failed to find certificate PEM data in certificate input, but did find a private \
+                                     key; PEM inputs may have been switched"
+                    .to_owned()
+            }
+            _ => format!(
+                "tls: failed to find \"CERTIFICATE\" PEM block in certificate input after skipping PEM blocks of the \
+                 following types: [{}]",
+                found.join(" ")
+            ),
+        });
+    }
+    if keys.iter().any(|l| is_key(l)) {
+        return None;
+    }
+    Some(match &keys[..] {
+        [] => "tls: failed to find any PEM data in key input".to_owned(),
+        [one] if one == "CERTIFICATE" => {
+            "tls: found a certificate rather than a key in the PEM for the private key".to_owned()
+        }
+        _ => format!(
+            "tls: failed to find PEM block with type ending in \"PRIVATE KEY\" in key input after skipping PEM blocks of the \
+             following types: [{}]",
+            keys.join(" ")
+        ),
+    })
+}
+
 fn validate_json(value: Option<&ByteString>, path: &Path, errors: &mut ErrorList) {
     let Some(value) = value else { return };
     let why = match serde_json::from_slice::<serde_json::Map<String, Value>>(&value.0) {
@@ -145,6 +191,26 @@ mod tests {
 
     fn texts(errors: &ErrorList) -> Vec<String> {
         errors.0.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn a_pair_that_is_none_is_warned_of() {
+        let warn = |certificate: &str, key: &str| {
+            let data = json!({"tls.crt": certificate, "tls.key": key});
+            secret(json!({"type": "kubernetes.io/tls", "stringData": data})).warnings(None)
+        };
+        let block = |label: &str| format!("-----BEGIN {label}-----\nAAAA\n-----END {label}-----\n");
+        let (certificate, key) = (block("CERTIFICATE"), block("EC PRIVATE KEY"));
+        let none: [&str; 0] = [];
+        assert_eq!(warn(&certificate, &key), none);
+        assert_eq!(warn("", &key), ["tls: failed to find any PEM data in certificate input"]);
+        assert_eq!(warn(&certificate, "x"), ["tls: failed to find any PEM data in key input"]);
+        assert!(warn(&key, &certificate)[0].ends_with("PEM inputs may have been switched"));
+        assert_eq!(
+            warn(&certificate, &certificate),
+            ["tls: found a certificate rather than a key in the PEM for the private key"]
+        );
+        assert_eq!(secret(json!({"type": "Opaque"})).warnings(None), none);
     }
 
     #[test]

@@ -131,6 +131,10 @@ impl ErrorList {
         let value = value.into();
         self.add(ErrorType::Invalid, path, with_detail(format!("Invalid value: {}", show(&value)), detail));
     }
+    /// `Invalid value: detail`, where the value would tell nothing.
+    pub fn invalid_unshown(&mut self, path: &Path, detail: &str) {
+        self.add(ErrorType::Invalid, path, with_detail("Invalid value".into(), detail));
+    }
     /// `Unsupported value: "v": supported values: "a", "b"`.
     pub fn not_supported(&mut self, path: &Path, value: &str, supported: &[&str]) {
         let list = supported.iter().map(|s| format!("{s:?}")).collect::<Vec<_>>().join(", ");

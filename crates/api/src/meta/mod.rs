@@ -1,6 +1,7 @@
 //! What all kinds share: metadata rules, field errors, statuses, selectors, names, quantities, table cells.
 
 pub mod conditions;
+pub mod expression;
 pub mod field;
 pub mod fields;
 pub mod labels;
@@ -9,6 +10,7 @@ pub mod object;
 pub mod quantity;
 pub mod status;
 pub mod table;
+pub(crate) mod webhook;
 
 /// The text of an optional string, empty where absent; the wire does not tell the two apart.
 pub(crate) fn text(value: &Option<String>) -> &str {

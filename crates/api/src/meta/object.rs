@@ -4,6 +4,7 @@
 use crate::meta::field::{ErrorList, Path};
 use crate::meta::{labels, names};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ManagedFieldsEntry, ObjectMeta, OwnerReference};
+use serde::Serialize;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
@@ -204,11 +205,63 @@ pub fn validate_update(new: &ObjectMeta, old: &ObjectMeta) -> ErrorList {
     errors
 }
 
+/// Puts back the metadata that a write to the status subresource may not change (`metav1.ResetObjectMetaForStatus`).
+/// Managed fields stay, because they record the write.
+pub fn reset_for_status(new: &mut ObjectMeta, old: &ObjectMeta) {
+    new.deletion_timestamp.clone_from(&old.deletion_timestamp);
+    new.generation = old.generation;
+    new.labels.clone_from(&old.labels);
+    new.annotations.clone_from(&old.annotations);
+    new.finalizers.clone_from(&old.finalizers);
+    new.owner_references.clone_from(&old.owner_references);
+}
+
 /// Adds `field is immutable` where the values differ.
 pub fn immutable(errors: &mut ErrorList, path: &Path, new: &Value, old: &Value) {
     if new != old {
         errors.invalid(path, new.clone(), IMMUTABLE);
     }
+}
+
+/// Whether two values mean the same: absent and empty lists do.
+pub(crate) fn semantically_equal<T: PartialEq + Serialize>(a: &T, b: &T) -> bool {
+    fn prune(value: Value) -> Value {
+        match value {
+            Value::Object(fields) => fields
+                .into_iter()
+                .map(|(k, v)| (k, prune(v)))
+                .filter(|(_, v)| !v.is_null() && v.as_array().is_none_or(|a| !a.is_empty()))
+                .collect(),
+            Value::Array(items) => items.into_iter().map(prune).collect(),
+            other => other,
+        }
+    }
+    a == b || prune(json!(a)) == prune(json!(b))
+}
+
+/// What differs, one line per field, for the person who reads the error; long lists are cut.
+pub(crate) fn differences(old: &Value, new: &Value, at: &str) -> String {
+    const MOST: usize = 20;
+    fn walk(old: &Value, new: &Value, at: &str, out: &mut Vec<String>) {
+        match (old, new) {
+            _ if old == new || out.len() >= MOST => {}
+            (Value::Object(o), Value::Object(n)) => {
+                let keys: std::collections::BTreeSet<&String> = o.keys().chain(n.keys()).collect();
+                for k in keys {
+                    walk(o.get(k).unwrap_or(&Value::Null), n.get(k).unwrap_or(&Value::Null), &format!("{at}.{k}"), out);
+                }
+            }
+            (Value::Array(o), Value::Array(n)) if o.len() == n.len() => {
+                for (i, (o, n)) in o.iter().zip(n).enumerate() {
+                    walk(o, n, &format!("{at}[{i}]"), out);
+                }
+            }
+            _ => out.push(format!("- {at}: {old}\n+ {at}: {new}")),
+        }
+    }
+    let mut lines = Vec::new();
+    walk(old, new, at, &mut lines);
+    lines.join("\n")
 }
 
 /// Field errors of annotations.

@@ -23,10 +23,20 @@ pub const AGE: Column = Column {
     priority: 0,
 };
 
+/// When an object was created, for kinds whose age nobody watches.
+pub const CREATED_AT: Column =
+    Column { name: "Created At", r#type: "date", format: "", description: "When the object was created.", priority: 0 };
+
 /// A text column, shown always (priority 0) or with `-o wide` only (1).
 #[must_use]
 pub const fn text_column(name: &'static str, description: &'static str, priority: i32) -> Column {
     Column { name, r#type: "string", format: "", description, priority }
+}
+
+/// A column of any OpenAPI type that is always shown.
+#[must_use]
+pub const fn column(name: &'static str, r#type: &'static str, description: &'static str) -> Column {
+    Column { name, r#type, format: "", description, priority: 0 }
 }
 
 /// The first `shown` items, and how many more there are.
@@ -44,10 +54,11 @@ pub fn since(then: Option<Timestamp>, now: Timestamp) -> String {
     then.map_or_else(|| "<unknown>".into(), |t| human_duration(t, now))
 }
 
-/// Name and age of an object.
+/// Name and creation time of an object, the latter as RFC 3339.
 #[must_use]
-pub fn name_and_age(meta: &ObjectMeta, now: Timestamp) -> Vec<Value> {
-    vec![meta.name.clone().unwrap_or_default().into(), age(meta, now).into()]
+pub fn name_and_created(meta: &ObjectMeta) -> Vec<Value> {
+    let created = meta.creation_timestamp.as_ref().map(|t| t.0.strftime("%Y-%m-%dT%H:%M:%SZ").to_string());
+    vec![meta.name.clone().unwrap_or_default().into(), created.into()]
 }
 
 /// The object's age as `kubectl` prints it, `<unknown>` where it was never created.

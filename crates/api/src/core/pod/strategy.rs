@@ -1,7 +1,7 @@
 //! What the registry resets, carries over and decides around writes of pods.
 
 use crate::core::pod::qos::qos_class;
-use crate::core::pod::update::semantically_equal;
+use crate::meta::object::semantically_equal;
 use crate::meta::text;
 use k8s_openapi::api::core::v1::{
     Pod, PodAffinityTerm, PodCondition, PodIP, PodSpec, PodStatus, TopologySpreadConstraint,

@@ -2,12 +2,10 @@
 
 use crate::core::pod::qos::qos_class;
 use crate::core::pod::resources::is_sidecar;
-use crate::core::pod::update::{
-    differences, semantically_equal, validate_annotation_updates, validate_metadata_and_spec,
-};
+use crate::core::pod::update::{validate_annotation_updates, validate_metadata_and_spec};
 use crate::core::pod::{MIRROR_ANNOTATION, bump_generation, spec_path};
 use crate::meta::field::{ErrorList, Path};
-use crate::meta::object::Meta;
+use crate::meta::object::{Meta, differences, semantically_equal};
 use crate::meta::quantity::ResourceList;
 use crate::meta::text;
 use k8s_openapi::api::core::v1::{Container, Pod, ResourceRequirements};
@@ -116,8 +114,11 @@ pub(super) fn validate_resize(pod: &Pod, old: &Pod) -> ErrorList {
     }
     let init =
         (new.init_containers.as_deref().unwrap_or_default(), before.init_containers.as_deref().unwrap_or_default());
-    if new.containers.len() != before.containers.len() || init.0.len() != init.1.len() {
-        errors.forbidden(&path, "only cpu and memory resources are mutable");
+    // What follows compares containers by their place.
+    let in_order = errors.0.len();
+    validate_order(&new.containers, &before.containers, "containers", &path, &mut errors);
+    validate_order(init.0, init.1, "initContainers", &path, &mut errors);
+    if errors.0.len() > in_order {
         return errors;
     }
     for (i, (c, o)) in init.0.iter().zip(init.1).enumerate().filter(|(_, (_, o))| is_sidecar(o)) {
@@ -151,6 +152,17 @@ pub(super) fn validate_resize(pod: &Pod, old: &Pod) -> ErrorList {
         errors.forbidden(&path, "only cpu and memory resources are mutable");
     }
     errors
+}
+
+fn validate_order(new: &[Container], old: &[Container], field: &str, path: &Path, errors: &mut ErrorList) {
+    let path = path.child(field);
+    if new.len() != old.len() {
+        return errors.forbidden(&path, &format!("{field} may not be added or removed on resize"));
+    }
+    for (i, _) in new.iter().zip(old).enumerate().filter(|(_, (new, old))| new.name != old.name) {
+        let detail = format!("{field} may not be renamed or reordered on resize");
+        errors.forbidden(&path.index(i).child("name"), &detail);
+    }
 }
 
 fn lists(c: &Container) -> (ResourceList, ResourceList) {
@@ -231,6 +243,28 @@ mod tests {
             texts(&validate_ephemeral_containers(&pod(json!({})), &old)),
             ["spec.ephemeralContainers: Forbidden: existing ephemeral containers \"a\" may not be removed\n"]
         );
+    }
+
+    #[test]
+    fn containers_keep_their_places() {
+        let of = |names: &[&str]| {
+            let containers: Vec<Value> = names.iter().map(|n| json!({"name": n, "image": "i:1"})).collect();
+            pod(json!({"containers": containers}))
+        };
+        let old = of(&["a", "b"]);
+        let told = |names: &[&str]| {
+            let mut new = of(names);
+            prepare_resize(&mut new, &old);
+            texts(&validate_resize(&new, &old))
+        };
+        assert_eq!(
+            told(&["b", "a"]),
+            [
+                "spec.containers[0].name: Forbidden: containers may not be renamed or reordered on resize",
+                "spec.containers[1].name: Forbidden: containers may not be renamed or reordered on resize",
+            ]
+        );
+        assert_eq!(told(&["a"]), ["spec.containers: Forbidden: containers may not be added or removed on resize"]);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use crate::core::pod::validate::security::APPARMOR_CONTAINER;
 use crate::core::pod::validate::{Options, validate_pod_annotations, validate_pod_spec, validate_profiles_agree};
 use crate::core::pod::{MIRROR_ANNOTATION, spec_path};
 use crate::meta::field::{ErrorList, Path};
-use crate::meta::object::immutable;
+use crate::meta::object::{differences, immutable, semantically_equal};
 use crate::meta::{names, text};
 use k8s_openapi::api::core::v1::{
     Affinity, Container, ContainerStatus, NodeAffinity, NodeSelectorTerm, Pod, PodSchedulingGate, PodSpec, PodStatus,
@@ -248,47 +248,6 @@ fn validate_affinity_narrowed(
             errors.invalid(&path.index(i), json!(term), "only additions are allowed (no mutations or deletions)");
         }
     }
-}
-
-/// Whether two specs mean the same: absent and empty lists do.
-pub(super) fn semantically_equal(a: &PodSpec, b: &PodSpec) -> bool {
-    fn prune(value: Value) -> Value {
-        match value {
-            Value::Object(fields) => fields
-                .into_iter()
-                .map(|(k, v)| (k, prune(v)))
-                .filter(|(_, v)| !v.is_null() && v.as_array().is_none_or(|a| !a.is_empty()))
-                .collect(),
-            Value::Array(items) => items.into_iter().map(prune).collect(),
-            other => other,
-        }
-    }
-    a == b || prune(json!(a)) == prune(json!(b))
-}
-
-/// What differs, one line per field, for the person who reads the error; long lists are cut.
-pub(super) fn differences(old: &Value, new: &Value, at: &str) -> String {
-    const MOST: usize = 20;
-    fn walk(old: &Value, new: &Value, at: &str, out: &mut Vec<String>) {
-        match (old, new) {
-            _ if old == new || out.len() >= MOST => {}
-            (Value::Object(o), Value::Object(n)) => {
-                let keys: std::collections::BTreeSet<&String> = o.keys().chain(n.keys()).collect();
-                for k in keys {
-                    walk(o.get(k).unwrap_or(&Value::Null), n.get(k).unwrap_or(&Value::Null), &format!("{at}.{k}"), out);
-                }
-            }
-            (Value::Array(o), Value::Array(n)) if o.len() == n.len() => {
-                for (i, (o, n)) in o.iter().zip(n).enumerate() {
-                    walk(o, n, &format!("{at}[{i}]"), out);
-                }
-            }
-            _ => out.push(format!("- {at}: {old}\n+ {at}: {new}")),
-        }
-    }
-    let mut lines = Vec::new();
-    walk(old, new, at, &mut lines);
-    lines.join("\n")
 }
 
 /// Field errors of a changed pod status.

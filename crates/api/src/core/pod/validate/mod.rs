@@ -18,7 +18,9 @@ pub(crate) mod security;
 #[cfg(test)]
 mod tests;
 mod volume;
-mod volume_sources;
+pub(crate) mod volume_sources;
+
+pub(crate) use volume::{Sources, validate_no_backsteps};
 
 /// What depends on where a pod spec stands.
 #[derive(Clone, Copy, Debug, Default)]

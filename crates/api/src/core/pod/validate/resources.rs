@@ -59,7 +59,8 @@ const STANDARD: &[&str] = &[
     "limits.ephemeral-storage",
 ];
 
-fn validate_name(name: &str, path: &Path, errors: &mut ErrorList) -> bool {
+/// Adds the errors of a resource's name, and answers whether there are none.
+pub(crate) fn validate_name(name: &str, path: &Path, errors: &mut ErrorList) -> bool {
     let bad = names::qualified_name(name);
     names::push_invalid(errors, path, name, &bad);
     if !bad.is_empty() {
@@ -76,7 +77,8 @@ fn validate_name(name: &str, path: &Path, errors: &mut ErrorList) -> bool {
     true
 }
 
-fn validate_container_resource_name(name: &str, path: &Path, errors: &mut ErrorList) {
+/// Adds the errors of the name of a resource that a container can have.
+pub(crate) fn validate_container_resource_name(name: &str, path: &Path, errors: &mut ErrorList) {
     validate_name(name, path, errors);
     if !name.contains('/') {
         if !matches!(name, "cpu" | "memory" | "ephemeral-storage") && !is_hugepages(name) {
@@ -121,7 +123,7 @@ fn validate_hugepages(name: &str, quantity: &Quantity, path: &Path, errors: &mut
 }
 
 /// Adds the errors of a container's requests and limits.
-pub(super) fn validate_container(
+pub(crate) fn validate_container(
     r: &ResourceRequirements,
     claims: &BTreeSet<&str>,
     path: &Path,

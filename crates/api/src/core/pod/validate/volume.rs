@@ -1,16 +1,15 @@
 //! Volumes: that exactly one source is given, and each source's own rules.
 
+use crate::core::persistent_volume_claim::validate_spec;
 use crate::core::pod::validate::Options;
 use crate::core::pod::validate::env::{validate_field_ref, validate_resource_field_ref};
 use crate::core::pod::validate::volume_sources as other;
 use crate::meta::field::{ErrorList, Path};
 use crate::meta::labels::{SelectorOptions, validate_label_selector};
 use crate::meta::object::{Meta, validate_annotations};
-use crate::meta::quantity::amount_of;
 use crate::meta::{labels, names, text};
 use k8s_openapi::api::core::v1::{
-    DownwardAPIVolumeFile, EphemeralVolumeSource, KeyToPath, PersistentVolumeClaimSpec, ProjectedVolumeSource, Volume,
-    VolumeProjection,
+    DownwardAPIVolumeFile, EphemeralVolumeSource, KeyToPath, ProjectedVolumeSource, Volume, VolumeProjection,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::json;
@@ -64,19 +63,27 @@ pub(super) fn validate_volumes<'a>(
 }
 
 /// Counts the sources of a volume; only the first is looked into.
-struct Sources<'e> {
-    path: Path,
-    found: bool,
+pub(crate) struct Sources<'e> {
+    /// Where the sources are.
+    pub(crate) path: Path,
+    /// Whether there was one.
+    pub(crate) found: bool,
     errors: &'e mut ErrorList,
 }
 
-impl Sources<'_> {
-    fn check<T>(&mut self, name: &str, source: Option<&T>, rule: impl FnOnce(&T, &Path, &mut ErrorList)) {
+impl<'e> Sources<'e> {
+    /// None found yet.
+    pub(crate) fn new(path: &Path, errors: &'e mut ErrorList) -> Self {
+        Self { path: path.clone(), found: false, errors }
+    }
+
+    /// Adds the errors of a source, if it is there.
+    pub(crate) fn check<T>(&mut self, name: &str, source: Option<&T>, rule: impl FnOnce(&T, &Path, &mut ErrorList)) {
         self.check_as(name, name, source, rule);
     }
 
     /// For sources whose errors upstream reports under another name than their own.
-    fn check_as<T>(
+    pub(crate) fn check_as<T>(
         &mut self,
         twice: &str,
         name: &str,
@@ -94,7 +101,7 @@ impl Sources<'_> {
 }
 
 fn validate_source(v: &Volume, pod_name: &str, path: &Path, options: Options, errors: &mut ErrorList) {
-    let mut s = Sources { path: path.clone(), found: false, errors };
+    let mut s = Sources::new(path, errors);
     s.check("emptyDir", v.empty_dir.as_ref(), |e, p, errors| {
         let negative = e.size_limit.as_ref().is_some_and(|q| q.0.starts_with('-'));
         if negative {
@@ -211,7 +218,7 @@ fn validate_key_to_path(item: &KeyToPath, path: &Path, errors: &mut ErrorList) {
 }
 
 /// Adds `must not contain '..'`.
-pub(super) fn validate_no_backsteps(target: &str, path: &Path, errors: &mut ErrorList) {
+pub(crate) fn validate_no_backsteps(target: &str, path: &Path, errors: &mut ErrorList) {
     if target.split('/').any(|part| part == "..") {
         errors.invalid(path, target, "must not contain '..'");
     }
@@ -365,38 +372,5 @@ fn validate_ephemeral(e: &EphemeralVolumeSource, path: &Path, errors: &mut Error
             }
         }
     }
-    validate_claim_spec(&template.spec, &path.child("spec"), errors);
-}
-
-fn validate_claim_spec(spec: &PersistentVolumeClaimSpec, path: &Path, errors: &mut ErrorList) {
-    const MODES: &[&str] = &["ReadOnlyMany", "ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod"];
-    let modes = spec.access_modes.as_deref().unwrap_or_default();
-    let modes_path = path.child("accessModes");
-    if modes.is_empty() {
-        errors.required(&modes_path, "at least 1 access mode is required");
-    }
-    let options = SelectorOptions::default();
-    errors.extend(validate_label_selector(spec.selector.as_ref(), options, &path.child("selector")));
-    for mode in modes.iter().filter(|m| !MODES.contains(&m.as_str())) {
-        errors.not_supported(&modes_path, mode, MODES);
-    }
-    let exclusive = modes.iter().any(|m| m == "ReadWriteOncePod");
-    if exclusive && modes.iter().any(|m| m != "ReadWriteOncePod" && MODES.contains(&m.as_str())) {
-        errors.forbidden(&modes_path, "may not use ReadWriteOncePod with other access modes");
-    }
-    let requests = spec.resources.as_ref().and_then(|r| r.requests.as_ref());
-    let storage_path = path.child("resources").key("storage");
-    match requests.and_then(|r| r.get("storage")) {
-        None => errors.required(&storage_path, ""),
-        Some(q) if amount_of(requests, "storage").sign() <= 0 => {
-            errors.invalid(&storage_path, q.0.as_str(), "must be greater than zero");
-        }
-        Some(_) => {}
-    }
-    if let Some(class) = spec.storage_class_name.as_deref().filter(|c| !c.is_empty()) {
-        names::push_invalid(errors, &path.child("storageClassName"), class, &names::dns1123_subdomain(class, false));
-    }
-    if let Some(mode) = spec.volume_mode.as_deref().filter(|m| !matches!(*m, "Block" | "Filesystem")) {
-        errors.not_supported(&path.child("volumeMode"), mode, &["Block", "Filesystem"]);
-    }
+    validate_spec(&template.spec, false, &path.child("spec"), errors);
 }

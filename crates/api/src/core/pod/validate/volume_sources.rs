@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1;
 use serde_json::json;
 
 /// Adds `Required value` where `value` is empty.
-pub(super) fn required(value: &str, path: &Path, field: &str, errors: &mut ErrorList) {
+pub(crate) fn required(value: &str, path: &Path, field: &str, errors: &mut ErrorList) {
     if value.is_empty() {
         errors.required(&path.child(field), "");
     }
@@ -19,7 +19,7 @@ fn secret_ref(reference: Option<&v1::LocalObjectReference>, path: &Path, errors:
     }
 }
 
-pub(super) fn host_path(v: &v1::HostPathVolumeSource, path: &Path, errors: &mut ErrorList) {
+pub(crate) fn host_path(v: &v1::HostPathVolumeSource, path: &Path, errors: &mut ErrorList) {
     const TYPES: &[&str] =
         &["", "BlockDevice", "CharDevice", "Directory", "DirectoryOrCreate", "File", "FileOrCreate", "Socket"];
     if v.path.is_empty() {
@@ -31,7 +31,7 @@ pub(super) fn host_path(v: &v1::HostPathVolumeSource, path: &Path, errors: &mut 
     }
 }
 
-pub(super) fn git_repo(v: &v1::GitRepoVolumeSource, path: &Path, errors: &mut ErrorList) {
+pub(crate) fn git_repo(v: &v1::GitRepoVolumeSource, path: &Path, errors: &mut ErrorList) {
     required(&v.repository, path, "repository", errors);
     validate_descending_path(text(&v.directory), &path.child("directory"), errors);
 }
@@ -42,17 +42,17 @@ fn partition(number: Option<i32>, path: &Path, errors: &mut ErrorList) {
     }
 }
 
-pub(super) fn gce_persistent_disk(v: &v1::GCEPersistentDiskVolumeSource, path: &Path, errors: &mut ErrorList) {
+pub(crate) fn gce_persistent_disk(v: &v1::GCEPersistentDiskVolumeSource, path: &Path, errors: &mut ErrorList) {
     required(&v.pd_name, path, "pdName", errors);
     partition(v.partition, path, errors);
 }
 
-pub(super) fn aws_elastic_block_store(v: &v1::AWSElasticBlockStoreVolumeSource, path: &Path, errors: &mut ErrorList) {
+pub(crate) fn aws_elastic_block_store(v: &v1::AWSElasticBlockStoreVolumeSource, path: &Path, errors: &mut ErrorList) {
     required(&v.volume_id, path, "volumeID", errors);
     partition(v.partition, path, errors);
 }
 
-pub(super) fn nfs(v: &v1::NFSVolumeSource, path: &Path, errors: &mut ErrorList) {
+pub(crate) fn nfs(v: &v1::NFSVolumeSource, path: &Path, errors: &mut ErrorList) {
     required(&v.server, path, "server", errors);
     required(&v.path, path, "path", errors);
     if !v.path.starts_with('/') {
@@ -97,7 +97,7 @@ fn lun(number: i32, path: &Path, errors: &mut ErrorList) {
     }
 }
 
-pub(super) fn iscsi(v: &v1::ISCSIVolumeSource, path: &Path, errors: &mut ErrorList) {
+pub(crate) fn iscsi(v: &v1::ISCSIVolumeSource, path: &Path, errors: &mut ErrorList) {
     required(&v.target_portal, path, "targetPortal", errors);
     if v.iqn.is_empty() {
         errors.required(&path.child("iqn"), "");
@@ -113,12 +113,12 @@ pub(super) fn iscsi(v: &v1::ISCSIVolumeSource, path: &Path, errors: &mut ErrorLi
     }
 }
 
-pub(super) fn glusterfs(v: &v1::GlusterfsVolumeSource, path: &Path, errors: &mut ErrorList) {
+pub(crate) fn glusterfs(v: &v1::GlusterfsVolumeSource, path: &Path, errors: &mut ErrorList) {
     required(&v.endpoints, path, "endpoints", errors);
     required(&v.path, path, "path", errors);
 }
 
-pub(super) fn flocker(v: &v1::FlockerVolumeSource, path: &Path, errors: &mut ErrorList) {
+pub(crate) fn flocker(v: &v1::FlockerVolumeSource, path: &Path, errors: &mut ErrorList) {
     let (name, uuid) = (text(&v.dataset_name), text(&v.dataset_uuid));
     if name.is_empty() && uuid.is_empty() {
         errors.required(path, "one of datasetName and datasetUUID is required");
@@ -131,25 +131,25 @@ pub(super) fn flocker(v: &v1::FlockerVolumeSource, path: &Path, errors: &mut Err
     }
 }
 
-pub(super) fn rbd(v: &v1::RBDVolumeSource, path: &Path, errors: &mut ErrorList) {
+pub(crate) fn rbd(v: &v1::RBDVolumeSource, path: &Path, errors: &mut ErrorList) {
     if v.monitors.is_empty() {
         errors.required(&path.child("monitors"), "");
     }
     required(&v.image, path, "image", errors);
 }
 
-pub(super) fn cinder(v: &v1::CinderVolumeSource, path: &Path, errors: &mut ErrorList) {
+pub(crate) fn cinder(v: &v1::CinderVolumeSource, path: &Path, errors: &mut ErrorList) {
     required(&v.volume_id, path, "volumeID", errors);
     secret_ref(v.secret_ref.as_ref(), path, errors);
 }
 
-pub(super) fn cephfs(v: &v1::CephFSVolumeSource, path: &Path, errors: &mut ErrorList) {
+pub(crate) fn cephfs(v: &v1::CephFSVolumeSource, path: &Path, errors: &mut ErrorList) {
     if v.monitors.is_empty() {
         errors.required(&path.child("monitors"), "");
     }
 }
 
-pub(super) fn quobyte(v: &v1::QuobyteVolumeSource, path: &Path, errors: &mut ErrorList) {
+pub(crate) fn quobyte(v: &v1::QuobyteVolumeSource, path: &Path, errors: &mut ErrorList) {
     const PAIRS: &str = "must be a host:port pair or multiple pairs separated by commas";
     if v.registry.is_empty() {
         errors.required(&path.child("registry"), PAIRS);
@@ -163,7 +163,7 @@ pub(super) fn quobyte(v: &v1::QuobyteVolumeSource, path: &Path, errors: &mut Err
     required(&v.volume, path, "volume", errors);
 }
 
-pub(super) fn fc(v: &v1::FCVolumeSource, path: &Path, errors: &mut ErrorList) {
+pub(crate) fn fc(v: &v1::FCVolumeSource, path: &Path, errors: &mut ErrorList) {
     let wwns = v.target_wwns.as_deref().unwrap_or_default();
     let wwids = v.wwids.as_deref().unwrap_or_default();
     let wwns_path = path.child("targetWWNs");
@@ -181,7 +181,7 @@ pub(super) fn fc(v: &v1::FCVolumeSource, path: &Path, errors: &mut ErrorList) {
     }
 }
 
-pub(super) fn flex_volume(v: &v1::FlexVolumeSource, path: &Path, errors: &mut ErrorList) {
+pub(crate) fn flex_volume(v: &v1::FlexVolumeSource, path: &Path, errors: &mut ErrorList) {
     required(&v.driver, path, "driver", errors);
     for key in v.options.iter().flatten().map(|(k, _)| k) {
         let namespace = format!(".{}", key.split('/').next().unwrap_or(key).to_lowercase());
@@ -192,12 +192,12 @@ pub(super) fn flex_volume(v: &v1::FlexVolumeSource, path: &Path, errors: &mut Er
     }
 }
 
-pub(super) fn azure_file(v: &v1::AzureFileVolumeSource, path: &Path, errors: &mut ErrorList) {
+pub(crate) fn azure_file(v: &v1::AzureFileVolumeSource, path: &Path, errors: &mut ErrorList) {
     required(&v.secret_name, path, "secretName", errors);
     required(&v.share_name, path, "shareName", errors);
 }
 
-pub(super) fn azure_disk(v: &v1::AzureDiskVolumeSource, path: &Path, errors: &mut ErrorList) {
+pub(crate) fn azure_disk(v: &v1::AzureDiskVolumeSource, path: &Path, errors: &mut ErrorList) {
     const CACHING: &[&str] = &["None", "ReadOnly", "ReadWrite"];
     const KINDS: &[&str] = &["Dedicated", "Managed", "Shared"];
     required(&v.disk_name, path, "diskName", errors);
@@ -222,7 +222,7 @@ pub(super) fn azure_disk(v: &v1::AzureDiskVolumeSource, path: &Path, errors: &mu
     }
 }
 
-pub(super) fn storageos(v: &v1::StorageOSVolumeSource, path: &Path, errors: &mut ErrorList) {
+pub(crate) fn storageos(v: &v1::StorageOSVolumeSource, path: &Path, errors: &mut ErrorList) {
     let (name, namespace) = (text(&v.volume_name), text(&v.volume_namespace));
     if name.is_empty() {
         errors.required(&path.child("volumeName"), "");
@@ -235,13 +235,13 @@ pub(super) fn storageos(v: &v1::StorageOSVolumeSource, path: &Path, errors: &mut
     secret_ref(v.secret_ref.as_ref(), path, errors);
 }
 
-pub(super) fn scale_io(v: &v1::ScaleIOVolumeSource, path: &Path, errors: &mut ErrorList) {
+pub(crate) fn scale_io(v: &v1::ScaleIOVolumeSource, path: &Path, errors: &mut ErrorList) {
     required(&v.gateway, path, "gateway", errors);
     required(&v.system, path, "system", errors);
     required(text(&v.volume_name), path, "volumeName", errors);
 }
 
-pub(super) fn csi(v: &v1::CSIVolumeSource, path: &Path, errors: &mut ErrorList) {
+pub(crate) fn csi(v: &v1::CSIVolumeSource, path: &Path, errors: &mut ErrorList) {
     let driver_path = path.child("driver");
     required(&v.driver, path, "driver", errors);
     if v.driver.len() > 63 {

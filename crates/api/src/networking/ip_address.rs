@@ -1,0 +1,101 @@
+//! IPAddress: an address of a Service, held by its name.
+
+use crate::kind::{Column, Kind, ResourceInfo};
+use crate::meta::field::{ErrorList, Path};
+use crate::meta::object::{Meta, immutable};
+use crate::meta::{names, table, text};
+use crate::networking::{addresses, validate_segment};
+use k8s_openapi::api::networking::v1::{IPAddress, ParentReference};
+use k8s_openapi::jiff::Timestamp;
+use serde_json::{Value, json};
+
+/// Whose address it is: `services/default/web`.
+fn shown(parent: &ParentReference) -> String {
+    let group = text(&parent.group);
+    let dot = if group.is_empty() { "" } else { "." };
+    let namespace = parent.namespace.as_deref().filter(|n| !n.is_empty()).map(|n| format!("{n}/"));
+    format!("{}{dot}{group}/{}{}", parent.resource, namespace.unwrap_or_default(), parent.name)
+}
+
+impl Kind for IPAddress {
+    const INFO: ResourceInfo = ResourceInfo {
+        short_names: &["ip"],
+        ..ResourceInfo::new("networking.k8s.io", "v1", "IPAddress", "ipaddresses", "ipaddress", false)
+    };
+    const COLUMNS: &'static [Column] = &[table::NAME, table::text_column("ParentRef", "Whose address it is.", 0)];
+    crate::kind_codec!();
+
+    fn validate(&self) -> ErrorList {
+        let mut e = ErrorList::default();
+        let parent = &self.spec.parent_ref;
+        let path = Path::new("spec").child("parentRef");
+        if *parent == ParentReference::default() {
+            e.required(&path, "");
+            return e;
+        }
+        let group = text(&parent.group);
+        if !group.is_empty() {
+            names::push_invalid(&mut e, &path.child("group"), group, &names::dns1123_subdomain(group, false));
+        }
+        validate_segment(&parent.resource, true, &path.child("resource"), &mut e);
+        validate_segment(&parent.name, true, &path.child("name"), &mut e);
+        validate_segment(text(&parent.namespace), false, &path.child("namespace"), &mut e);
+        e
+    }
+
+    fn validate_update(&self, old: &Self) -> ErrorList {
+        let mut e = self.validate();
+        let parent = |a: &Self| json!(a.spec.parent_ref);
+        immutable(&mut e, &Path::new("spec").child("parentRef"), &parent(self), &parent(old));
+        e
+    }
+
+    fn validate_name(name: &str, _: bool) -> Vec<String> {
+        addresses::strict_ip(name)
+    }
+
+    fn cells(&self, _: Timestamp) -> Vec<Value> {
+        let parent = &self.spec.parent_ref;
+        let parent = if *parent == ParentReference::default() { "<none>".to_owned() } else { shown(parent) };
+        vec![self.metadata.name().into(), parent.into()]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address(parent: Value) -> IPAddress {
+        IPAddress::from_value(json!({"metadata": {"name": "10.0.0.1"}, "spec": {"parentRef": parent}})).unwrap()
+    }
+
+    fn texts(e: &ErrorList) -> Vec<String> {
+        e.0.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn the_parent_is_required_and_fixed() {
+        assert_eq!(texts(&IPAddress::default().validate()), ["spec.parentRef: Required value"]);
+        let bad = address(json!({"group": "A", "namespace": "a/b"}));
+        let found = texts(&bad.validate());
+        assert!(found[0].starts_with("spec.parentRef.group: Invalid value: \"A\""));
+        assert_eq!(
+            found[1..],
+            [
+                "spec.parentRef.resource: Required value",
+                "spec.parentRef.name: Required value",
+                "spec.parentRef.namespace: Invalid value: \"a/b\": may not contain '/'",
+            ]
+        );
+        let old = address(json!({"resource": "services", "namespace": "default", "name": "web"}));
+        let new = address(json!({"resource": "services", "namespace": "default", "name": "api"}));
+        assert!(texts(&new.validate_update(&old))[0].ends_with("field is immutable"));
+        assert_eq!(json!(old.cells(Timestamp::UNIX_EPOCH)), json!(["10.0.0.1", "services/default/web"]));
+    }
+
+    #[test]
+    fn the_name_is_an_address() {
+        assert!(IPAddress::validate_name("10.0.0.1", false).is_empty());
+        assert_eq!(IPAddress::validate_name("10.0.0.01", false), ["must not have leading 0s"]);
+    }
+}

@@ -1,0 +1,3 @@
+//! The `node.k8s.io` API group: one file per kind.
+
+mod runtime_class;
