@@ -1,8 +1,8 @@
-//! The Service `kube-dns`, behind which every node answers for itself: each agent serves the cluster's names on the first
-//! address of its pod range, and `internalTrafficPolicy: Local` leads every query to the node it comes from.
+//! The Service `kube-dns`, behind which every node answers for itself: each agent serves the cluster's names on the
+//! first address of its pod range, and `internalTrafficPolicy: Local` leads every query to the node it comes from.
 //!
-//! Nodes may not write EndpointSlices (one could take over the names of all), so they are written here, one per node and
-//! owned by the Node object, whose garbage they become. A Service `kube-dns` with a selector is somebody's own DNS and is
+//! Nodes may not write EndpointSlices (one could take over the names of all), so they are written here, one per node
+//! and owned by the Node object, whose garbage they become. A Service `kube-dns` with a selector is somebody's own DNS and is
 //! left alone, and so are endpoints then.
 
 use crate::config::Setup;

@@ -1,5 +1,5 @@
-//! Static pods: manifests in a directory of the node, run whether there is an API server or not, and shown in the API by
-//! mirror pods. A mirror that somebody deletes comes back; only the manifest decides whether the pod runs.
+//! Static pods: manifests in a directory of the node, run whether there is an API server or not, and shown in the API
+//! by mirror pods. A mirror that somebody deletes comes back; only the manifest decides whether the pod runs.
 
 mod manifest;
 
