@@ -22,6 +22,7 @@ pub mod server;
 pub mod subresource;
 mod table;
 pub mod watch_cache;
+pub mod webhook_client;
 
 pub use config::ServerConfig;
 pub use server::{Server, StartError};
