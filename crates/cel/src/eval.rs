@@ -241,7 +241,7 @@ impl<'p> Machine<'p> {
                     object = value;
                 }
                 Ok(Found::Missing(_)) if optional => {
-                    return Ok(Value::Optional(None));
+                    return Ok(if attribute.test { Value::Bool(false) } else { Value::Optional(None) });
                 }
                 Ok(Found::Missing(message)) => {
                     self.charge(cost)?;
