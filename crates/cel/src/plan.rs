@@ -270,8 +270,7 @@ impl Planner<'_> {
         };
         let call = Call { function: function.into(), overload: single, candidates, implementation, args, takes: None };
         if let ([Step::Const(value)], true) = (&call.args[..], CONVERSIONS.contains(&function)) {
-            let args = vec![value.clone()];
-            return Ok(Step::Const(crate::eval::invoke(&call, args)?));
+            return Ok(Step::Const(crate::eval::invoke(&call, std::slice::from_ref(value))?));
         }
         Ok(Step::Call(Box::new(call)))
     }
