@@ -85,6 +85,18 @@ fn limits_stop_an_evaluation() {
 }
 
 #[test]
+fn what_would_exhaust_memory_is_stopped() {
+    let env = Environment::kubernetes().variable("s", Type::String).build();
+    let activation = Activation::new().with("s", "x".repeat(1 << 20));
+    for text in ["lists.range(9000000000)", "s.replace('', s)", "lists.range(1000).map(i, s).join()"] {
+        let program = env.compile(text, Expected::Any).ok().unwrap();
+        assert_eq!(program.eval(&activation, Limits::default()).unwrap_err(), EvalError::CostLimit, "{text}");
+    }
+    assert!(env.compile("s == 'a'", Type::Bool).ok().unwrap().mentions("s"));
+    assert!(!env.compile("'s' == 'a'", Type::Bool).ok().unwrap().mentions("s"));
+}
+
+#[test]
 fn growing_lists_is_cheap() {
     let env = Environment::kubernetes().build();
     let program = env.compile("lists.range(20000).map(i, i + 1).filter(i, i > 0).size()", Type::Int).ok().unwrap();

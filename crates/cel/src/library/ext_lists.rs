@@ -4,6 +4,7 @@ use std::cmp::Ordering;
 
 use super::lists::COMPARABLE;
 use super::{fail, mismatch};
+use crate::cost::PER_CALL_LIMIT;
 use crate::decls::{Function, Overload};
 use crate::macros::MAP_INSERT;
 use crate::ops;
@@ -11,9 +12,6 @@ use crate::types::Type;
 use crate::value::{EvalError, List, Value};
 
 type Result<T> = std::result::Result<T, EvalError>;
-
-/// The longest list that `lists.range` makes. The reference has no bound and can be made to run out of memory.
-const MAX_RANGE: i64 = 10_000_000;
 
 fn slice(args: &[Value]) -> Result<Value> {
     let [Value::List(list), Value::Int(start), Value::Int(end)] = args else { return mismatch() };
@@ -110,7 +108,8 @@ fn reverse(args: &[Value]) -> Result<Value> {
 
 fn range(args: &[Value]) -> Result<Value> {
     match args {
-        [Value::Int(n)] if *n > MAX_RANGE => fail(format!("lists.range({n}) exceeds {MAX_RANGE} elements")),
+        // Each element costs a unit, so a longer list exceeds what any evaluation may cost; it is not made first.
+        [Value::Int(n)] if u64::try_from(*n).is_ok_and(|n| n > PER_CALL_LIMIT) => Err(EvalError::CostLimit),
         [Value::Int(n)] => Ok(Value::list((0..*n).map(Value::Int).collect())),
         _ => mismatch(),
     }

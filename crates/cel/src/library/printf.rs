@@ -1,6 +1,6 @@
 //! `format` of strings: the clauses, and what each makes of a value.
 
-use super::{convert, fail};
+use super::{check_length, convert, fail};
 use crate::number;
 use crate::types::Type;
 use crate::value::{EvalError, List, Value};
@@ -121,6 +121,7 @@ pub(crate) fn format(format: &str, args: &List, style: Style) -> Result<String> 
                 let text = clause
                     .print(&arg, style)
                     .map_err(|error| EvalError::new(format!("error during formatting: {error}")))?;
+                check_length(out.len() + text.len())?;
                 out.push_str(&text);
             }
         }
