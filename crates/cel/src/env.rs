@@ -22,7 +22,7 @@ pub struct Environment {
     pub(crate) container: String,
     variables: HashMap<Arc<str>, Type>,
     constants: HashMap<Arc<str>, Value>,
-    functions: HashMap<Arc<str>, Function>,
+    functions: Arc<HashMap<Arc<str>, Function>>,
     providers: Vec<Arc<dyn TypeProvider>>,
     macros: Vec<Macro>,
     optional_syntax: bool,
@@ -59,7 +59,7 @@ impl Environment {
             container: String::new(),
             variables: HashMap::new(),
             constants: HashMap::new(),
-            functions: HashMap::new(),
+            functions: Arc::default(),
             providers: Vec::new(),
             macros: macros::STANDARD.to_vec(),
             optional_syntax: false,
@@ -279,8 +279,12 @@ impl Builder {
     }
 
     fn add(&mut self, functions: Vec<Function>) {
+        if functions.is_empty() {
+            return;
+        }
+        let declared = Arc::make_mut(&mut self.env.functions);
         for function in functions {
-            match self.env.functions.get_mut(&function.name) {
+            match declared.get_mut(&function.name) {
                 Some(existing) => {
                     for overload in function.overloads {
                         existing.overloads.retain(|known| known.id != overload.id);
@@ -291,7 +295,7 @@ impl Builder {
                     }
                 }
                 None => {
-                    self.env.functions.insert(function.name.clone(), function);
+                    declared.insert(function.name.clone(), function);
                 }
             }
         }

@@ -9,7 +9,7 @@ use crate::decls::{Function, Overload};
 use crate::macros::MAP_INSERT;
 use crate::ops;
 use crate::types::Type;
-use crate::value::{EvalError, List, Value};
+use crate::value::{EvalError, List, Value, occurs};
 
 type Result<T> = std::result::Result<T, EvalError>;
 
@@ -85,14 +85,7 @@ fn distinct(args: &[Value]) -> Result<Value> {
     let mut unique: Vec<Value> = Vec::new();
     for item in list.iter() {
         let item = item?;
-        let mut seen = false;
-        for other in &unique {
-            if item.equals(other)? {
-                seen = true;
-                break;
-            }
-        }
-        if !seen {
+        if !occurs(&unique, &item)? {
             unique.push(item);
         }
     }
