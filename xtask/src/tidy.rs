@@ -14,7 +14,7 @@ const COLUMNS_MAX: usize = 140;
 const COLUMNS_WITH_LITERALS_MAX: usize = 320;
 /// Crates that must run under virtual time from one seed.
 const CONTROL_PLANE: &[&str] =
-    &["api", "store", "server", "client", "reconcile", "controllers", "scheduler", "proxy", "dns"];
+    &["api", "cel", "store", "server", "client", "reconcile", "controllers", "scheduler", "proxy", "dns"];
 /// Names that say nothing about what is inside.
 const EMPTY_NAMES: &[&str] = &["utils", "util", "common", "helpers", "helper", "misc"];
 

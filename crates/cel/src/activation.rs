@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use crate::value::{EvalError, Value};
 
-/// Gives variables their values.
-pub trait Variables {
+/// Gives variables their values. Expressions that nest deep are evaluated on a thread of their own.
+pub trait Variables: Sync {
     /// The value of a variable, `None` when there is no such variable.
     ///
     /// # Errors

@@ -11,6 +11,7 @@ use crate::macros::{self, Macro};
 use crate::parser;
 use crate::plan;
 use crate::program::Program;
+use crate::stack;
 use crate::types::Type;
 use crate::validate;
 use crate::value::Value;
@@ -21,7 +22,7 @@ pub struct Environment {
     pub(crate) container: String,
     variables: HashMap<Arc<str>, Type>,
     constants: HashMap<Arc<str>, Value>,
-    functions: HashMap<Arc<str>, Function>,
+    functions: Arc<HashMap<Arc<str>, Function>>,
     providers: Vec<Arc<dyn TypeProvider>>,
     macros: Vec<Macro>,
     optional_syntax: bool,
@@ -58,7 +59,7 @@ impl Environment {
             container: String::new(),
             variables: HashMap::new(),
             constants: HashMap::new(),
-            functions: HashMap::new(),
+            functions: Arc::default(),
             providers: Vec::new(),
             macros: macros::STANDARD.to_vec(),
             optional_syntax: false,
@@ -156,6 +157,12 @@ impl Environment {
     /// # Errors
     /// Every problem found, in the order of their places.
     pub fn compile(&self, text: &str, expected: impl Into<Expected>) -> Result<Program, Vec<Issue>> {
+        let expected = expected.into();
+        let nesting = stack::nesting(text);
+        stack::with_room(nesting, || self.compile_here(text, &expected, nesting))
+    }
+
+    fn compile_here(&self, text: &str, expected: &Expected, nesting: usize) -> Result<Program, Vec<Issue>> {
         let mut issues = Issues::new(text);
         let macros = if self.use_macros { self.macros.as_slice() } else { &[] };
         let parsed = parser::parse(text, macros, self.optional_syntax, &mut issues);
@@ -170,21 +177,22 @@ impl Environment {
             return Err(issues.into_sorted());
         }
         let output = checked.type_of(checked.root.id).clone();
-        if let Expected::OneOf(types) = expected.into() {
-            if !types.contains(&output) && !types.contains(&Type::Any) {
-                let message = match types.as_slice() {
-                    [single] => format!("must evaluate to {single}"),
-                    many => {
-                        let names: Vec<String> = many.iter().map(ToString::to_string).collect();
-                        format!("must evaluate to one of [{}]", names.join(" "))
-                    }
-                };
-                issues.report(Phase::Output, None, message);
-                return Err(issues.into_sorted());
-            }
+        if let Expected::OneOf(types) = expected
+            && !types.contains(&output)
+            && !types.contains(&Type::Any)
+        {
+            let message = match types.as_slice() {
+                [single] => format!("must evaluate to {single}"),
+                many => {
+                    let names: Vec<String> = many.iter().map(ToString::to_string).collect();
+                    format!("must evaluate to one of [{}]", names.join(" "))
+                }
+            };
+            issues.report(Phase::Output, None, message);
+            return Err(issues.into_sorted());
         }
         match plan::plan(&checked, self) {
-            Ok(plan) => Ok(Program { plan, checked, output }),
+            Ok(plan) => Ok(Program { plan, checked, output, nesting }),
             Err(error) => {
                 issues.report(Phase::Plan, None, error.to_string());
                 Err(issues.into_sorted())
@@ -271,8 +279,12 @@ impl Builder {
     }
 
     fn add(&mut self, functions: Vec<Function>) {
+        if functions.is_empty() {
+            return;
+        }
+        let declared = Arc::make_mut(&mut self.env.functions);
         for function in functions {
-            match self.env.functions.get_mut(&function.name) {
+            match declared.get_mut(&function.name) {
                 Some(existing) => {
                     for overload in function.overloads {
                         existing.overloads.retain(|known| known.id != overload.id);
@@ -283,7 +295,7 @@ impl Builder {
                     }
                 }
                 None => {
-                    self.env.functions.insert(function.name.clone(), function);
+                    declared.insert(function.name.clone(), function);
                 }
             }
         }

@@ -42,16 +42,16 @@ pub(crate) fn run(plan: &Plan, variables: &dyn Variables, limits: Limits) -> Out
 }
 
 /// Evaluates a call with arguments that are already there.
-pub(crate) fn invoke(call: &Call, args: Vec<Value>) -> Result<Value> {
+pub(crate) fn invoke(call: &Call, args: &[Value]) -> Result<Value> {
     match &call.implementation {
-        Implementation::Owned(function) => function(args),
-        Implementation::Shared(function) => function(&args),
+        Implementation::Owned(function) => function(args.to_vec()),
+        Implementation::Shared(function) => function(args),
         Implementation::ByArguments => {
             for candidate in &call.candidates {
                 let fits = candidate.params.len() == args.len()
-                    && candidate.params.iter().zip(&args).all(|(param, arg)| param.accepts(arg));
+                    && candidate.params.iter().zip(args).all(|(param, arg)| param.accepts(arg));
                 if let (true, Some(function)) = (fits, &candidate.func) {
-                    return function(&args);
+                    return function(args);
                 }
             }
             let types: Vec<String> = args.iter().map(Value::type_name).collect();
@@ -167,8 +167,7 @@ impl<'p> Machine<'p> {
             self.charge(cost)?;
             return result;
         }
-        // Costs are counted with the arguments, which the call gets by value.
-        let result = invoke(call, args.clone());
+        let result = invoke(call, &args);
         self.charge(runtime::call(&call.function, call.overload.as_deref(), &args, result.as_ref().ok()))?;
         result
     }
@@ -241,7 +240,7 @@ impl<'p> Machine<'p> {
                     object = value;
                 }
                 Ok(Found::Missing(_)) if optional => {
-                    return Ok(Value::Optional(None));
+                    return Ok(if attribute.test { Value::Bool(false) } else { Value::Optional(None) });
                 }
                 Ok(Found::Missing(message)) => {
                     self.charge(cost)?;

@@ -1,7 +1,7 @@
 //! The Common Expression Language with Kubernetes' libraries: parser, type checker, evaluator, cost estimate and limit.
 //!
-//! An [`Environment`] says what expressions may refer to and compiles texts to [`Program`]s. A program is evaluated with
-//! [`Variables`], whose values may be lazy views of JSON ([`JsonView`], typed by a [`Schema`]). The crate knows no
+//! An [`Environment`] says what expressions may refer to and compiles texts to [`Program`]s. A program is evaluated
+//! with [`Variables`], whose values may be lazy views of JSON ([`JsonView`], typed by a [`Schema`]). The crate knows no
 //! Kubernetes objects; the authorizer behind the `authorizer` variable comes in through a trait.
 //!
 //! Texts of errors and costs are those of cel-go and of Kubernetes' API server 1.37.
@@ -25,6 +25,7 @@ mod plan;
 mod program;
 mod regex;
 mod schema;
+mod stack;
 mod time;
 mod types;
 mod unescape;

@@ -184,10 +184,10 @@ fn variables<'a>(args: &'a [Expr], bodies: usize, wrong: &str) -> Result<(&'a st
         let Some(name) = variable(arg) else { return fail(arg, wrong) };
         names.push((arg, name));
     }
-    if let [(_, first), (second_arg, second)] = names[..] {
-        if first == second {
-            return fail(second_arg, format!("duplicate variable name: {first}"));
-        }
+    if let [(_, first), (second_arg, second)] = names[..]
+        && first == second
+    {
+        return fail(second_arg, format!("duplicate variable name: {first}"));
     }
     for (arg, name) in &names {
         if [ACCUMULATOR, OLD_ACCUMULATOR].contains(name) {

@@ -126,6 +126,6 @@ mod tests {
         ] {
             assert_eq!(shortest(d), text);
         }
-        assert_eq!(exponent(1052.032_911_275, 6), "1.052033e+03");
+        assert_eq!(exponent(1_052.032_911_275, 6), "1.052033e+03");
     }
 }

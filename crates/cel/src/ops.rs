@@ -3,7 +3,7 @@
 use std::cmp::Ordering;
 use std::sync::Arc;
 
-use crate::value::{EvalError, Key, List, ListKind, Map, Value, compare_numbers, lossless_int, same_keys};
+use crate::value::{EvalError, Key, List, ListKind, Map, Value, compare_numbers, lossless_int, occurs, same_keys};
 
 type Result<T> = std::result::Result<T, EvalError>;
 
@@ -49,7 +49,7 @@ fn concat(a: List, b: &List) -> Result<List> {
         ListKind::Set => {
             for item in b.iter() {
                 let item = item?;
-                if !List::Items(Arc::new(own.clone())).contains(&item)? {
+                if !occurs(own, &item)? {
                     own.push(item);
                 }
             }

@@ -188,20 +188,27 @@ fn expecting(set: &[Tok]) -> String {
     format!("{{{}}}", names.join(", "))
 }
 
-fn binary(kind: Tok) -> Option<&'static str> {
+/// How tightly `||` and `&&` bind.
+const OR: u8 = 0;
+const AND: u8 = 1;
+
+/// How tightly an operator between two operands binds, and the function it is.
+fn binary(kind: Tok) -> Option<(u8, &'static str)> {
     Some(match kind {
-        Tok::Equals => op::EQUALS,
-        Tok::NotEquals => op::NOT_EQUALS,
-        Tok::In => op::IN,
-        Tok::Less => op::LESS,
-        Tok::LessEquals => op::LESS_EQUALS,
-        Tok::Greater => op::GREATER,
-        Tok::GreaterEquals => op::GREATER_EQUALS,
-        Tok::Plus => op::ADD,
-        Tok::Minus => op::SUBTRACT,
-        Tok::Star => op::MULTIPLY,
-        Tok::Slash => op::DIVIDE,
-        Tok::Percent => op::MODULO,
+        Tok::Or => (OR, op::OR),
+        Tok::And => (AND, op::AND),
+        Tok::Equals => (2, op::EQUALS),
+        Tok::NotEquals => (2, op::NOT_EQUALS),
+        Tok::In => (2, op::IN),
+        Tok::Less => (2, op::LESS),
+        Tok::LessEquals => (2, op::LESS_EQUALS),
+        Tok::Greater => (2, op::GREATER),
+        Tok::GreaterEquals => (2, op::GREATER_EQUALS),
+        Tok::Plus => (3, op::ADD),
+        Tok::Minus => (3, op::SUBTRACT),
+        Tok::Star => (4, op::MULTIPLY),
+        Tok::Slash => (4, op::DIVIDE),
+        Tok::Percent => (4, op::MODULO),
         _ => return None,
     })
 }
@@ -324,11 +331,11 @@ impl Parser<'_> {
             self.issues.report(Phase::Parse, None, format!("expression recursion limit exceeded: {MAX_DEPTH}"));
             return Err(Stop::Abort);
         }
-        let condition = self.logic(Tok::Or, op::OR)?;
+        let condition = self.binary(OR)?;
         let result = if self.kind() == Tok::Question {
             let offset = self.advance().offset;
             let id = self.nodes.id(offset);
-            let yes = self.within(&[Tok::Colon], |p| p.logic(Tok::Or, op::OR))?;
+            let yes = self.within(&[Tok::Colon], |p| p.binary(OR))?;
             match self.expect(Tok::Colon) {
                 Ok(_) => {
                     let no = self.expr()?;
@@ -344,48 +351,31 @@ impl Parser<'_> {
         Ok(result)
     }
 
-    /// Chains of `||`, and within them of `&&`, as balanced trees so that long ones do not nest deep.
-    fn logic(&mut self, kind: Tok, function: &'static str) -> Parse<Deep> {
-        let operand = |p: &mut Self| if kind == Tok::Or { p.logic(Tok::And, op::AND) } else { p.relation() };
-        let first = operand(self)?;
-        let mut depth = first.depth;
-        let mut terms = vec![first.expr];
-        let mut ids = Vec::new();
-        while self.kind() == kind {
-            let offset = self.advance().offset;
-            let next = operand(self)?;
-            depth = depth.max(next.depth);
-            terms.push(next.expr);
-            ids.push(self.nodes.id(offset));
-        }
-        let mut terms = terms.into_iter();
-        Ok(Deep { expr: balance(function, &mut terms, &ids), depth })
-    }
-
-    fn relation(&mut self) -> Parse<Deep> {
-        self.left_associative(
-            &[Tok::Less, Tok::LessEquals, Tok::GreaterEquals, Tok::Greater, Tok::Equals, Tok::NotEquals, Tok::In],
-            Self::sum,
-        )
-    }
-
-    fn sum(&mut self) -> Parse<Deep> {
-        self.left_associative(&[Tok::Plus, Tok::Minus], Self::product)
-    }
-
-    fn product(&mut self) -> Parse<Deep> {
-        self.left_associative(&[Tok::Star, Tok::Slash, Tok::Percent], Self::unary)
-    }
-
-    fn left_associative(&mut self, kinds: &[Tok], operand: fn(&mut Self) -> Parse<Deep>) -> Parse<Deep> {
-        let mut left = operand(self)?;
-        while kinds.contains(&self.kind()) {
-            let token = self.advance();
-            let id = self.nodes.id(token.offset);
-            let right = operand(self)?;
-            let depth = 1 + left.depth.max(right.depth);
-            let function = binary(token.kind).unwrap_or_default();
-            left = Deep { expr: self.global(id, function, vec![left.expr, right.expr]), depth };
+    /// Operands joined by operators that bind at least as tightly as `level`. Chains of `||` and `&&` become balanced
+    /// trees, so that long ones do not nest deep.
+    fn binary(&mut self, level: u8) -> Parse<Deep> {
+        let mut left = self.unary()?;
+        while let Some((tightness, function)) = binary(self.kind()).filter(|(tightness, _)| *tightness >= level) {
+            let kind = self.kind();
+            if tightness > AND {
+                let offset = self.advance().offset;
+                let id = self.nodes.id(offset);
+                let right = self.binary(tightness + 1)?;
+                let depth = 1 + left.depth.max(right.depth);
+                left = Deep { expr: self.global(id, function, vec![left.expr, right.expr]), depth };
+                continue;
+            }
+            let mut depth = left.depth;
+            let mut terms = vec![left.expr];
+            let mut ids = Vec::new();
+            while self.kind() == kind {
+                let offset = self.advance().offset;
+                let next = self.binary(tightness + 1)?;
+                depth = depth.max(next.depth);
+                terms.push(next.expr);
+                ids.push(self.nodes.id(offset));
+            }
+            left = Deep { expr: balance(function, &mut terms.into_iter(), &ids), depth };
         }
         Ok(left)
     }
@@ -402,6 +392,12 @@ impl Parser<'_> {
             {
                 self.advance();
                 count += 1;
+            }
+            if kind == Tok::Minus && !EXPR_START.contains(&self.kind()) {
+                let (from, to) = (self.tokens[self.at - 1].offset, self.token().end);
+                let seen: String = self.text[from as usize..to as usize].iter().collect();
+                self.syntax_error(&format!("no viable alternative at input '{}'", seen.replace('\n', "\\n")));
+                self.recovering = false;
             }
             let function = if kind == Tok::Exclam { op::NOT } else { op::NEGATE };
             let id = (count % 2 == 1).then(|| self.nodes.id(offset));

@@ -1,7 +1,7 @@
 //! Checked trees to plans: what the evaluator does, step by step, with constants already worked out.
 //!
-//! The shape of a plan also decides what an evaluation costs. Like the reference, chains of selections are one step, the
-//! branches of a conditional are not charged for reading a variable, and literals of constants are free.
+//! The shape of a plan also decides what an evaluation costs. As in the reference, chains of selections are one step,
+//! the branches of a conditional are not charged for reading a variable, and literals of constants are free.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -257,12 +257,12 @@ impl Planner<'_> {
         };
         let single = match (&mut candidates[..], &found.func) {
             ([only], func) => {
-                if only.func.is_none() {
-                    if let Some(func) = func {
-                        let mut own = (**only).clone();
-                        own.func = Some(func.clone());
-                        *only = Arc::new(own);
-                    }
+                if only.func.is_none()
+                    && let Some(func) = func
+                {
+                    let mut own = (**only).clone();
+                    own.func = Some(func.clone());
+                    *only = Arc::new(own);
                 }
                 Some(only.id.clone())
             }
@@ -270,8 +270,7 @@ impl Planner<'_> {
         };
         let call = Call { function: function.into(), overload: single, candidates, implementation, args, takes: None };
         if let ([Step::Const(value)], true) = (&call.args[..], CONVERSIONS.contains(&function)) {
-            let args = vec![value.clone()];
-            return Ok(Step::Const(crate::eval::invoke(&call, args)?));
+            return Ok(Step::Const(crate::eval::invoke(&call, std::slice::from_ref(value))?));
         }
         Ok(Step::Call(Box::new(call)))
     }

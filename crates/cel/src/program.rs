@@ -5,6 +5,7 @@ use crate::checker::Checked;
 use crate::cost::{self, CostRange, SizeHints};
 use crate::eval;
 use crate::plan::Plan;
+use crate::stack;
 use crate::types::Type;
 use crate::value::{EvalError, Value};
 
@@ -13,6 +14,7 @@ pub struct Program {
     pub(crate) plan: Plan,
     pub(crate) checked: Checked,
     pub(crate) output: Type,
+    pub(crate) nesting: usize,
 }
 
 /// How much an evaluation may cost.
@@ -46,7 +48,7 @@ impl Program {
     /// What evaluating will cost at least and at most, given what is known about the sizes of variables.
     #[must_use]
     pub fn estimate(&self, hints: &dyn SizeHints) -> CostRange {
-        cost::estimate::estimate(&self.checked, hints)
+        stack::with_room(self.nesting, || cost::estimate::estimate(&self.checked, hints))
     }
 
     /// Evaluates, and says what that cost.
@@ -61,7 +63,7 @@ impl Program {
     /// Evaluates, and says what that cost even when it failed.
     #[must_use]
     pub fn run(&self, variables: &dyn Variables, limits: Limits) -> Outcome {
-        eval::run(&self.plan, variables, limits)
+        stack::with_room(self.nesting, || eval::run(&self.plan, variables, limits))
     }
 
     /// Whether the expression, or a part of it, refers to a variable or a field path that starts with one.

@@ -22,7 +22,7 @@ const MAX_DURATION: u64 = 32;
 const DATE: u64 = 12;
 
 /// Words that no field may be called; such fields are written `__word__`.
-const RESERVED: [&str; 22] = [
+const RESERVED: [&str; 21] = [
     "true",
     "false",
     "null",
@@ -44,7 +44,6 @@ const RESERVED: [&str; 22] = [
     "var",
     "void",
     "while",
-    "__",
 ];
 
 /// The name by which expressions refer to a field, `None` when they cannot.
@@ -53,7 +52,7 @@ pub fn escape(name: &str) -> Option<Cow<'_, str>> {
     if name.is_empty() || name.starts_with(|c: char| c.is_ascii_digit()) {
         return None;
     }
-    if RESERVED.contains(&name) && name != "__" {
+    if RESERVED.contains(&name) {
         return Some(Cow::Owned(format!("__{name}__")));
     }
     if !name.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-./".contains(&b)) {

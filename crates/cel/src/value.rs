@@ -392,18 +392,21 @@ impl List {
 /// Whether every one of `others` occurs in `items`.
 fn covers(items: &[Value], others: &[Value]) -> Result<bool, EvalError> {
     for other in others {
-        let mut found = false;
-        for item in items {
-            if item.equals(other)? {
-                found = true;
-                break;
-            }
-        }
-        if !found {
+        if !occurs(items, other)? {
             return Ok(false);
         }
     }
     Ok(true)
+}
+
+/// Whether one of `items` equals `value`.
+pub(crate) fn occurs(items: &[Value], value: &Value) -> Result<bool, EvalError> {
+    for item in items {
+        if item.equals(value)? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Whether two elements of a list of type map are the same entry.

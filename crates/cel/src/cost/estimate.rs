@@ -112,10 +112,10 @@ impl<'a> Estimator<'a> {
     }
 
     fn path(&self, e: &Expr) -> Vec<String> {
-        if let Kind::Ident(name) = &e.kind {
-            if let Some(local) = self.local(name) {
-                return local.path.clone();
-            }
+        if let Kind::Ident(name) = &e.kind
+            && let Some(local) = self.local(name)
+        {
+            return local.path.clone();
         }
         self.paths.get(&e.id).cloned().unwrap_or_default()
     }

@@ -46,15 +46,15 @@ pub struct SizeRange {
 
 /// A part of an expression whose size is asked for.
 pub struct Node<'a> {
-    /// How to get there from a variable: its name, then fields, `@items`, `@keys`, `@values` or `@indices`. Empty when it
-    /// is no part of a variable.
+    /// How to get there from a variable: its name, then fields, `@items`, `@keys`, `@values` or `@indices`.
+    /// Empty when it is no part of a variable.
     pub path: &'a [String],
     /// Its type.
     pub of: &'a Type,
 }
 
 /// Knows how large parts of variables can be.
-pub trait SizeHints {
+pub trait SizeHints: Sync {
     /// The size of a node, `None` when nothing is known.
     fn size(&self, node: &Node<'_>) -> Option<SizeRange>;
 }

@@ -4,16 +4,14 @@ use std::cmp::Ordering;
 
 use super::lists::COMPARABLE;
 use super::{fail, mismatch};
+use crate::cost::PER_CALL_LIMIT;
 use crate::decls::{Function, Overload};
 use crate::macros::MAP_INSERT;
 use crate::ops;
 use crate::types::Type;
-use crate::value::{EvalError, List, Value};
+use crate::value::{EvalError, List, Value, occurs};
 
 type Result<T> = std::result::Result<T, EvalError>;
-
-/// The longest list that `lists.range` makes. The reference has no bound and can be made to run out of memory.
-const MAX_RANGE: i64 = 10_000_000;
 
 fn slice(args: &[Value]) -> Result<Value> {
     let [Value::List(list), Value::Int(start), Value::Int(end)] = args else { return mismatch() };
@@ -87,14 +85,7 @@ fn distinct(args: &[Value]) -> Result<Value> {
     let mut unique: Vec<Value> = Vec::new();
     for item in list.iter() {
         let item = item?;
-        let mut seen = false;
-        for other in &unique {
-            if item.equals(other)? {
-                seen = true;
-                break;
-            }
-        }
-        if !seen {
+        if !occurs(&unique, &item)? {
             unique.push(item);
         }
     }
@@ -110,7 +101,8 @@ fn reverse(args: &[Value]) -> Result<Value> {
 
 fn range(args: &[Value]) -> Result<Value> {
     match args {
-        [Value::Int(n)] if *n > MAX_RANGE => fail(format!("lists.range({n}) exceeds {MAX_RANGE} elements")),
+        // Each element costs a unit, so a longer list exceeds what any evaluation may cost; it is not made first.
+        [Value::Int(n)] if u64::try_from(*n).is_ok_and(|n| n > PER_CALL_LIMIT) => Err(EvalError::CostLimit),
         [Value::Int(n)] => Ok(Value::list((0..*n).map(Value::Int).collect())),
         _ => mismatch(),
     }

@@ -53,11 +53,67 @@ pub(super) fn parse_addr(text: &str) -> std::result::Result<IpAddr, String> {
             if zone == Some("") {
                 return Err(wrong("zone must be a non-empty string"));
             }
-            address.parse().map(IpAddr::V6).map_err(|_| wrong("unable to parse IP"))
+            address.parse().map(IpAddr::V6).map_err(|_| wrong(&v6_problem(address)))
         }
         Some(_) => Err(wrong("missing IPv6 address")),
         None => Err(wrong("unable to parse IP")),
     }
+}
+
+/// What is wrong with an IPv6 address that cannot be read.
+fn v6_problem(address: &str) -> String {
+    let at = |message: &str, rest: &str| format!("{message} (at {})", quote(rest));
+    let (mut rest, mut ellipsis) = address.strip_prefix("::").map_or((address, false), |rest| (rest, true));
+    let mut octets = 0;
+    while octets < 16 {
+        let digits = rest.bytes().take_while(u8::is_ascii_hexdigit).count();
+        if digits > 4 {
+            return at("each group must have 4 or less digits", rest);
+        }
+        if digits == 0 {
+            return at("each colon-separated field must have at least one digit", rest);
+        }
+        if rest[digits..].starts_with('.') {
+            if !ellipsis && octets != 12 {
+                return at("embedded IPv4 address must replace the final 2 fields of the address", rest);
+            }
+            if octets > 12 {
+                return at("too many hex fields to fit an embedded IPv4 at the end of the address", rest);
+            }
+            if let Err(problem) = parse_v4(rest) {
+                return problem;
+            }
+            (rest, octets) = ("", octets + 4);
+            break;
+        }
+        octets += 2;
+        rest = &rest[digits..];
+        if rest.is_empty() {
+            break;
+        }
+        let Some(after) = rest.strip_prefix(':') else { return at("unexpected character, want colon", rest) };
+        if after.is_empty() {
+            return at("colon must be followed by more characters", rest);
+        }
+        rest = after;
+        if let Some(after) = rest.strip_prefix(':') {
+            if ellipsis {
+                return at("multiple :: in address", rest);
+            }
+            ellipsis = true;
+            rest = after;
+            if rest.is_empty() {
+                break;
+            }
+        }
+    }
+    if !rest.is_empty() {
+        return at("trailing garbage after address", rest);
+    }
+    if octets < 16 {
+        return "address string too short".into();
+    }
+    "the :: must expand to at least one field of zeros".into()
 }
 
 fn parse_v4(text: &str) -> std::result::Result<Ipv4Addr, String> {
@@ -182,4 +238,29 @@ pub(super) fn functions() -> Vec<Function> {
         test("isLinkLocalUnicast", "ip_is_link_local_unicast", is_link_local_unicast),
         test("isGlobalUnicast", "ip_is_global_unicast", is_global_unicast),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_wrong_is_said_as_go_says_it() {
+        for (text, message) in [
+            ("2001:db8:::68", "each colon-separated field must have at least one digit (at \":68\")"),
+            ("1::2::3", "multiple :: in address (at \":3\")"),
+            ("12345::", "each group must have 4 or less digits (at \"12345::\")"),
+            ("1:2", "address string too short"),
+            ("1:2:3:4:5:6:7:8:9", "trailing garbage after address (at \"9\")"),
+            ("1:2:3:4::5:6:7:8", "the :: must expand to at least one field of zeros"),
+            ("1.2.3", "IPv4 address too short"),
+            ("1.2.3.4.5", "IPv4 address too long"),
+            ("1.2.03.4", "IPv4 field has octet with leading zero"),
+            ("1..2.3", "IPv4 field must have at least one digit (at \".2.3\")"),
+            ("1.2.3.x", "unexpected character (at \"x\")"),
+            ("x", "unable to parse IP"),
+        ] {
+            assert_eq!(parse_addr(text).unwrap_err(), format!("ParseAddr(\"{text}\"): {message}"));
+        }
+    }
 }

@@ -152,6 +152,16 @@ pub(crate) fn int(n: usize) -> Value {
     Value::Int(i64::try_from(n).unwrap_or(i64::MAX))
 }
 
+/// The longest text, in octets, that a function makes out of shorter ones. The reference has no bound and runs out of
+/// memory; reading anything as long would exceed every limit that Kubernetes sets.
+const MAX_TEXT: usize = 64 << 20;
+
+/// Whether a text of a length may be made.
+fn check_length(length: usize) -> Result<(), EvalError> {
+    if length > MAX_TEXT { Err(EvalError::CostLimit) } else { Ok(()) }
+}
+
+/// A failure with this message.
 pub(crate) fn fail<T>(message: impl Into<String>) -> Result<T, EvalError> {
     Err(EvalError::new(message))
 }

@@ -1,6 +1,6 @@
 //! `format` of strings: the clauses, and what each makes of a value.
 
-use super::{convert, fail};
+use super::{check_length, convert, fail};
 use crate::number;
 use crate::types::Type;
 use crate::value::{EvalError, List, Value};
@@ -121,6 +121,7 @@ pub(crate) fn format(format: &str, args: &List, style: Style) -> Result<String> 
                 let text = clause
                     .print(&arg, style)
                     .map_err(|error| EvalError::new(format!("error during formatting: {error}")))?;
+                check_length(out.len() + text.len())?;
                 out.push_str(&text);
             }
         }
@@ -134,8 +135,8 @@ impl Clause {
     pub(crate) fn refusal(self, type_name: &str) -> String {
         let what = match self {
             Clause::String => {
-                "string clause can only be used on strings, bools, bytes, ints, doubles, maps, lists, types, durations, \
-                 and timestamps"
+                "string clause can only be used on strings, bools, bytes, ints, doubles, maps, lists, types, \
+                 durations, and timestamps"
             }
             Clause::Decimal => "decimal clause can only be used on integers",
             Clause::Fixed(_) => "fixed-point clause can only be used on doubles",
@@ -351,7 +352,7 @@ mod tests {
 
     #[test]
     fn localized_numbers_are_for_people() {
-        assert_eq!(printed("%.6e", vec![Value::Double(1052.032_911_275)]), "1.052033\u{202f}×\u{202f}10⁰³");
+        assert_eq!(printed("%.6e", vec![Value::Double(1_052.032_911_275)]), "1.052033\u{202f}×\u{202f}10⁰³");
         assert_eq!(printed("%.1f", vec![Value::Double(1_234_567.25)]), "1,234,567.2");
         assert_eq!(printed("%f", vec![Value::from("Infinity")]), "∞");
         assert_eq!(printed("%s", vec![Value::list(vec![Value::Double(2.71)])]), "[2.710000]");

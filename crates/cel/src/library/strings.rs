@@ -1,6 +1,6 @@
 //! Extended strings. Positions are counted in code points.
 
-use super::{fail, int, mismatch, printf};
+use super::{check_length, fail, int, mismatch, printf};
 use crate::decls::{Function, Overload};
 use crate::types::Type;
 use crate::value::{EvalError, Value};
@@ -79,6 +79,10 @@ fn substring(args: &[Value]) -> Result<Value> {
 }
 
 fn replace(args: &[Value]) -> Result<Value> {
+    if let [Value::String(text), Value::String(old), Value::String(new), ..] = args {
+        let most = text.matches(&**old).count();
+        check_length(text.len().saturating_add(most.saturating_mul(new.len())))?;
+    }
     match args {
         [Value::String(text), Value::String(old), Value::String(new)] => Ok(Value::from(text.replace(&**old, new))),
         [Value::String(text), Value::String(old), Value::String(new), Value::Int(count)] => {
@@ -130,7 +134,10 @@ fn join(args: &[Value]) -> Result<Value> {
             out.push_str(separator);
         }
         match item? {
-            Value::String(text) => out.push_str(&text),
+            Value::String(text) => {
+                check_length(out.len() + text.len())?;
+                out.push_str(&text);
+            }
             other => return fail(format!("join: invalid input: {other}")),
         }
     }
