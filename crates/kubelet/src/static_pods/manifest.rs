@@ -127,7 +127,7 @@ mod tests {
 
     fn read(text: &str) -> Result<Pod, String> {
         let clock = Clock::starting_at(Timestamp::UNIX_EPOCH);
-        decode(text, Path::new("/etc/pods/web.yaml"), "Node-1", &clock)
+        decode(text, Path::new("/etc/pods/web.yaml"), "node-1", &clock)
     }
 
     const WEB: &str = "apiVersion: v1\nkind: Pod\nmetadata: {name: web}\nspec:\n  containers: [{name: c, image: i}]\n";
@@ -141,7 +141,7 @@ mod tests {
         assert_eq!(Some(&annotations[CONFIG_HASH]), pod.metadata.uid.as_ref());
         assert_eq!(annotations[CONFIG_SOURCE], "file");
         let spec = pod.spec.as_ref().unwrap();
-        assert_eq!(spec.node_name.as_deref(), Some("Node-1"));
+        assert_eq!(spec.node_name.as_deref(), Some("node-1"));
         assert_eq!(spec.restart_policy.as_deref(), Some("Always"), "defaults apply");
         assert_eq!(spec.tolerations.as_ref().unwrap()[0].effect.as_deref(), Some("NoExecute"));
         let changed = read(&WEB.replace("image: i", "image: j")).unwrap();
@@ -168,7 +168,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_mirror_belongs_to_the_node() {
         let pod = read(WEB).unwrap();
-        let node = Node::from_value(json!({"metadata": {"name": "Node-1", "uid": "u"}})).unwrap();
+        let node = Node::from_value(json!({"metadata": {"name": "node-1", "uid": "u"}})).unwrap();
         let mirror = mirror(&pod, &node);
         assert_eq!(mirror.metadata.uid, None);
         assert_eq!(Some(&mirror.metadata.annotations.unwrap()[MIRROR_ANNOTATION]), pod.metadata.uid.as_ref());
