@@ -1,4 +1,4 @@
-//! Builds the two tables the crate embeds, from the schemas of k8s-openapi (fields, types, descriptions) and from
+//! Builds the three tables the crate embeds, from the schemas of k8s-openapi (fields, types, descriptions) and from
 //! `facts/markers*.tsv` (what those lack: list types, map keys, patch strategies, group-version-kinds, defaults),
 //! and from `facts/metrics.json` (the types of metrics.k8s.io, which are no part of k8s-openapi):
 //!
@@ -6,6 +6,10 @@
 //!   The format is described in `src/schema/load.rs`.
 //! * `definitions.json.zst`: an object from definition name to its OpenAPI v2 schema with descriptions and
 //!   `x-kubernetes-*` markers; read only while an OpenAPI document is being made.
+//! * `protobuf.rs`: the messages of the protobuf encoding as static tables, from `facts/protobuf.tsv`.
+
+#[path = "build/protobuf.rs"]
+mod protobuf;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -48,6 +52,7 @@ type Markers = BTreeMap<String, BTreeMap<String, Vec<(String, String)>>>;
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-changed=build");
     println!("cargo::rerun-if-changed=facts");
     // The published document, then by hand what the version served has on top of it.
     let mut markers = Markers::new();
@@ -75,6 +80,8 @@ fn main() {
     println!("cargo::rustc-env=GANTRY_DEFINITIONS_BYTES={}", text.len());
     write_compressed(&Path::new(&out).join("structure.tsv.zst"), structure.as_bytes());
     write_compressed(&Path::new(&out).join("definitions.json.zst"), &text);
+    let facts = std::fs::read_to_string("facts/protobuf.tsv").expect("facts/protobuf.tsv");
+    std::fs::write(Path::new(&out).join("protobuf.rs"), protobuf::source(&facts)).expect("OUT_DIR is writable");
 }
 
 fn gather_kinds(generator: &mut schemars::SchemaGenerator) -> Vec<Kind> {

@@ -9,6 +9,7 @@
 //! | [`patch`] | what does the object look like after this patch? |
 //! | [`apply`] | who owns which field, and what does the object look like after this configuration is applied? |
 //! | [`openapi`] | what do clients get to read about all this? |
+//! | [`protobuf`] | what is this object in protobuf, and what does this protobuf say? |
 //!
 //! What a caller may rely on: no function panics on any input from outside (bodies, patches, stored ownership, schemas
 //! of custom resources); errors carry the text upstream gives for the same mistake; values are nested at most
@@ -58,6 +59,7 @@ pub mod apply;
 mod go_text;
 pub mod openapi;
 pub mod patch;
+pub mod protobuf;
 pub mod schema;
 pub mod strict;
 

@@ -92,7 +92,7 @@ async fn protobuf_bodies_are_understood() {
             .header("host", "localhost")
             .header("authorization", format!("Bearer {ADMIN_TOKEN}"))
             .header("content-type", "application/vnd.kubernetes.protobuf")
-            .header("accept", "application/vnd.kubernetes.protobuf,application/json")
+            .header("accept", "application/json")
             .body(Full::new(body))
             .unwrap()
     };

@@ -1,6 +1,6 @@
 //! From an authorized resource request to the registry or handler that answers it.
 
-use super::negotiate::{self, Accepted, Form, accept};
+use super::negotiate::{self, Accepted, Form, Media, accept};
 use super::respond;
 use crate::registry::draft::{Body, Change, Encoding, PatchType};
 use crate::registry::options::{ListOptions, WriteOptions, delete_options};
@@ -14,7 +14,7 @@ use gantry_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::DeleteOptions;
 use gantry_api::kind::{Resource, Verb};
 use gantry_api::meta::object::Meta;
 use gantry_api::meta::status::ApiError;
-use gantry_schema::strict;
+use gantry_schema::{protobuf, strict};
 use http::HeaderValue;
 use http::header::{CONTENT_TYPE, USER_AGENT};
 use http_body_util::BodyExt;
@@ -23,6 +23,9 @@ use std::sync::Arc;
 
 const PATCH_TYPES: &str = "application/json-patch+json, application/merge-patch+json, \
     application/strategic-merge-patch+json, application/apply-patch+yaml";
+
+/// What a watch in protobuf is.
+const PROTOBUF_STREAM: &str = "application/vnd.kubernetes.protobuf;stream=watch";
 
 /// Answers a resource request.
 ///
@@ -111,7 +114,9 @@ struct Call<'a> {
 
 impl Call<'_> {
     fn accepted(&self) -> Result<Accepted, ApiError> {
-        accept(&self.cx.parts.headers, &self.cx.query, true)
+        let info = self.resource.info();
+        let protobuf = protobuf::speaks(info.group, info.version);
+        negotiate::accept_of(&self.cx.parts.headers, &self.cx.query, true, protobuf)
     }
 
     /// The namespace of the object; namespaces themselves have none.
@@ -138,14 +143,17 @@ impl Call<'_> {
         let options = ListOptions::parse(&self.cx.query)?;
         match self.server.registry.list(self.resource, self.namespace(), &options, accepted.form).await? {
             Listed::Items(items) => respond::list(*items, &accepted, &self.cx.parts.headers),
-            Listed::Expired(status) => Ok(respond::with_type(410, "application/json", status.to_string())),
+            Listed::Expired(status) => {
+                let failure = negotiate::accept_failure(&self.cx.parts.headers, &self.cx.query);
+                respond::document(410, status.to_string().into(), &failure, &self.cx.parts.headers)
+            }
         }
     }
 
     async fn watch(&self) -> Result<Response, ApiError> {
         let accepted = self.accepted()?;
-        if accepted.encoding == Encoding::Yaml {
-            return Err(negotiate::not_acceptable());
+        if accepted.media == Media::Yaml {
+            return Err(negotiate::not_acceptable_stream());
         }
         let mut query = self.cx.query.clone();
         if !self.cx.info.name.is_empty() && self.cx.param("fieldSelector").is_none() {
@@ -155,14 +163,12 @@ impl Call<'_> {
         query.push(("watch".into(), "true".into()));
         let options = ListOptions::parse(&query)?;
         let body = self.server.registry.watch(self.resource, self.namespace(), &options, accepted.form).await?;
+        let is_protobuf = accepted.media == Media::Protobuf;
+        let body = if is_protobuf { body.into_protobuf() } else { body };
         let body = self.server.metrics.long_running(body, &self.cx.info);
         let mut response = Response::new(body.boxed());
-        let content_type = match accepted.form {
-            Form::Object => "application/json",
-            Form::Table("v1", _) => "application/json;as=Table;g=meta.k8s.io;v=v1;stream=watch",
-            Form::Table(..) => "application/json;as=Table;g=meta.k8s.io;v=v1beta1;stream=watch",
-            Form::Metadata(_) => "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1;stream=watch",
-        };
+        // Upstream says nothing of the shape here.
+        let content_type = if is_protobuf { PROTOBUF_STREAM } else { "application/json" };
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
         Ok(response)
     }

@@ -5,7 +5,6 @@ pub mod flow;
 pub mod negotiate;
 pub mod nonresource;
 pub mod pipeline;
-pub mod protobuf;
 pub mod respond;
 pub mod route;
 pub mod serve;

@@ -2,11 +2,25 @@
 
 use crate::registry::draft::Encoding;
 use gantry_api::meta::status::ApiError;
+use gantry_schema::protobuf;
 use http::HeaderMap;
 use http::header::{ACCEPT, CONTENT_TYPE};
 
 /// Media types served, as error messages list them.
-const SERVED: &str = "application/json, application/yaml";
+const SERVED: &str = "application/json, application/yaml, application/vnd.kubernetes.protobuf";
+/// Those of watches.
+const STREAMED: &str = "application/json;stream=watch, application/vnd.kubernetes.protobuf;stream=watch";
+
+/// How an answer is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Media {
+    /// JSON.
+    Json,
+    /// YAML.
+    Yaml,
+    /// Kubernetes' protobuf.
+    Protobuf,
+}
 
 /// How much of the object a table row carries.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -34,8 +48,8 @@ pub enum Form {
 /// What the client accepts, decided.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Accepted {
-    /// JSON or YAML.
-    pub encoding: Encoding,
+    /// Encoding.
+    pub media: Media,
     /// Shape.
     pub form: Form,
     /// Whether JSON is indented for people.
@@ -44,14 +58,15 @@ pub struct Accepted {
 
 impl Accepted {
     /// Plain JSON.
-    pub const JSON: Self = Self { encoding: Encoding::Json, form: Form::Object, pretty: false };
+    pub const JSON: Self = Self { media: Media::Json, form: Form::Object, pretty: false };
 
     /// The value of `Content-Type`.
     #[must_use]
     pub const fn content_type(&self) -> &'static str {
-        match self.encoding {
-            Encoding::Json => "application/json",
-            Encoding::Yaml => "application/yaml",
+        match self.media {
+            Media::Json => "application/json",
+            Media::Yaml => "application/yaml",
+            Media::Protobuf => protobuf::MEDIA_TYPE,
         }
     }
 }
@@ -60,6 +75,12 @@ impl Accepted {
 #[must_use]
 pub fn not_acceptable() -> ApiError {
     ApiError::new(406, "NotAcceptable", format!("only the following media types are accepted: {SERVED}"))
+}
+
+/// 406 of a watch, which has no YAML.
+#[must_use]
+pub fn not_acceptable_stream() -> ApiError {
+    ApiError::new(406, "NotAcceptable", format!("only the following media types are accepted: {STREAMED}"))
 }
 
 /// One clause of an Accept header.
@@ -113,11 +134,30 @@ pub fn clauses(headers: &HeaderMap) -> Vec<Clause> {
 /// # Errors
 /// 406 where nothing the client accepts is served.
 pub fn accept(headers: &HeaderMap, query: &[(String, String)], shapes: bool) -> Result<Accepted, ApiError> {
+    accept_of(headers, query, shapes, true)
+}
+
+/// How a failure is written: as JSON where nothing the client accepts is served.
+#[must_use]
+pub fn accept_failure(headers: &HeaderMap, query: &[(String, String)]) -> Accepted {
+    accept(headers, query, false).unwrap_or(Accepted { pretty: true, ..Accepted::JSON })
+}
+
+/// Like [`accept`]; `protobuf` says whether the object itself has a protobuf form, which custom resources have not.
+///
+/// # Errors
+/// 406 where nothing the client accepts is served.
+pub fn accept_of(
+    headers: &HeaderMap,
+    query: &[(String, String)],
+    shapes: bool,
+    protobuf: bool,
+) -> Result<Accepted, ApiError> {
     let param = |name: &str| query.iter().find(|(k, _)| k == name).map(|(_, v)| v.as_str());
     let pretty = match param("pretty") {
-        Some(v) => matches!(v, "1" | "true"),
+        Some(v) if !v.is_empty() => matches!(v, "1" | "t" | "T" | "true" | "TRUE" | "True"),
         // Browsers and curl are people.
-        None => headers.get(http::header::USER_AGENT).and_then(|v| v.to_str().ok()).is_some_and(|agent| {
+        _ => headers.get(http::header::USER_AGENT).and_then(|v| v.to_str().ok()).is_some_and(|agent| {
             agent.starts_with("curl") || agent.starts_with("Wget") || agent.starts_with("Mozilla/5.0")
         }),
     };
@@ -126,18 +166,29 @@ pub fn accept(headers: &HeaderMap, query: &[(String, String)], shapes: bool) -> 
         Some("Object") => IncludeObject::Object,
         _ => IncludeObject::Metadata,
     };
-    let plain = Accepted { encoding: Encoding::Json, form: Form::Object, pretty };
+    let plain = Accepted { media: Media::Json, form: Form::Object, pretty };
     let clauses = clauses(headers);
     if clauses.is_empty() {
         return Ok(plain);
     }
     for clause in &clauses {
-        let encoding = match clause.media.as_str() {
-            "application/json" | "*/*" | "application/*" => Encoding::Json,
-            "application/yaml" => Encoding::Yaml,
+        let media = match clause.media.as_str() {
+            "application/json" | "*/*" | "application/*" => Media::Json,
+            "application/yaml" => Media::Yaml,
+            protobuf::MEDIA_TYPE => Media::Protobuf,
             _ => continue,
         };
+        // Only watches stream, in no other schema and not in YAML; the server's own version of an object is not had.
+        let stream = clause.param("stream").unwrap_or_default();
+        if !matches!(stream, "" | "watch") || stream == "watch" && media == Media::Yaml {
+            continue;
+        }
+        if clause.param("sv").is_some_and(|v| !v.is_empty()) {
+            continue;
+        }
         let form = match clause.param("as") {
+            None if media == Media::Protobuf && !protobuf => continue,
+            None if clause.param("g").is_some() || clause.param("v").is_some() => continue,
             None => Form::Object,
             Some(_) if !shapes || clause.param("g") != Some("meta.k8s.io") => continue,
             Some(kind) => {
@@ -147,13 +198,16 @@ pub fn accept(headers: &HeaderMap, query: &[(String, String)], shapes: bool) -> 
                     _ => continue,
                 };
                 match kind {
+                    // Its cells are any JSON, which protobuf has no form for.
+                    "Table" if media == Media::Protobuf => continue,
                     "Table" => Form::Table(version, include),
                     "PartialObjectMetadata" | "PartialObjectMetadataList" => Form::Metadata(version),
                     _ => continue,
                 }
             }
         };
-        return Ok(Accepted { encoding, form, pretty });
+        let pretty = pretty || clause.param("pretty") == Some("1");
+        return Ok(Accepted { media, form, pretty });
     }
     Err(not_acceptable())
 }
@@ -198,23 +252,49 @@ mod tests {
     #[test]
     fn chooses_the_best_form_served() {
         let kubectl = "application/json;as=Table;v=v1;g=meta.k8s.io,application/json;as=Table;v=v1beta1;g=meta.k8s.io,application/json";
+        let json = Some((Media::Json, Form::Object));
         let cases = [
-            (kubectl, true, Some((Encoding::Json, Form::Table("v1", IncludeObject::Metadata)))),
-            (kubectl, false, Some((Encoding::Json, Form::Object))),
-            ("application/vnd.kubernetes.protobuf,application/json", true, Some((Encoding::Json, Form::Object))),
-            ("application/json;q=0.5, application/yaml", true, Some((Encoding::Yaml, Form::Object))),
+            (kubectl, true, Some((Media::Json, Form::Table("v1", IncludeObject::Metadata)))),
+            (kubectl, false, Some((Media::Json, Form::Object))),
+            ("application/vnd.kubernetes.protobuf,application/json", true, Some((Media::Protobuf, Form::Object))),
+            ("application/vnd.kubernetes.protobuf;as=Table;g=meta.k8s.io;v=v1,application/json", true, json),
+            (
+                "application/vnd.kubernetes.protobuf;as=PartialObjectMetadata;g=meta.k8s.io;v=v1",
+                true,
+                Some((Media::Protobuf, Form::Metadata("v1"))),
+            ),
+            ("application/vnd.kubernetes.protobuf;stream=watch", true, Some((Media::Protobuf, Form::Object))),
+            ("application/json;stream=watch", true, json),
+            ("application/json;stream=other,application/yaml;stream=watch", true, None),
+            ("application/json;q=0,application/cbor", true, None),
+            ("application/cbor, application/json;q=0.9", true, json),
+            ("application/json;q=0.5, application/yaml", true, Some((Media::Yaml, Form::Object))),
             (
                 "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1",
                 true,
-                Some((Encoding::Json, Form::Metadata("v1"))),
+                Some((Media::Json, Form::Metadata("v1"))),
             ),
-            ("application/vnd.kubernetes.protobuf", true, None),
-            ("text/html,*/*;q=0.8", true, Some((Encoding::Json, Form::Object))),
+            ("application/vnd.kubernetes.protobuf", true, Some((Media::Protobuf, Form::Object))),
+            ("text/html,*/*;q=0.8", true, Some((Media::Json, Form::Object))),
             ("application/json;as=Table;g=other;v=v1", true, None),
         ];
         for (text, shapes, want) in cases {
-            let got = accept(&headers(text), &[], shapes).ok().map(|a| (a.encoding, a.form));
+            let got = accept(&headers(text), &[], shapes).ok().map(|a| (a.media, a.form));
             assert_eq!(got, want, "{text}");
         }
+    }
+
+    #[test]
+    fn custom_resources_have_no_protobuf_but_for_their_metadata() {
+        let choose = |text: &str| accept_of(&headers(text), &[], true, false).ok().map(|a| (a.media, a.form));
+        let json = Some((Media::Json, Form::Object));
+        assert_eq!(choose("application/vnd.kubernetes.protobuf"), None);
+        assert_eq!(choose("application/vnd.kubernetes.protobuf,application/json"), json);
+        let metadata = "application/vnd.kubernetes.protobuf;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1";
+        assert_eq!(choose(metadata), Some((Media::Protobuf, Form::Metadata("v1"))));
+        // A failure has every form.
+        let failure = accept_failure(&headers("application/vnd.kubernetes.protobuf"), &[]);
+        assert_eq!(failure.media, Media::Protobuf);
+        assert_eq!(accept_failure(&headers("application/cbor"), &[]).media, Media::Json);
     }
 }

@@ -1,15 +1,19 @@
 //! Paths that address no resource: discovery, OpenAPI, version, health, metrics, token issuer documents.
 
-use super::negotiate::{accept, clauses};
+use super::negotiate::{Accepted, Media, accept, clauses};
 use super::respond;
 use crate::authn::issuer_discovery;
 use crate::discovery::Answer;
 use crate::request::{RequestContext, Response};
 use crate::server::Server;
 use gantry_api::meta::status::ApiError;
+use gantry_schema::protobuf;
 use http::header::{CONTENT_TYPE, ETAG, IF_NONE_MATCH, VARY};
 use http::{HeaderValue, Method, StatusCode};
 use serde_json::json;
+
+/// What is no API object is indented JSON, whatever the client accepts.
+const PLAIN: Accepted = Accepted { pretty: true, ..Accepted::JSON };
 
 /// What `/` lists besides discovery.
 const PATHS: &[&str] = &["/healthz", "/livez", "/metrics", "/openapi/v2", "/openapi/v3", "/readyz", "/version"];
@@ -31,15 +35,12 @@ pub async fn answer(server: &Server, cx: &RequestContext) -> Result<Response, Ap
     let plain = |text: String| Ok(respond::with_type(200, "text/plain; charset=utf-8", text));
     match path {
         "" => {
-            let accepted = accept(headers, &cx.query, false)?;
             let mut paths = server.discovery.paths();
             paths.extend(PATHS.iter().map(|p| (*p).to_owned()));
             paths.sort();
-            respond::document(200, json!({ "paths": paths }).to_string().into(), &accepted, headers)
+            respond::document(200, json!({ "paths": paths }).to_string().into(), &PLAIN, headers)
         }
-        "/version" => {
-            respond::document(200, version().to_string().into(), &accept(headers, &cx.query, false)?, headers)
-        }
+        "/version" => respond::document(200, version().to_string().into(), &PLAIN, headers),
         "/metrics" => Ok(respond::with_type(
             200,
             "application/openmetrics-text; version=1.0.0; charset=utf-8",
@@ -77,11 +78,18 @@ fn discovery(server: &Server, cx: &RequestContext, path: &str) -> Result<Respons
     let aggregated = clauses(headers).into_iter().find_map(|c| {
         let wants = c.param("as") == Some("APIGroupDiscoveryList") && c.param("g") == Some("apidiscovery.k8s.io");
         let version = c.param("v").filter(|v| matches!(*v, "v2" | "v2beta1"))?.to_owned();
-        (wants && c.media == "application/json").then_some(version)
+        let media = match c.media.as_str() {
+            "application/json" => Media::Json,
+            protobuf::MEDIA_TYPE => Media::Protobuf,
+            _ => return None,
+        };
+        wants.then_some((version, media))
     });
-    match server.discovery.answer(path, aggregated.as_deref()).ok_or_else(ApiError::no_such_path)? {
+    let version = aggregated.as_ref().map(|(version, _)| version.as_str());
+    match server.discovery.answer(path, version).ok_or_else(ApiError::no_such_path)? {
         Answer::Plain(json) => respond::document(200, json, &accept(headers, &cx.query, false)?, headers),
         Answer::Aggregated { json, etag, content_type } => {
+            let media = aggregated.map_or(Media::Json, |(_, media)| media);
             let etag_value = HeaderValue::from_str(&etag).map_err(ApiError::internal)?;
             let same = headers.get(IF_NONE_MATCH).is_some_and(|v| v.as_bytes() == etag.as_bytes());
             let mut response = if same {
@@ -89,10 +97,14 @@ fn discovery(server: &Server, cx: &RequestContext, path: &str) -> Result<Respons
                 *r.status_mut() = StatusCode::NOT_MODIFIED;
                 r
             } else {
-                let accepted = super::negotiate::Accepted::JSON;
-                respond::document(200, json, &accepted, headers)?
+                respond::document(200, json, &Accepted { media, ..Accepted::JSON }, headers)?
             };
-            response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+            let content_type = match media {
+                Media::Protobuf => content_type.replace("application/json", protobuf::MEDIA_TYPE),
+                _ => content_type.to_owned(),
+            };
+            let content_type = HeaderValue::from_str(&content_type).map_err(ApiError::internal)?;
+            response.headers_mut().insert(CONTENT_TYPE, content_type);
             response.headers_mut().insert(ETAG, etag_value);
             response.headers_mut().insert(VARY, HeaderValue::from_static("Accept"));
             Ok(response)
@@ -142,6 +154,8 @@ fn health(server: &Server, path: &str, cx: &RequestContext) -> Result<Response, 
         return Ok(respond::with_type(200, "text/plain; charset=utf-8", "ok"));
     }
     let mut text = String::new();
+    let unknown: Vec<String> =
+        excluded.iter().filter(|e| !checks.iter().any(|(name, _)| name == *e)).map(|e| format!("{e:?}")).collect();
     for (name, result) in checks {
         text += &match result {
             _ if excluded.contains(&name) => format!("[+]{name} excluded: ok\n"),
@@ -149,6 +163,9 @@ fn health(server: &Server, path: &str, cx: &RequestContext) -> Result<Response, 
             // The reason may tell more than an anonymous client should know; it is in the log.
             Err(_) => format!("[-]{name} failed: reason withheld\n"),
         };
+    }
+    if !unknown.is_empty() {
+        text += &format!("warn: some health checks cannot be excluded: no matches for {}\n", unknown.join(", "));
     }
     text += &format!("{} check {}\n", path.trim_start_matches('/'), if failed { "failed" } else { "passed" });
     Ok(respond::with_type(if failed { 500 } else { 200 }, "text/plain; charset=utf-8", text))

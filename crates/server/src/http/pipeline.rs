@@ -1,12 +1,14 @@
 //! The way of every request, in reading order.
 
-use super::{dispatch, flow, negotiate, nonresource, protobuf, respond, route};
+use super::{dispatch, flow, negotiate, nonresource, respond, route};
 use crate::authn::{Peer, UserInfo, impersonation};
 use crate::authz::{Attributes, Decision};
 use crate::request::{RequestContext, Response};
 use crate::server::Server;
 use bytes::Bytes;
 use gantry_api::meta::status::ApiError;
+use gantry_schema::protobuf::{self, ProtobufError};
+use gantry_schema::strict;
 use http::request::Parts;
 use http::{HeaderName, HeaderValue, Method};
 use http_body_util::BodyExt;
@@ -104,8 +106,9 @@ pub async fn handle(server: &Arc<Server>, parts: Parts, body: Incoming, caller: 
     let query = route::parse_query(parts.uri.query());
     let info = match route::request_info(&parts.method, parts.uri.path(), &query) {
         Ok(info) => info,
-        Err(e) => return respond::error(&e),
+        Err(e) => return respond::error(&e, &negotiate::accept_failure(&parts.headers, &query)),
     };
+    let failure = negotiate::accept_failure(&parts.headers, &query);
     let record = server.metrics.begin(&info);
     let cx = RequestContext { info, user: UserInfo::default(), parts, resource: None, query };
     let mut response = match steps(server, cx, body, caller).await {
@@ -114,7 +117,7 @@ pub async fn handle(server: &Arc<Server>, parts: Parts, body: Incoming, caller: 
             if e.code >= 500 && e.code != 504 {
                 tracing::warn!(code = e.code, reason = e.reason, message = %e.message, "request failed");
             }
-            respond::error(&e)
+            respond::error(&e, &failure)
         }
     };
     response.headers_mut().insert(AUDIT_ID, audit_id);
@@ -161,9 +164,9 @@ async fn steps(
     };
 
     let body = if negotiate::media_type(&cx.parts.headers) == protobuf::MEDIA_TYPE && !body.is_empty() {
-        let value = protobuf::to_json(&body).map_err(|e| ApiError::bad_request(e.to_string()))?;
+        let json = protobuf::decode(&body).map_err(|e| unreadable(&cx, &e, &body))?;
         cx.parts.headers.insert(http::header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        Bytes::from(value.to_string())
+        Bytes::from(json)
     } else {
         body
     };
@@ -174,6 +177,20 @@ async fn steps(
     } else {
         nonresource::answer(server, &cx).await
     }
+}
+
+/// 400 for a body in protobuf that cannot be read.
+fn unreadable(cx: &RequestContext, error: &ProtobufError, body: &[u8]) -> ApiError {
+    let info = &cx.info;
+    let resource = gantry_api::kinds::find(&info.group, &info.version, &info.resource);
+    let wanted = resource.map_or(info.resource.as_str(), |r| r.info().kind);
+    ApiError::bad_request(match error {
+        ProtobufError::Unknown { kind, api_version } if !kind.is_empty() => {
+            let version = gantry_api::meta::object::split_api_version(api_version).1;
+            strict::cannot_be_handled(kind, version, wanted, &error.to_string())
+        }
+        _ => strict::unrecognized(wanted, &error.to_string(), body),
+    })
 }
 
 async fn authenticate(server: &Server, parts: &Parts, connection: &Connection) -> Result<UserInfo, ApiError> {

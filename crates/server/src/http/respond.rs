@@ -1,7 +1,6 @@
 //! Answers: statuses, objects, streamed lists and watches, compression.
 
-use super::negotiate::{Accepted, Form};
-use crate::registry::draft::Encoding;
+use super::negotiate::{Accepted, Form, Media};
 use crate::registry::read::ListStream;
 use crate::request::{Response, ResponseBody};
 use crate::table;
@@ -11,6 +10,7 @@ use flate2::write::GzEncoder;
 use gantry_api::k8s_openapi::jiff::Timestamp;
 use gantry_api::kind::Resource;
 use gantry_api::meta::status::ApiError;
+use gantry_schema::protobuf::{self, ProtobufError};
 use http::header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER, VARY, WARNING};
 use http::{HeaderMap, HeaderValue, StatusCode};
 use http_body::{Body, Frame};
@@ -25,6 +25,8 @@ use std::task::{Context, Poll};
 const COMPRESS_BEYOND: usize = 128 * 1024;
 /// Upstream's level: most of the gain at a fraction of the time.
 const COMPRESSION: Compression = Compression::new(1);
+/// Bytes of a list in protobuf that are kept while its length is found out.
+const COUNTED_MAX: usize = 4 << 20;
 
 /// A body that is complete.
 #[must_use]
@@ -45,8 +47,12 @@ pub fn with_type(code: u16, content_type: &'static str, bytes: impl Into<Bytes>)
 
 /// A failure as the client reads it.
 #[must_use]
-pub fn error(e: &ApiError) -> Response {
-    let mut response = with_type(e.code, "application/json", e.to_json());
+pub fn error(e: &ApiError, accepted: &Accepted) -> Response {
+    let json = Bytes::from(e.to_json());
+    let mut response = match encode(json.clone(), accepted) {
+        Ok(bytes) => with_type(e.code, accepted.content_type(), bytes),
+        Err(_) => with_type(e.code, "application/json", json),
+    };
     if let Some(seconds) = e.details.as_ref().and_then(|d| d.retry_after_seconds).filter(|s| *s > 0) {
         response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
     }
@@ -74,18 +80,28 @@ pub fn add_warnings(response: &mut Response, warnings: &[String]) {
 /// # Errors
 /// Where the JSON cannot be re-encoded.
 pub fn encode(json: Bytes, accepted: &Accepted) -> Result<Bytes, ApiError> {
-    match accepted.encoding {
-        Encoding::Yaml => {
+    match accepted.media {
+        Media::Protobuf => Ok(protobuf::encode(&json).map_err(not_marshalable)?.into()),
+        Media::Yaml => {
             let value: Value = serde_json::from_slice(&json).map_err(ApiError::internal)?;
             Ok(serde_saphyr::to_string(&value).map_err(ApiError::internal)?.into())
         }
-        Encoding::Json if accepted.pretty => {
+        Media::Json if accepted.pretty => {
             let value: Value = serde_json::from_slice(&json).map_err(ApiError::internal)?;
             let mut text = serde_json::to_vec_pretty(&value).map_err(ApiError::internal)?;
             text.push(b'\n');
             Ok(text.into())
         }
-        Encoding::Json => Ok(json),
+        Media::Json => Ok(json),
+    }
+}
+
+/// What the client is told where an answer cannot be had in protobuf.
+#[must_use]
+pub fn not_marshalable(e: ProtobufError) -> ApiError {
+    match e {
+        ProtobufError::NotMarshalable(_) => ApiError::new(406, "NotAcceptable", e.to_string()),
+        e => ApiError::internal(e),
     }
 }
 
@@ -94,12 +110,9 @@ pub fn encode(json: Bytes, accepted: &Accepted) -> Result<Bytes, ApiError> {
 /// # Errors
 /// Where it cannot be encoded.
 pub fn document(code: u16, json: Bytes, accepted: &Accepted, headers: &HeaderMap) -> Result<Response, ApiError> {
-    Ok(compressed(
-        with_type(code, accepted.content_type(), encode(json.clone(), accepted)?),
-        json.len(),
-        headers,
-        accepted,
-    ))
+    let bytes = encode(json, accepted)?;
+    let size = bytes.len();
+    Ok(compressed(with_type(code, accepted.content_type(), bytes), size, headers, accepted))
 }
 
 fn compressed(response: Response, size: usize, headers: &HeaderMap, accepted: &Accepted) -> Response {
@@ -156,10 +169,13 @@ pub fn accepts_gzip(headers: &HeaderMap) -> bool {
 /// # Errors
 /// Where an object cannot be shown.
 pub fn list(mut items: ListStream, accepted: &Accepted, headers: &HeaderMap) -> Result<Response, ApiError> {
+    if accepted.media == Media::Protobuf {
+        return protobuf_list(items, accepted, headers);
+    }
     let mut ready = VecDeque::new();
     let mut size = 0;
     // YAML and pretty printing need the whole.
-    let whole = accepted.encoding == Encoding::Yaml || accepted.pretty;
+    let whole = accepted.media == Media::Yaml || accepted.pretty;
     while whole || size <= COMPRESS_BEYOND {
         let Some(chunk) = items.next_chunk()? else {
             let json = join(ready, size);
@@ -168,8 +184,37 @@ pub fn list(mut items: ListStream, accepted: &Accepted, headers: &HeaderMap) -> 
         size += chunk.len();
         ready.push_back(chunk);
     }
-    let gzip = accepts_gzip(headers).then(encoder);
-    let compressed = gzip.is_some();
+    streamed(items, ready, accepted, accepts_gzip(headers))
+}
+
+/// The envelope says how long the list is, so it is counted before the first byte goes out. What fits into
+/// [`COUNTED_MAX`] is kept meanwhile; the items behind that are written twice, so that no list is held whole.
+fn protobuf_list(items: ListStream, accepted: &Accepted, headers: &HeaderMap) -> Result<Response, ApiError> {
+    let mut items = items.into_protobuf()?;
+    let (mut ready, mut size) = (VecDeque::new(), 0);
+    while size <= COUNTED_MAX {
+        let Some(chunk) = items.next_chunk()? else { break };
+        size += chunk.len();
+        ready.push_back(chunk);
+    }
+    let mut ahead = items.clone();
+    let mut length = size;
+    while let Some(chunk) = ahead.next_chunk()? {
+        length += chunk.len();
+    }
+    let (api_version, kind) = items.list_type();
+    // The end of the envelope is part of the stream.
+    ready.push_front(protobuf::envelope(&api_version, &kind, length - protobuf::ENVELOPE_END.len()).into());
+    streamed(items, ready, accepted, length > COMPRESS_BEYOND && accepts_gzip(headers))
+}
+
+fn streamed(
+    items: ListStream,
+    ready: VecDeque<Bytes>,
+    accepted: &Accepted,
+    compressed: bool,
+) -> Result<Response, ApiError> {
+    let gzip = compressed.then(encoder);
     let mut body = ListBody { ready: VecDeque::new(), source: Source::Items(Box::new(items)), gzip, ended: false };
     for chunk in ready {
         body.push(&chunk).map_err(ApiError::internal)?;

@@ -14,10 +14,8 @@ fn boolean(value: &str) -> bool {
     !matches!(value, "" | "0" | "false" | "False" | "FALSE" | "f" | "F")
 }
 
-fn integer(name: &str, value: &str) -> Result<i64, ApiError> {
-    value
-        .parse()
-        .map_err(|_| ApiError::bad_request(format!("strconv.ParseInt: parsing {value:?}: invalid syntax ({name})")))
+fn integer(value: &str) -> Result<i64, ApiError> {
+    value.parse().map_err(|_| ApiError::bad_request(format!("strconv.ParseInt: parsing {value:?}: invalid syntax")))
 }
 
 /// How a list's resourceVersion is meant.
@@ -87,8 +85,8 @@ impl ListOptions {
                     o.resource_version = Some(version);
                 }
                 "resourceVersionMatch" => match_text = v,
-                "timeoutSeconds" if !v.is_empty() => o.timeout_seconds = u64::try_from(integer(k, v)?).ok(),
-                "limit" if !v.is_empty() => o.limit = usize::try_from(integer(k, v)?).unwrap_or(0),
+                "timeoutSeconds" if !v.is_empty() => o.timeout_seconds = u64::try_from(integer(v)?).ok(),
+                "limit" if !v.is_empty() => o.limit = usize::try_from(integer(v)?).unwrap_or(0),
                 "continue" => o.continue_token = v.clone(),
                 "sendInitialEvents" if !v.is_empty() => o.send_initial_events = Some(boolean(v)),
                 _ => {}
@@ -105,10 +103,15 @@ impl ListOptions {
             "" => {}
             "Exact" => self.version_match = Some(VersionMatch::Exact),
             "NotOlderThan" => self.version_match = Some(VersionMatch::NotOlderThan),
-            other if !self.watch => errors.not_supported(&path, other, &["Exact", "NotOlderThan", ""]),
             _ => {}
         }
         if self.watch {
+            // A watch that begins with the present objects says so, also for clients older than the option.
+            let begins_with_all = self.resource_version.unwrap_or(0) == 0;
+            if self.send_initial_events.is_none() && match_text.is_empty() && begins_with_all {
+                self.send_initial_events = Some(true);
+                self.version_match = Some(VersionMatch::NotOlderThan);
+            }
             if self.send_initial_events.is_some() && self.version_match != Some(VersionMatch::NotOlderThan) {
                 errors.forbidden(&path, "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan");
             }
@@ -118,10 +121,13 @@ impl ListOptions {
                     "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
                 );
             }
+            if !matches!(match_text, "" | "NotOlderThan") {
+                errors.not_supported(&path, match_text, &["NotOlderThan"]);
+            }
+            if !match_text.is_empty() && !self.continue_token.is_empty() {
+                errors.forbidden(&path, "resourceVersionMatch is forbidden when continue is provided");
+            }
             return invalid("ListOptions", &errors);
-        }
-        if self.send_initial_events.is_some() {
-            errors.forbidden(&Path::new("sendInitialEvents"), "sendInitialEvents is forbidden for list");
         }
         if !match_text.is_empty() {
             if self.resource_version.is_none() {
@@ -130,9 +136,15 @@ impl ListOptions {
             if !self.continue_token.is_empty() {
                 errors.forbidden(&path, "resourceVersionMatch is forbidden when continue is provided");
             }
+            if self.version_match.is_none() {
+                errors.not_supported(&path, match_text, &["Exact", "NotOlderThan", ""]);
+            }
             if self.version_match == Some(VersionMatch::Exact) && self.resource_version == Some(0) {
                 errors.forbidden(&path, "resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"");
             }
+        }
+        if self.send_initial_events.is_some() {
+            errors.forbidden(&Path::new("sendInitialEvents"), "sendInitialEvents is forbidden for list");
         }
         invalid("ListOptions", &errors)
     }
@@ -228,7 +240,7 @@ pub fn delete_options(query: &[(String, String)], body: Option<DeleteOptions>) -
             let mut o = DeleteOptions::default();
             for (k, v) in query.iter().filter(|(_, v)| !v.is_empty()) {
                 match k.as_str() {
-                    "gracePeriodSeconds" => o.grace_period_seconds = Some(integer(k, v)?),
+                    "gracePeriodSeconds" => o.grace_period_seconds = Some(integer(v)?),
                     "orphanDependents" => o.orphan_dependents = Some(boolean(v)),
                     "propagationPolicy" => o.propagation_policy = Some(v.clone()),
                     _ => {}

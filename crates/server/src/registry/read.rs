@@ -3,15 +3,18 @@
 use super::options::{ListOptions, VersionMatch};
 use super::{Registry, path_of};
 use crate::http::negotiate::Form;
+use crate::http::respond::not_marshalable;
 use crate::table;
 use crate::watch_cache::{Entry, Selection, Snapshot, WatchCache};
-use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use base64::{DecodeError, Engine};
 use bytes::Bytes;
 use gantry_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::{StatusCause, StatusDetails};
 use gantry_api::k8s_openapi::jiff::Timestamp;
 use gantry_api::kind::Resource;
+use gantry_api::meta::object::split_api_version;
 use gantry_api::meta::status::ApiError;
+use gantry_schema::protobuf::{self, Message};
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,9 +33,14 @@ pub enum Listed {
 }
 
 /// Items of a list, rendered chunk by chunk.
+#[derive(Clone)]
 pub struct ListStream {
     resource: &'static dyn Resource,
     form: Form,
+    /// `ListMeta` as JSON.
+    metadata: String,
+    /// The message of an item, where the list is written in protobuf.
+    message: Option<&'static Message>,
     now: Timestamp,
     head: Option<Vec<u8>>,
     source: Source,
@@ -40,12 +48,63 @@ pub struct ListStream {
     done: bool,
 }
 
+#[derive(Clone)]
 enum Source {
     Snapshot { snapshot: Snapshot, selection: Selection, after: String },
     Page(std::vec::IntoIter<Arc<Entry>>),
 }
 
+/// Appends one item in its encoding.
+fn append(
+    out: &mut Vec<u8>,
+    message: Option<&'static Message>,
+    separate: bool,
+    resource: &dyn Resource,
+    entry: &Entry,
+    form: Form,
+    now: Timestamp,
+) -> Result<(), ApiError> {
+    if let Some(message) = message {
+        // Bare metadata is the message that reads nothing else of the object.
+        return protobuf::append_item(out, message, &entry.json()).map_err(not_marshalable);
+    }
+    if separate {
+        out.push(b',');
+    }
+    table::append_item(out, resource, entry, form, now)
+}
+
 impl ListStream {
+    /// The apiVersion and kind of the list.
+    #[must_use]
+    pub fn list_type(&self) -> (String, String) {
+        let info = self.resource.info();
+        match self.form {
+            Form::Object => (info.api_version(), info.list_kind()),
+            Form::Metadata(version) => (format!("meta.k8s.io/{version}"), "PartialObjectMetadataList".into()),
+            Form::Table(version, _) => (format!("meta.k8s.io/{version}"), "Table".into()),
+        }
+    }
+
+    /// The same list in protobuf, without what comes before its content in the envelope.
+    ///
+    /// # Errors
+    /// Where the kind has no such form.
+    pub fn into_protobuf(mut self) -> Result<Self, ApiError> {
+        let (api_version, list_kind) = self.list_type();
+        let (group, version) = split_api_version(&api_version);
+        let kind = list_kind.strip_suffix("List").unwrap_or_default();
+        let messages = protobuf::message(group, version, &list_kind).zip(protobuf::message(group, version, kind));
+        let (list, item) =
+            messages.ok_or_else(|| not_marshalable(protobuf::ProtobufError::NotMarshalable(list_kind)))?;
+        let mut head = Vec::new();
+        let json = format!(r#"{{"metadata":{}}}"#, self.metadata);
+        protobuf::append(&mut head, list, json.as_bytes()).map_err(not_marshalable)?;
+        self.head = Some(head);
+        self.message = Some(item);
+        Ok(self)
+    }
+
     /// The next bytes; None at the end.
     ///
     /// # Errors
@@ -61,10 +120,8 @@ impl ListStream {
             Source::Page(items) => {
                 while out.len() < CHUNK {
                     let Some(entry) = items.next() else { break };
-                    if !std::mem::take(&mut self.first) {
-                        out.push(b',');
-                    }
-                    table::append_item(&mut out, self.resource, &entry, self.form, self.now)?;
+                    let separate = !std::mem::take(&mut self.first);
+                    append(&mut out, self.message, separate, self.resource, &entry, self.form, self.now)?;
                 }
                 full = items.len() > 0;
             }
@@ -79,10 +136,8 @@ impl ListStream {
                     if !selection.matches(entry) {
                         continue;
                     }
-                    if !std::mem::take(&mut self.first) {
-                        out.push(b',');
-                    }
-                    table::append_item(&mut out, self.resource, entry, self.form, self.now)?;
+                    let separate = !std::mem::take(&mut self.first);
+                    append(&mut out, self.message, separate, self.resource, entry, self.form, self.now)?;
                 }
                 let last = last.map(|e| e.path().to_owned());
                 if let Some(last) = last {
@@ -91,7 +146,7 @@ impl ListStream {
             }
         }
         if !full {
-            out.extend_from_slice(b"]}");
+            out.extend_from_slice(if self.message.is_some() { protobuf::ENVELOPE_END } else { b"]}" });
             self.done = true;
         }
         Ok(Some(out.into()))
@@ -192,6 +247,8 @@ impl Registry {
             form,
             now: self.clock.now(),
             head: Some(head.into_bytes()),
+            metadata: metadata.to_string(),
+            message: None,
             source,
             first: true,
             done: false,
@@ -261,19 +318,32 @@ fn token(revision: i64, last: &str) -> String {
 
 fn parse_token(text: &str) -> Result<(i64, String), ApiError> {
     let bad = |why: &str| ApiError::bad_request(format!("continue key is not valid: {why}"));
-    let bytes = URL_SAFE_NO_PAD.decode(text.trim_end_matches('=')).map_err(|e| bad(&e.to_string()))?;
+    let bytes = URL_SAFE_NO_PAD.decode(text).map_err(|e| {
+        let at = match e {
+            DecodeError::InvalidByte(at, _) | DecodeError::InvalidLastSymbol(at, _) => at,
+            DecodeError::InvalidLength(length) => length,
+            DecodeError::InvalidPadding => text.len(),
+        };
+        bad(&format!("illegal base64 data at input byte {at}"))
+    })?;
     let value: Value = serde_json::from_slice(&bytes).map_err(|e| bad(&e.to_string()))?;
     if value["v"] != "meta.k8s.io/v1" {
-        return Err(bad("server does not recognize this encoded version"));
-    }
-    let start = value["start"].as_str().unwrap_or_default();
-    if start.is_empty() {
-        return Err(bad("encoded start key empty (version meta.k8s.io/v1)"));
+        let version = value["v"].as_str().unwrap_or_default();
+        return Err(bad(&format!("server does not recognize this encoded version {version}")));
     }
     let revision = value["rv"]
         .as_i64()
         .filter(|r| *r != 0)
         .ok_or_else(|| bad("incorrect encoded start resourceVersion (version meta.k8s.io/v1)"))?;
+    let start = value["start"].as_str().unwrap_or_default();
+    if start.is_empty() {
+        return Err(bad("encoded start key empty (version meta.k8s.io/v1)"));
+    }
+    // A key is no way out of the resource: upstream takes none that is not the shortest way to say it.
+    let mut parts = start.strip_prefix('/').unwrap_or(start).split('/');
+    if parts.any(|part| matches!(part, "" | "." | "..")) {
+        return Err(bad(start));
+    }
     Ok((revision, start.strip_suffix('\0').unwrap_or(start).to_owned()))
 }
 

@@ -3,12 +3,14 @@
 use super::Registry;
 use super::options::ListOptions;
 use crate::http::negotiate::Form;
+use crate::http::respond::not_marshalable;
 use crate::table;
 use crate::watch_cache::{Entry, EventType, Next, Selection, Snapshot, Subscription};
 use bytes::Bytes;
 use gantry_api::clock::Clock;
 use gantry_api::kind::Resource;
 use gantry_api::meta::status::ApiError;
+use gantry_schema::protobuf;
 use http_body::{Body, Frame};
 use std::future::Future;
 use std::pin::Pin;
@@ -54,7 +56,8 @@ impl Registry {
             (false, Some(v)) if v > 0 => Some(v),
             (false, _) => Some(current),
         };
-        let timeout = options.timeout_seconds.unwrap_or_else(|| TIMEOUT_MIN + self.entropy.below(TIMEOUT_MIN));
+        let timeout =
+            options.timeout_seconds.filter(|s| *s > 0).unwrap_or_else(|| TIMEOUT_MIN + self.entropy.below(TIMEOUT_MIN));
         let end = Instant::now() + Duration::from_secs(timeout);
         let state = match cache.subscribe(selection, after) {
             Ok((snapshot, subscription)) => State::Running {
@@ -70,6 +73,7 @@ impl Registry {
         Ok(WatchBody {
             resource,
             form,
+            protobuf: false,
             clock: self.clock,
             state,
             floor: after.unwrap_or(0),
@@ -97,6 +101,7 @@ enum State {
 pub struct WatchBody {
     resource: &'static dyn Resource,
     form: Form,
+    protobuf: bool,
     clock: Clock,
     state: State,
     /// Events up to this version are not for this watch.
@@ -115,6 +120,18 @@ enum Step {
 }
 
 impl WatchBody {
+    /// The same watch with its events in protobuf.
+    #[must_use]
+    pub fn into_protobuf(mut self) -> Self {
+        self.protobuf = true;
+        self
+    }
+
+    /// An event, made as a line of JSON, in the encoding of the watch.
+    fn framed(&self, line: Bytes) -> Result<Bytes, ApiError> {
+        if self.protobuf { Ok(protobuf_frame(&line)?.into()) } else { Ok(line) }
+    }
+
     fn step(&mut self, cx: &mut Context<'_>) -> Result<Step, ApiError> {
         let (initial, subscription) = match &mut self.state {
             State::Ended => return Ok(Step::End),
@@ -245,6 +262,19 @@ fn error_event(e: &ApiError) -> Bytes {
     out.into()
 }
 
+/// An event in protobuf from its line of JSON.
+fn protobuf_frame(line: &[u8]) -> Result<Vec<u8>, ApiError> {
+    let broken = || ApiError::internal("no watch event");
+    // `{"type":"…","object":…}` and a line break, as this server writes it.
+    let rest = line.strip_prefix(br#"{"type":""#).ok_or_else(broken)?;
+    let end = rest.iter().position(|b| *b == b'"').ok_or_else(broken)?;
+    let (event, rest) = rest.split_at(end);
+    let object = rest.strip_prefix(br#"","object":"#).and_then(|r| r.strip_suffix(b"}\n")).ok_or_else(broken)?;
+    let event = std::str::from_utf8(event).map_err(ApiError::internal)?;
+    let object = protobuf::encode(object).map_err(not_marshalable)?;
+    Ok(protobuf::watch_frame(event, &object))
+}
+
 impl Body for WatchBody {
     type Data = Bytes;
     type Error = std::io::Error;
@@ -252,7 +282,11 @@ impl Body for WatchBody {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, std::io::Error>>> {
         let this = self.get_mut();
         loop {
-            match this.step(cx) {
+            let step = this.step(cx).and_then(|step| match step {
+                Step::Send(line) => this.framed(line).map(Step::Send),
+                step => Ok(step),
+            });
+            match step {
                 Ok(Step::Send(bytes)) => return Poll::Ready(Some(Ok(Frame::data(bytes)))),
                 Ok(Step::End) => return Poll::Ready(None),
                 Ok(Step::Wait) => match this.timer.as_mut().poll(cx) {
@@ -264,7 +298,8 @@ impl Body for WatchBody {
                 },
                 Err(e) => {
                     this.state = State::Ended;
-                    return Poll::Ready(Some(Ok(Frame::data(error_event(&e)))));
+                    let event = this.framed(error_event(&e)).map_err(|e| std::io::Error::other(e.message));
+                    return Poll::Ready(Some(event.map(Frame::data)));
                 }
             }
         }
