@@ -64,9 +64,8 @@ pub(super) fn close(out: &mut Vec<u8>, start: usize) {
         out.copy_within(start..start + length, start + more);
     }
     let mut rest = length as u64;
-    for at in start - 1..start + more {
-        let last = at + 1 == start + more;
-        out[at] = if last { rest as u8 } else { (rest & 0x7f) as u8 | 0x80 };
+    for (at, byte) in out[start - 1..start + more].iter_mut().enumerate() {
+        *byte = if at == more { rest as u8 } else { (rest & 0x7f) as u8 | 0x80 };
         rest >>= 7;
     }
 }
