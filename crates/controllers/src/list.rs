@@ -35,12 +35,14 @@ pub static ALL: &[Entry] = &[
         crate::cluster_role_aggregation::RULES,
         crate::cluster_role_aggregation::run
     ),
+    entry!("cronjob-controller", crate::cronjob::RULES, crate::cronjob::run),
     entry!("deployment-controller", crate::deployment::RULES, crate::deployment::run),
     entry!("disruption-controller", crate::disruption::RULES, crate::disruption::run),
     entry!("endpoint-controller", crate::endpoints::LEGACY_RULES, crate::endpoints::run_legacy),
     entry!("endpointslice-controller", crate::endpoints::SLICE_RULES, crate::endpoints::run_slices),
     entry!("endpointslicemirroring-controller", crate::endpoints::MIRROR_RULES, crate::endpoints::run_mirror),
     entry!("generic-garbage-collector", crate::garbage::RULES, crate::garbage::run),
+    entry!("job-controller", crate::job::RULES, crate::job::run),
     entry!("namespace-controller", crate::namespace::RULES, crate::namespace::run),
     entry!("node-controller", crate::node_lifecycle::RULES, crate::node_lifecycle::run),
     entry!("pod-garbage-collector", crate::pod_gc::RULES, crate::pod_gc::run),
@@ -49,6 +51,7 @@ pub static ALL: &[Entry] = &[
     entry!("root-ca-cert-publisher", crate::root_ca::RULES, crate::root_ca::run),
     entry!("service-account-controller", crate::service_account::RULES, crate::service_account::run),
     entry!("taint-eviction-controller", crate::taint_eviction::RULES, crate::taint_eviction::run),
+    entry!("ttl-after-finished-controller", crate::ttl_after_finished::RULES, crate::ttl_after_finished::run),
 ];
 
 /// Runs all controllers until `cancel`. The caches of `informers` are filled under an identity that may list and watch for

@@ -81,10 +81,7 @@ fn server_config() -> ServerConfig {
         request_body_bytes_max: 3 << 20,
         component_roles: ALL
             .iter()
-            .map(|e| ComponentRole {
-                name: e.name.to_owned(),
-                rules: e.rules.iter().map(PolicyRule::from).collect(),
-            })
+            .map(|e| ComponentRole { name: e.name.to_owned(), rules: e.rules.iter().map(PolicyRule::from).collect() })
             .collect(),
     }
 }
@@ -186,6 +183,8 @@ impl Cluster {
         for path in [
             "/apis/apps/v1/namespaces/n/deployments",
             "/apis/apps/v1/namespaces/n/replicasets",
+            "/apis/batch/v1/namespaces/n/cronjobs",
+            "/apis/batch/v1/namespaces/n/jobs",
             "/api/v1/namespaces/n/pods",
         ] {
             let answer = self.admin.call(http::Method::GET, path, None, Bytes::new()).await.unwrap();
@@ -200,10 +199,29 @@ impl Cluster {
     }
 }
 
+/// The status of a pod whose container ended with this code.
+fn ended(code: i32) -> Patch {
+    let terminated = json!({"exitCode": code});
+    let container = json!({"name": "c", "image": "i", "imageID": "i", "ready": false, "restartCount": 0,
+        "state": {"terminated": terminated}});
+    Patch::Strategic(json!({"status": {
+        "phase": if code == 0 { "Succeeded" } else { "Failed" }, "containerStatuses": [container],
+        "conditions": [{"type": "Ready", "status": "False"}],
+    }}))
+}
+
+/// Runs a pod: one whose image is `exit-N` ends with that code, one whose image is `broken` never runs, all others do.
 async fn run_in_name_only(admin: &Client, pod: &Pod, node: &str, address: &mut u32) {
     let api = Api::<Pod>::namespaced(admin.clone(), pod.metadata.namespace());
     let name = pod.metadata.name();
+    let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref()).unwrap_or_default();
     if pod.metadata.deletion_timestamp.is_some() {
+        if !matches!(phase, "Succeeded" | "Failed") {
+            drop(api.patch_status(name, &PatchParams::default(), &ended(137)).await);
+        } else if pod.metadata.deletion_grace_period_seconds == Some(0) {
+            // Nothing is left of it but a finalizer.
+            return;
+        }
         let now = DeleteParams { grace_period_seconds: Some(0), ..Default::default() };
         drop(api.delete(name, &now).await);
         return;
@@ -214,8 +232,16 @@ async fn run_in_name_only(admin: &Client, pod: &Pod, node: &str, address: &mut u
         let binding = Binding::from_value(binding).unwrap();
         drop(api.post_subresource(name, "binding", &PostParams::default(), &binding).await);
     }
-    let broken = spec.containers[0].image.as_deref() == Some("broken");
-    if pod.status.as_ref().and_then(|s| s.phase.as_deref()) != Some("Running") && !broken {
+    let image = spec.containers[0].image.as_deref().unwrap_or_default();
+    if let Some(code) = image.strip_prefix("exit-")
+        && phase != "Succeeded"
+        && phase != "Failed"
+    {
+        drop(api.patch_status(name, &PatchParams::default(), &ended(code.parse().unwrap())).await);
+        return;
+    }
+    let broken = image == "broken" || matches!(phase, "Succeeded" | "Failed");
+    if phase != "Running" && !broken {
         *address += 1;
         let ip = format!("10.1.{}.{}", *address / 250, *address % 250 + 1);
         let status = json!({"status": {
