@@ -1,7 +1,7 @@
 //! What a Kubernetes v1.37 API server serves by default in its stable versions: the yardstick for [`crate::kinds`].
 //!
-//! Every resource here is either a kind of ours, with exactly these facts, or named in [`MISSING`], which a test lets only
-//! shrink. Beta and alpha versions are off by default and not listed.
+//! Every resource here is either a kind of ours, served or in [`crate::kinds::WAITING`], with exactly these facts, or named
+//! in [`MISSING`], which a test lets only shrink. Beta and alpha versions are off by default and not listed.
 
 use crate::kind::{ALL_VERBS, Verb};
 
@@ -205,7 +205,7 @@ pub static SERVED: &[Served] = &[
     global("storagemigration.k8s.io", "storageversionmigrations", "StorageVersionMigration").with(STATUS),
 ];
 
-/// What of [`SERVED`] is not served yet. Only ever delete lines here; the test tells which.
+/// What of [`SERVED`] is not even written yet. Only ever delete lines here; the test tells which.
 pub static MISSING: &[&str] = &[
     "certificates.k8s.io/v1/clustertrustbundles",
     "certificates.k8s.io/v1/podcertificaterequests",
@@ -215,6 +215,7 @@ pub static MISSING: &[&str] = &[
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kind::Resource;
     use crate::kinds;
     use std::collections::BTreeSet;
 
@@ -223,8 +224,9 @@ mod tests {
 
     #[test]
     fn what_is_missing_is_named_and_only_that() {
-        let missing: BTreeSet<String> =
-            SERVED.iter().filter(|s| kinds::find(s.group, s.version, s.plural).is_none()).map(Served::id).collect();
+        let id = |r: &&dyn Resource| format!("{}/{}/{}", r.info().group, r.info().version, r.info().plural);
+        let ours: BTreeSet<String> = kinds::ALL.iter().chain(kinds::WAITING).map(id).collect();
+        let missing: BTreeSet<String> = SERVED.iter().map(Served::id).filter(|id| !ours.contains(id)).collect();
         let named: BTreeSet<String> = MISSING.iter().map(ToString::to_string).collect();
         assert_eq!(named.len(), MISSING.len(), "a line is there twice");
         let unnamed: Vec<_> = missing.difference(&named).collect();
@@ -239,7 +241,7 @@ mod tests {
         let ids: BTreeSet<String> = SERVED.iter().map(Served::id).collect();
         assert_eq!(ids.len(), SERVED.len(), "a resource is listed twice");
         let mut wrong = Vec::new();
-        for resource in kinds::ALL {
+        for resource in kinds::ALL.iter().chain(kinds::WAITING) {
             let i = resource.info();
             let Some(s) = SERVED.iter().find(|s| (s.group, s.version, s.plural) == (i.group, i.version, i.plural))
             else {

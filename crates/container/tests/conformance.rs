@@ -668,6 +668,10 @@ fn the_suite_on_cgroup_version_2() {
         support::shim(),
         scratch.path(),
     );
-    let said = machine.run("/suite --test-threads=2 --skip the_suite_on_cgroup_version_2 2>&1", scratch.path(), Duration::from_secs(900));
+    let said = machine.run(
+        "/suite --test-threads=2 --skip the_suite_on_cgroup_version_2 2>&1",
+        scratch.path(),
+        Duration::from_secs(900),
+    );
     assert!(said.contains("test result: ok."), "{said}");
 }
