@@ -66,7 +66,7 @@ fn schedules_are_kept(api: &Api<'_>) {
 fn the_life_of_a_cron_job(api: &Api<'_>) {
     let namespace = api.namespace("operations");
     let path = format!("/apis/batch/v1/namespaces/{namespace}/cronjobs");
-    let mut watch = api.watch(&path);
+    let watch = api.watch(&path);
     // A schedule that does not come while this runs.
     let template = |name: &str| cron_job(name, &["exit", "0"], &json!({"schedule": "0 0 29 2 *"}));
     api.create(&path, &template("one"));

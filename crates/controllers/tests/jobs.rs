@@ -181,7 +181,7 @@ async fn a_deadline_ends_a_job_and_suspension_stops_it() {
     c.until("no pods", || async { c.list::<Pod>().await.is_empty() && status(&c).await.active.is_none() }).await;
     tokio::time::sleep(Duration::from_secs(120)).await;
     let s = status(&c).await;
-    assert_eq!((conditions(&s), s.failed, s.start_time), (vec![("Suspended", "JobSuspended")], None, None));
+    assert_eq!((conditions(&s), s.failed, s.start_time.clone()), (vec![("Suspended", "JobSuspended")], None, None));
     assert_eq!(told(&c, "Suspended", "Job suspended").await, 1);
     c.patch::<Job>("j", json!({"spec": {"suspend": false}})).await;
     c.until("two ready again", || async { status(&c).await.ready == Some(2) }).await;
