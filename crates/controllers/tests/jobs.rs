@@ -157,7 +157,9 @@ async fn policies_end_a_job_early() {
     assert!(message.starts_with("Container c for pod n/j-"), "{message}");
     assert!(message.ends_with("failed with exit code 42 matching FailJob rule at index 0"), "{message}");
 
-    c.api::<Job>().delete("j", &DeleteParams::default()).await.unwrap();
+    // Without a policy its pods would stay: a Job orphans them, as the first versions of its kind did.
+    let all = DeleteParams { propagation_policy: Some("Background".into()), ..Default::default() };
+    c.api::<Job>().delete("j", &all).await.unwrap();
     c.until("gone", || async { c.list::<Job>().await.is_empty() && c.list::<Pod>().await.is_empty() }).await;
     let wanted = json!({"completions": 3, "parallelism": 3, "completionMode": "Indexed",
         "successPolicy": {"rules": [{"succeededIndexes": "1"}]}});
