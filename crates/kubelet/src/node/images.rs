@@ -1,7 +1,10 @@
 //! Image garbage collection: when the disk fills up, images no container uses go, the longest unused first.
 
 use crate::agent::Agent;
+use gantry_api::ObjectMeta;
+use gantry_api::k8s_openapi::api::core::v1::Node;
 use gantry_reconcile::EventType;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 /// How often the fullness of the disk with the images is looked at.
@@ -17,9 +20,13 @@ fn to_free(available: u64, capacity: u64, high: u64, low: u64) -> Option<(u64, u
 /// Removes unused images while the disk is fuller than the high mark, until it is at the low one.
 pub(crate) async fn collect(agent: &Agent) {
     let event = |reason: &str, message: &str| {
-        if let Some(node) = agent.node.get("", &agent.cfg.node_name) {
-            agent.recorder.event(&*node, EventType::Warning, reason, message);
-        }
+        // At the start the node may not have been read yet; its name is enough to tell of it.
+        let by_name = || {
+            let metadata = ObjectMeta { name: Some(agent.cfg.node_name.clone()), ..Default::default() };
+            Arc::new(Node { metadata, ..Default::default() })
+        };
+        let node = agent.node.get("", &agent.cfg.node_name).unwrap_or_else(by_name);
+        agent.recorder.event(&*node, EventType::Warning, reason, message);
     };
     let usage = match agent.images.fs_usage().await {
         Ok(usage) => usage,
