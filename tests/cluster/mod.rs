@@ -8,6 +8,7 @@
 pub mod api;
 pub mod busybox;
 pub mod pods;
+pub mod webhook;
 
 use serde_json::Value;
 use std::io::{BufRead, BufReader, Read, Write};

@@ -296,17 +296,18 @@ impl Call<'_> {
                 details["group"] = info.group.into();
             }
             let status = json!({ "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details });
-            return respond::document(
-                200,
-                status.to_string().into(),
-                &Accepted { form: Form::Object, ..accepted },
-                headers,
-            );
+            let accepted = Accepted { form: Form::Object, ..accepted };
+            let mut response = respond::document(200, status.to_string().into(), &accepted, headers)?;
+            respond::add_warnings(&mut response, &deleted.warnings);
+            return Ok(response);
         }
         let code = if !deleted.removed && options.orphan_dependents == Some(false) { 202 } else { 200 };
         let json = Bytes::from(deleted.object.to_json());
         let version = deleted.object.meta().resource_version();
-        respond::object(code, json, self.resource, version, &accepted, headers, self.server.registry.clock.now())
+        let now = self.server.registry.clock.now();
+        let mut response = respond::object(code, json, self.resource, version, &accepted, headers, now)?;
+        respond::add_warnings(&mut response, &deleted.warnings);
+        Ok(response)
     }
 
     async fn delete_collection(&self, body: &Bytes) -> Result<Response, ApiError> {
@@ -317,11 +318,14 @@ impl Call<'_> {
         let deleted =
             registry.delete_collection(self.resource, self.namespace(), &list, &options, &self.cx.user).await?;
         let info = self.resource.info();
-        let items: Vec<Value> = deleted.iter().map(|o| o.to_value()).collect();
+        let items: Vec<Value> = deleted.iter().map(|d| d.object.to_value()).collect();
         let answer = json!({
             "kind": info.list_kind(), "apiVersion": info.api_version(),
             "metadata": { "resourceVersion": registry.revision().to_string() }, "items": items,
         });
-        respond::document(200, answer.to_string().into(), &accepted, &self.cx.parts.headers)
+        let mut response = respond::document(200, answer.to_string().into(), &accepted, &self.cx.parts.headers)?;
+        let warnings: Vec<String> = deleted.into_iter().flat_map(|d| d.warnings).collect();
+        respond::add_warnings(&mut response, &warnings);
+        Ok(response)
     }
 }

@@ -2,6 +2,7 @@
 
 use super::options::WriteOptions;
 use super::{Registry, Stored, key_of, store_error};
+use crate::admission::rounds::Rounds;
 use crate::admission::{Attributes, Operation};
 use crate::authn::UserInfo;
 use crate::authz::{self, Authorizer, Decision};
@@ -14,6 +15,7 @@ use gantry_api::meta::object::{self, Meta};
 use gantry_api::meta::status::ApiError;
 use gantry_store::{Compare, Txn, TxnOutcome, Write};
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 /// Longest base of a generated name, so that base and suffix fit in 63 characters.
 const GENERATED_BASE_MAX: usize = 58;
@@ -98,7 +100,7 @@ impl Registry {
             check_versions(target, object.as_mut(), old)?;
 
             // mutating admission
-            self.admit(target, object.as_mut(), old, &mut warnings).await?;
+            let deadline = self.admit(target, object.as_mut(), old, &mut warnings).await?;
 
             // prepare: names, system metadata, generation, status reset
             let generated = self.prepare(target, object.as_mut(), old)?;
@@ -109,7 +111,8 @@ impl Registry {
             }
 
             // validate, validating admission, store
-            let outcome = match self.check_and_store(target, object.as_mut(), stored.as_ref(), &mut warnings).await {
+            let checked = self.check_and_store(target, object.as_mut(), stored.as_ref(), deadline, &mut warnings).await;
+            let outcome = match checked {
                 Ok(Committed::At(revision, json)) => {
                     if hooked && !target.options.dry_run {
                         for hook in self.hooks_of(info) {
@@ -165,21 +168,19 @@ impl Registry {
         }
     }
 
+    /// Returns until when the request has to be decided.
     async fn admit(
         &self,
         target: &Target<'_>,
         object: &mut dyn Object,
         old: Option<&dyn Object>,
         warnings: &mut Vec<String>,
-    ) -> Result<(), ApiError> {
-        let admission = self.admission();
+    ) -> Result<Instant, ApiError> {
         let name = object.meta().name().to_owned();
         let mut attributes = attributes(target, &name, object, old);
-        for plugin in &admission.mutating {
-            plugin.admit(&mut attributes, &self.cluster()).await?;
-        }
+        self.admission().admit(&mut attributes, &self.cluster()).await?;
         warnings.append(&mut attributes.warnings);
-        Ok(())
+        Ok(attributes.rounds.deadline)
     }
 
     /// Returns whether the name was generated.
@@ -244,16 +245,16 @@ impl Registry {
         target: &Target<'_>,
         object: &mut dyn Object,
         stored: Option<&Stored>,
+        deadline: Instant,
         warnings: &mut Vec<String>,
     ) -> Result<Committed, ApiError> {
         let old = stored.map(|s| s.object.as_ref());
         validate(target.resource, if target.writes_spec() { "" } else { target.subresource }, object, old)?;
-        let admission = self.admission();
         let name = object.meta().name().to_owned();
         let mut attributes = attributes(target, &name, object, old);
-        for plugin in &admission.validating {
-            plugin.validate(&mut attributes, &self.cluster()).await?;
-        }
+        attributes.rounds = Rounds::until(deadline);
+        let admission = self.admission();
+        admission.validate(&mut attributes, &self.cluster()).await?;
         warnings.append(&mut attributes.warnings);
         self.commit(target.resource, object, stored, target.options.dry_run).await
     }
@@ -423,6 +424,7 @@ fn attributes<'a>(
         old_object: old,
         options,
         warnings: Vec::new(),
+        rounds: Rounds::default(),
     }
 }
 
