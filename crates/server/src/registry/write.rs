@@ -521,6 +521,9 @@ fn validate(
         Some(old) if subresource.is_empty() => resource.validate_update(object, old),
         Some(old) => resource.validate_subresource_update(subresource, object, old),
     });
+    if errors.is_empty() && subresource.is_empty() {
+        errors.extend(crate::expressions::check(resource, object, old));
+    }
     invalid_unless_empty(resource, object.meta().name(), &errors)
 }
 
