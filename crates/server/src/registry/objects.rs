@@ -53,7 +53,11 @@ impl ObjectSource for Registry {
     }
 
     fn served(&self) -> Vec<&'static dyn Resource> {
-        self.caches().into_iter().map(|c| c.resource).collect()
+        let mut served = Vec::new();
+        for cache in self.caches() {
+            served.push(cache.resource);
+        }
+        served
     }
 
     fn generation(&self, resource: &'static dyn Resource) -> u64 {

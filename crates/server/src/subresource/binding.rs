@@ -90,12 +90,7 @@ fn assign(pod: &mut Pod, binding: &Binding, labels: &BTreeMap<String, String>, n
 }
 
 /// Returns texts for `Warning` headers.
-async fn bind(
-    cx: &RequestContext,
-    name: &str,
-    binding: Binding,
-    services: &Services,
-) -> Result<Vec<String>, ApiError> {
+async fn bind(cx: &RequestContext, name: &str, binding: Binding, services: &Services) -> Result<Vec<String>, ApiError> {
     let dry_run = body::dry_run(cx)?;
     let namespace = cx.info.namespace.as_str();
     let mut binding = binding;

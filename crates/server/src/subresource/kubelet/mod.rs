@@ -68,7 +68,7 @@ async fn admit_connect(
         old_object: None,
         options: Value::Object(options),
         warnings: Vec::new(),
-            rounds: Rounds::default(),
+        rounds: Rounds::default(),
     };
     services.admission.run(&mut attributes, &services.cluster).await
 }
