@@ -7,7 +7,7 @@
 //! ```
 //! use gantry_schema::protobuf;
 //!
-//! let json = br#"{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"a"},"data":{"x":"y"}}"#;
+//! let json = br#"{"apiVersion":"v1","kind":"ConfigMap","data":{"x":"y"},"metadata":{"name":"a"}}"#;
 //! let bytes = protobuf::encode(json).unwrap();
 //! assert!(bytes.starts_with(b"k8s\0"));
 //! assert_eq!(protobuf::decode(&bytes).unwrap(), json);
