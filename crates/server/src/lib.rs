@@ -12,6 +12,7 @@ mod bootstrap;
 pub mod cluster;
 pub mod config;
 mod discovery;
+pub mod flow;
 pub mod http;
 pub mod metrics;
 mod metrics_api;
