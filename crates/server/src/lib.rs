@@ -13,6 +13,7 @@ pub mod cluster;
 pub mod config;
 mod discovery;
 mod expressions;
+pub mod flow;
 pub mod http;
 pub mod metrics;
 mod metrics_api;

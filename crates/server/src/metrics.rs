@@ -1,6 +1,6 @@
 //! Measurements under the names Kubernetes uses, in the OpenMetrics text format.
 
-use crate::http::flow::{is_long_running, is_read_only};
+use crate::flow::{Flow, is_long_running, is_read_only};
 use crate::registry::Registry;
 use crate::request::RequestInfo;
 use bytes::Bytes;
@@ -174,13 +174,13 @@ impl Metrics {
 
     /// The text of `/metrics`.
     #[must_use]
-    pub fn render(&self, registry: &Registry) -> String {
+    pub fn render(&self, registry: &Registry, flow: &Flow) -> String {
         let mut out = String::new();
         if let Err(e) = encode(&mut out, &self.registry) {
             tracing::error!(error = %e, "metrics cannot be written");
         }
         let mut more = String::new();
-        if let Err(e) = self.render_gauges(&mut more, registry) {
+        if let Err(e) = self.render_gauges(&mut more, registry).and_then(|()| flow.render(&mut more)) {
             tracing::error!(error = %e, "metrics cannot be written");
         }
         let end = out.rfind("# EOF").unwrap_or(out.len());

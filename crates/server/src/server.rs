@@ -4,7 +4,7 @@ use crate::admission::Chain;
 use crate::authn::{UserInfo, issuer_discovery};
 use crate::config::ServerConfig;
 use crate::discovery::Discovery;
-use crate::http::flow::Flow;
+use crate::flow::{self, Flow};
 use crate::http::pipeline::{self, Caller, Incoming};
 use crate::metrics::Metrics;
 use crate::registry::Registry;
@@ -61,7 +61,7 @@ pub struct Server {
     pub services: Services,
     /// Measurements.
     pub metrics: Metrics,
-    pub(crate) flow: Flow,
+    pub(crate) flow: Arc<Flow>,
     pub(crate) discovery: Discovery,
     pub(crate) openapi: crate::openapi::Documents,
     pub(crate) issuer: issuer_discovery::Documents,
@@ -118,7 +118,7 @@ impl Server {
             registry,
             services,
             metrics: Metrics::new(),
-            flow: Flow::default(),
+            flow: Flow::new(clock),
             discovery: Discovery::new(gantry_api::kinds::ALL),
             openapi: crate::openapi::Documents::new(gantry_api::kinds::ALL),
             issuer,
@@ -130,9 +130,12 @@ impl Server {
             config,
         });
         crate::bootstrap::write(&server).await?;
+        let object = "priority levels and flow schemas".to_owned();
+        flow::keeper::sync(&server).await.map_err(|e| StartError::Bootstrap { object, message: e.message })?;
         // Nobody is asked who may do what before the policy just written is known.
         server.registry.caught_up().await;
         crate::bootstrap::keep(&server);
+        flow::keeper::keep(&server);
         tokio::spawn(crate::registry::expire::run(server.registry.clone(), server.stop.clone()));
         server.ready.store(true, Ordering::Release);
         Ok(server)

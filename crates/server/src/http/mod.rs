@@ -1,7 +1,6 @@
 //! HTTP: connections, the request pipeline, routing, negotiation, answers.
 
 pub mod dispatch;
-pub mod flow;
 pub mod negotiate;
 pub mod nonresource;
 pub mod pipeline;

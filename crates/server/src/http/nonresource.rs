@@ -44,7 +44,7 @@ pub async fn answer(server: &Server, cx: &RequestContext) -> Result<Response, Ap
         "/metrics" => Ok(respond::with_type(
             200,
             "application/openmetrics-text; version=1.0.0; charset=utf-8",
-            server.metrics.render(&server.registry),
+            server.metrics.render(&server.registry, &server.flow),
         )),
         "/healthz" | "/livez" | "/readyz" => health(server, path, cx),
         issuer_discovery::CONFIGURATION_PATH => {
@@ -52,6 +52,11 @@ pub async fn answer(server: &Server, cx: &RequestContext) -> Result<Response, Ap
         }
         issuer_discovery::KEYS_PATH => {
             Ok(respond::with_type(200, issuer_discovery::KEYS_MEDIA_TYPE, server.issuer.keys.clone()))
+        }
+        _ if path.starts_with("/debug/api_priority_and_fairness/") => {
+            let name = path.rsplit('/').next().unwrap_or_default();
+            let details = cx.param("includeRequestDetails").is_some_and(|v| !v.is_empty());
+            plain(server.flow.dump(name, details).ok_or_else(ApiError::no_such_path)?)
         }
         _ if path.starts_with("/openapi/") => crate::openapi::answer(server, cx, path).await,
         _ => {
@@ -141,7 +146,9 @@ fn checks(server: &Server, path: &str) -> Vec<Check> {
     if !path.starts_with("/livez") {
         let done = if server.is_ready() { Ok(()) } else { Err("not finished".to_owned()) };
         out.push(("poststarthook/bootstrap-controller", done.clone()));
-        out.push(("poststarthook/rbac/bootstrap-roles", done));
+        out.push(("poststarthook/rbac/bootstrap-roles", done.clone()));
+        out.push(("poststarthook/priority-and-fairness-config-producer", done.clone()));
+        out.push(("poststarthook/priority-and-fairness-config-consumer", done));
     }
     out
 }

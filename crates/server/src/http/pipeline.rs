@@ -1,8 +1,9 @@
 //! The way of every request, in reading order.
 
-use super::{dispatch, flow, negotiate, nonresource, respond, route};
+use super::{dispatch, negotiate, nonresource, respond, route};
 use crate::authn::{Peer, UserInfo, impersonation};
 use crate::authz::{Attributes, Decision};
+use crate::flow::{self, Seats};
 use crate::request::{RequestContext, Response};
 use crate::server::Server;
 use bytes::Bytes;
@@ -111,7 +112,9 @@ pub async fn handle(server: &Arc<Server>, parts: Parts, body: Incoming, caller: 
     let failure = negotiate::accept_failure(&parts.headers, &query);
     let record = server.metrics.begin(&info);
     let cx = RequestContext { info, user: UserInfo::default(), parts, resource: None, query };
-    let mut response = match steps(server, cx, body, caller).await {
+    let mut seats = None;
+    let long_running = flow::is_long_running(&cx.info);
+    let mut response = match steps(server, cx, body, caller, &mut seats).await {
         Ok(response) => response,
         Err(e) => {
             if e.code >= 500 && e.code != 504 {
@@ -120,6 +123,13 @@ pub async fn handle(server: &Arc<Server>, parts: Parts, body: Incoming, caller: 
             respond::error(&e, &failure)
         }
     };
+    if let Some(seats) = seats {
+        seats.class.mark(response.headers_mut());
+        // What is still to be written of a list takes its seats; what a watch sends later does not.
+        if !long_running && !response.headers().contains_key(http::header::CONTENT_LENGTH) {
+            response = response.map(|body| respond::holding(body, seats));
+        }
+    }
     response.headers_mut().insert(AUDIT_ID, audit_id);
     let cache = response.headers_mut().entry(http::header::CACHE_CONTROL);
     cache.or_insert(HeaderValue::from_static("no-cache, private"));
@@ -132,6 +142,7 @@ async fn steps(
     mut cx: RequestContext,
     body: Incoming,
     caller: Caller,
+    seats: &mut Option<Seats>,
 ) -> Result<Response, ApiError> {
     // Who asks?
     let in_process = matches!(caller, Caller::Component(_));
@@ -146,7 +157,12 @@ async fn steps(
     }
 
     // Is there room?
-    let _permit = if in_process { None } else { server.flow.admit(&cx.info).await? };
+    if !in_process {
+        match server.flow.admit(&cx.info, &cx.user, || objects_read(server, &cx)).await {
+            Ok(admitted) => *seats = admitted,
+            Err(refused) => return Ok(respond::too_many_requests(&refused)),
+        }
+    }
 
     // May they?
     let attributes = Attributes::of_request(&cx.info, &cx.user, &cx.query);
@@ -191,6 +207,19 @@ fn unreadable(cx: &RequestContext, error: &ProtobufError, body: &[u8]) -> ApiErr
         }
         _ => strict::unrecognized(wanted, &error.to_string(), body),
     })
+}
+
+/// How many objects a list reads, or a watch that begins with the present ones.
+fn objects_read(server: &Server, cx: &RequestContext) -> usize {
+    let info = &cx.info;
+    let begins_empty = info.verb == "watch" && cx.param("sendInitialEvents") != Some("true");
+    if !info.name.is_empty() || begins_empty {
+        return 1;
+    }
+    let resource = gantry_api::kinds::find(&info.group, &info.version, &info.resource);
+    let count = resource.and_then(|r| server.registry.cache(r).ok()).map_or(0, |c| c.counts().0);
+    let limit = cx.param("limit").and_then(|l| l.parse().ok()).filter(|l| *l > 0);
+    limit.unwrap_or(count).min(count)
 }
 
 async fn authenticate(server: &Server, parts: &Parts, connection: &Connection) -> Result<UserInfo, ApiError> {

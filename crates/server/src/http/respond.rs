@@ -1,6 +1,7 @@
 //! Answers: statuses, objects, streamed lists and watches, compression.
 
 use super::negotiate::{Accepted, Form, Media};
+use crate::flow::Refused;
 use crate::registry::read::ListStream;
 use crate::request::{Response, ResponseBody};
 use crate::table;
@@ -11,6 +12,7 @@ use gantry_api::k8s_openapi::jiff::Timestamp;
 use gantry_api::kind::Resource;
 use gantry_api::meta::status::ApiError;
 use gantry_schema::protobuf::{self, ProtobufError};
+use http::header::X_CONTENT_TYPE_OPTIONS;
 use http::header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER, VARY, WARNING};
 use http::{HeaderMap, HeaderValue, StatusCode};
 use http_body::{Body, Frame};
@@ -57,6 +59,27 @@ pub fn error(e: &ApiError, accepted: &Accepted) -> Response {
         response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
     }
     response
+}
+
+/// The answer to a request that found no place: plain text, as upstream's.
+#[must_use]
+pub fn too_many_requests(refused: &Refused) -> Response {
+    let text = "Too many requests, please try again later.\n";
+    let mut response = with_type(429, "text/plain; charset=utf-8", text);
+    response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(refused.retry_after));
+    response.headers_mut().insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    refused.class.mark(response.headers_mut());
+    response
+}
+
+/// A body that keeps something until it is written or given up.
+#[must_use]
+pub fn holding<T: Send + Sync + 'static>(body: ResponseBody, kept: T) -> ResponseBody {
+    body.map_frame(move |frame| {
+        let _ = &kept;
+        frame
+    })
+    .boxed()
 }
 
 /// Adds `Warning: 299 - "text"` headers.
