@@ -2,16 +2,19 @@
 //! visible list; every entry says next to its code what it may do ([`rules::Rule`]), and acts under its own identity.
 
 pub mod certificate;
+pub mod claiming;
 pub mod cluster_dns;
 pub mod cluster_role_aggregation;
 pub mod config;
 pub mod cronjob;
+pub mod daemonset;
 pub mod deployment;
 pub mod discovery;
 pub mod disruption;
 pub mod endpoints;
 pub mod garbage;
 pub mod job;
+pub mod history;
 pub mod list;
 pub mod namespace;
 pub mod node_lifecycle;
@@ -21,6 +24,7 @@ pub mod replicas;
 pub mod root_ca;
 pub mod rules;
 pub mod service_account;
+pub mod statefulset;
 pub mod taint_eviction;
 pub mod ttl_after_finished;
 

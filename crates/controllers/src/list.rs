@@ -36,6 +36,7 @@ pub static ALL: &[Entry] = &[
         crate::cluster_role_aggregation::run
     ),
     entry!("cronjob-controller", crate::cronjob::RULES, crate::cronjob::run),
+    entry!("daemon-set-controller", crate::daemonset::RULES, crate::daemonset::run),
     entry!("deployment-controller", crate::deployment::RULES, crate::deployment::run),
     entry!("disruption-controller", crate::disruption::RULES, crate::disruption::run),
     entry!("endpoint-controller", crate::endpoints::LEGACY_RULES, crate::endpoints::run_legacy),
@@ -50,6 +51,7 @@ pub static ALL: &[Entry] = &[
     entry!("replication-controller", crate::replicas::REPLICATION_RULES, crate::replicas::run_replication_controllers),
     entry!("root-ca-cert-publisher", crate::root_ca::RULES, crate::root_ca::run),
     entry!("service-account-controller", crate::service_account::RULES, crate::service_account::run),
+    entry!("statefulset-controller", crate::statefulset::RULES, crate::statefulset::run),
     entry!("taint-eviction-controller", crate::taint_eviction::RULES, crate::taint_eviction::run),
     entry!("ttl-after-finished-controller", crate::ttl_after_finished::RULES, crate::ttl_after_finished::run),
 ];

@@ -2,7 +2,7 @@
 
 mod owner;
 mod plan;
-mod watch;
+pub(crate) mod watch;
 
 pub use owner::{Failure, ReplicaOwner, ReplicaStatus};
 pub use plan::{Decision, decide, rank, status};
@@ -77,7 +77,7 @@ async fn start<O: ReplicaOwner>(setup: Setup, component: &str) {
     let pods_by_controller = pods.index("controller", pod_state::by_controller);
     let queue = Queue::new(setup.name);
     let expectations = Arc::new(Expectations::default());
-    watch::register(&owners, &pods, &queue, &expectations);
+    watch::register(&owners, &pods, &queue, &expectations, O::selector);
     if !wait_synced(&[&owners, &pods], &setup.cancel).await {
         return;
     }

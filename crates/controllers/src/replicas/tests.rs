@@ -141,12 +141,12 @@ async fn changes_of_pods_reach_their_owners() {
     owned.metadata.owner_references = Some(vec![controller_reference(&replica_set(1))]);
     let (queue, expectations) = (Queue::new("t"), Arc::new(Expectations::default()));
     expectations.set("n/web", 1, []);
-    watch::register(&owners, &pods, &queue, &expectations);
+    watch::register(&owners, &pods, &queue, &expectations, ReplicaOwner::selector);
     assert_eq!(queue.get().await.as_deref(), Some("n/web"), "an orphan that matches");
     queue.done(&"n/web".to_owned());
     assert!(!expectations.satisfied("n/web"), "an orphan is no creation of ours");
     pods.store().put(Arc::new(owned));
     let again = Queue::new("t");
-    watch::register(&owners, &pods, &again, &expectations);
+    watch::register(&owners, &pods, &again, &expectations, ReplicaOwner::selector);
     assert!(expectations.satisfied("n/web"));
 }

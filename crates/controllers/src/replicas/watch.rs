@@ -1,19 +1,24 @@
-//! Which owners a change concerns.
+//! Which owners of pods a change concerns.
 
-use super::owner::ReplicaOwner;
 use crate::pod_state;
 use gantry_api::OwnerReference;
+use gantry_api::kind::Kind;
+use gantry_api::meta::labels::Selector;
 use gantry_reconcile::store::key_of;
 use gantry_reconcile::{Change, Expectations, Informer, Queue, Store};
 use k8s_openapi::api::core::v1::Pod;
 use std::sync::Arc;
 
+/// How an owner selects its pods.
+pub(crate) type SelectorOf<O> = fn(&O) -> Result<Selector, String>;
+
 /// Puts the keys of owners into `queue` when they or their pods change, and tells `expectations` of pods that came or go.
-pub(super) fn register<O: ReplicaOwner>(
+pub(crate) fn register<O: Kind>(
     owners: &Informer<O>,
     pods: &Informer<Pod>,
     queue: &Queue,
     expectations: &Arc<Expectations>,
+    selector: SelectorOf<O>,
 ) {
     let q = queue.clone();
     let known = expectations.clone();
@@ -24,7 +29,8 @@ pub(super) fn register<O: ReplicaOwner>(
         }
         q.add(key_of(&**change.object()));
     });
-    let watch = PodWatch { owners: owners.store().clone(), queue: queue.clone(), expectations: expectations.clone() };
+    let (owners, queue, expectations) = (owners.store().clone(), queue.clone(), expectations.clone());
+    let watch = PodWatch { owners, queue, expectations, selector };
     pods.on_change(move |change| watch.changed(change));
 }
 
@@ -32,9 +38,10 @@ struct PodWatch<O> {
     owners: Store<O>,
     queue: Queue,
     expectations: Arc<Expectations>,
+    selector: SelectorOf<O>,
 }
 
-impl<O: ReplicaOwner> PodWatch<O> {
+impl<O: Kind> PodWatch<O> {
     /// The owner a reference means, if it is of this kind and still the same object.
     fn resolve(&self, namespace: &str, r: &OwnerReference) -> Option<Arc<O>> {
         if r.kind != O::INFO.kind {
@@ -96,7 +103,8 @@ impl<O: ReplicaOwner> PodWatch<O> {
     /// An orphan may be adopted by any owner that selects it.
     fn matching(&self, pod: &Pod) {
         for owner in self.owners.list_in(pod.metadata.namespace.as_deref().unwrap_or_default()) {
-            if owner.selector().is_ok_and(|s| !s.is_empty() && s.matches_optional(pod.metadata.labels.as_ref())) {
+            if (self.selector)(&owner).is_ok_and(|s| !s.is_empty() && s.matches_optional(pod.metadata.labels.as_ref()))
+            {
                 self.queue.add(key_of(&*owner));
             }
         }
