@@ -20,6 +20,7 @@ pub mod root_ca;
 pub mod rules;
 pub mod service_account;
 pub mod taint_eviction;
+pub mod volume;
 
 pub use config::{ControllersConfig, Setup};
 pub use list::{ALL, Entry, run};
