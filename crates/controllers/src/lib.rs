@@ -27,6 +27,7 @@ pub mod service_account;
 pub mod statefulset;
 pub mod taint_eviction;
 pub mod ttl_after_finished;
+pub mod volume;
 
 pub use config::{ControllersConfig, Setup};
 pub use list::{ALL, Entry, run};

@@ -42,11 +42,24 @@ pub static ALL: &[Entry] = &[
     entry!("endpoint-controller", crate::endpoints::LEGACY_RULES, crate::endpoints::run_legacy),
     entry!("endpointslice-controller", crate::endpoints::SLICE_RULES, crate::endpoints::run_slices),
     entry!("endpointslicemirroring-controller", crate::endpoints::MIRROR_RULES, crate::endpoints::run_mirror),
+    entry!("ephemeral-volume-controller", crate::volume::ephemeral::RULES, crate::volume::ephemeral::run),
     entry!("generic-garbage-collector", crate::garbage::RULES, crate::garbage::run),
     entry!("job-controller", crate::job::RULES, crate::job::run),
+    entry!("local-path-provisioner", crate::volume::provisioner::RULES, crate::volume::provisioner::run),
     entry!("namespace-controller", crate::namespace::RULES, crate::namespace::run),
     entry!("node-controller", crate::node_lifecycle::RULES, crate::node_lifecycle::run),
+    entry!("persistent-volume-binder", crate::volume::binder::RULES, crate::volume::binder::run),
     entry!("pod-garbage-collector", crate::pod_gc::RULES, crate::pod_gc::run),
+    entry!(
+        "pv-protection-controller",
+        crate::volume::protection::VOLUME_RULES,
+        crate::volume::protection::run_volumes
+    ),
+    entry!(
+        "pvc-protection-controller",
+        crate::volume::protection::CLAIM_RULES,
+        crate::volume::protection::run_claims
+    ),
     entry!("replicaset-controller", crate::replicas::REPLICASET_RULES, crate::replicas::run_replicasets),
     entry!("replication-controller", crate::replicas::REPLICATION_RULES, crate::replicas::run_replication_controllers),
     entry!("root-ca-cert-publisher", crate::root_ca::RULES, crate::root_ca::run),

@@ -6,6 +6,7 @@ use crate::pod::dns::{ClusterDns, Resolver};
 use crate::pod::fields::FieldContext;
 use crate::pod_network::PodNetwork;
 use crate::references::References;
+use crate::volumes::claim::Claims;
 use crate::volumes::token::Tokens;
 use gantry_api::clock::Clock;
 use gantry_client::Client;
@@ -35,6 +36,7 @@ pub(crate) struct Agent {
     pub config_maps: References<ConfigMap>,
     pub secrets: References<Secret>,
     pub tokens: Tokens,
+    pub claims: Claims,
     pub machine: Machine,
     pub pulls: Semaphore,
     pub admissions: crate::pod::admission::Admissions,

@@ -122,6 +122,12 @@ impl KubeletConfig {
         self.data_dir.join("kubelet/pods")
     }
 
+    /// Where the volumes that are made on this node are.
+    #[must_use]
+    pub fn local_volumes_directory(&self) -> PathBuf {
+        self.data_dir.join("volumes")
+    }
+
     /// Where the server's key and certificate are kept.
     #[must_use]
     pub fn pki_directory(&self) -> PathBuf {

@@ -29,7 +29,7 @@ use gantry_container::image_service::ImageService;
 use gantry_container::runtime::Runtime;
 use gantry_network::NodeNetwork;
 use gantry_reconcile::{EventRecorder, Informers};
-use k8s_openapi::api::core::v1::{Node, NodeStatus, Pod, Service};
+use k8s_openapi::api::core::v1::{Node, NodeStatus, PersistentVolume, Pod, Service};
 use node::machine::Machine;
 use node::object::Pressure;
 use pod::manager::Manager;
@@ -38,6 +38,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
+use volumes::claim::Claims;
+use volumes::local_path;
 use volumes::token::Tokens;
 
 /// How often the node's status is looked at.
@@ -67,6 +69,7 @@ pub async fn run(
     let machine = Machine::inspect(&cfg).map_err(Error::Machine)?;
     let informers = Informers::new(client.clone());
     let pods = informers.get_filtered::<Pod>(Some(&format!("spec.nodeName={}", cfg.node_name)), None);
+    let local = informers.get_filtered::<PersistentVolume>(None, Some(&local_path::selector(&cfg.node_name)));
     let recorder = EventRecorder::new(client.clone(), clock, "kubelet", &cfg.node_name);
     let agent = Arc::new(Agent {
         client: client.clone(),
@@ -77,6 +80,7 @@ pub async fn run(
         config_maps: References::new(client.clone()),
         secrets: References::new(client.clone()),
         tokens: Tokens::new(client.clone()),
+        claims: Claims::new(client.clone(), &cfg),
         pulls: Semaphore::new(PARALLEL_PULLS),
         admissions: Default::default(),
         pressure: Default::default(),
@@ -129,6 +133,7 @@ pub async fn run(
     spawn(Box::pin(node::lease::run(client.clone(), registered.clone(), clock)));
     spawn(Box::pin(keep_status(agent.clone(), registered)));
     spawn(Box::pin(node::housekeeping::run(agent.clone())));
+    spawn(Box::pin(local_path::run(agent.clone(), local)));
     // Pods may name services and be matched against the node: both must be known first.
     let known = gantry_reconcile::wait_synced(&[&agent.services, &agent.node], &shutdown).await;
     if known {

@@ -443,6 +443,7 @@ pub(crate) fn world() -> World {
         config_maps: References::new(client.clone()),
         secrets: References::new(client.clone()),
         tokens: Tokens::new(client.clone()),
+        claims: crate::volumes::claim::Claims::new(client.clone(), &cfg),
         pulls: Semaphore::new(PARALLEL_PULLS),
         admissions: Default::default(),
         pressure: Default::default(),

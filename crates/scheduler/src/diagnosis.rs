@@ -11,6 +11,8 @@ pub struct Diagnosis {
     pub nodes: usize,
     /// The rejection of each node.
     pub rejections: Vec<(Row, Rejection)>,
+    /// Why no node was even looked at, where that is so; the rejections are then all alike.
+    pub refusal: Option<String>,
     /// What preemption found, per reason.
     pub preemption: BTreeMap<String, usize>,
 }
@@ -33,7 +35,9 @@ impl Diagnosis {
             *counts.entry(reason).or_default() += 1;
         }
         let mut text = format!("0/{} nodes are available", self.nodes);
-        if !counts.is_empty() {
+        if let Some(refusal) = &self.refusal {
+            text.push_str(&format!(": {refusal}."));
+        } else if !counts.is_empty() {
             text.push_str(": ");
             text.push_str(&histogram(counts.into_iter()));
             text.push('.');
@@ -74,6 +78,7 @@ mod tests {
                 (0, rejection(&["Insufficient cpu", "Too many pods"])),
                 (1, rejection(&["Insufficient cpu"])),
             ],
+            refusal: None,
             preemption: [("No preemption victims found for incoming pod".to_owned(), 2)].into(),
         };
         assert_eq!(

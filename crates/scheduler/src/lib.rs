@@ -17,5 +17,6 @@ mod run;
 pub mod score;
 pub mod snapshot;
 pub mod spread;
+pub mod volumes;
 
 pub use run::{SchedulerConfig, run};

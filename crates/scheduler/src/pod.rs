@@ -155,6 +155,8 @@ pub struct PodInfo {
     pub preferred: Vec<AffinityTerm>,
     /// Priority.
     pub priority: i32,
+    /// Keys `namespace/name` of the claims it uses.
+    pub claims: Vec<String>,
     labels: BTreeMap<String, String>,
 }
 
@@ -218,6 +220,13 @@ impl PodInfo {
             anti_affinity: required(anti.and_then(|a| a.required_during_scheduling_ignored_during_execution.as_ref())),
             preferred,
             priority: spec.priority.unwrap_or(0),
+            claims: spec
+                .volumes
+                .iter()
+                .flatten()
+                .filter_map(|v| gantry_api::storage::binding::claim_name(&pod, v))
+                .map(|claim| format!("{namespace}/{claim}"))
+                .collect(),
             labels: pod.metadata.labels.clone().unwrap_or_default(),
             namespace,
             name,

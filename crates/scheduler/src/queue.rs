@@ -26,18 +26,22 @@ pub enum ClusterChange {
     PodGone,
     /// A namespace's labels changed.
     NamespaceUpdated,
+    /// A claim, a volume, a class or what a node's drivers can do changed.
+    Storage,
 }
 
 impl ClusterChange {
     /// Whether it may undo a rejection by `plugin` (the default queueing hints).
     #[must_use]
     pub fn may_help(self, plugin: &str) -> bool {
-        use ClusterChange::{NamespaceUpdated, NodeAdded, NodeUpdated, PodGone, PodPlaced};
+        use ClusterChange::{NamespaceUpdated, NodeAdded, NodeUpdated, PodGone, PodPlaced, Storage};
         match plugin {
             "NodeResourcesFit" | "NodePorts" => matches!(self, NodeAdded | NodeUpdated | PodGone),
             "NodeAffinity" | "TaintToleration" | "NodeUnschedulable" | "NodeName" => {
                 matches!(self, NodeAdded | NodeUpdated)
             }
+            "VolumeBinding" | "VolumeZone" => matches!(self, NodeAdded | NodeUpdated | Storage),
+            "VolumeRestrictions" | "NodeVolumeLimits" => matches!(self, NodeAdded | PodGone | Storage),
             "InterPodAffinity" => {
                 matches!(self, NodeAdded | NodeUpdated | PodPlaced | PodGone | NamespaceUpdated)
             }

@@ -2,13 +2,15 @@
 
 use crate::cycle::Cycle;
 use crate::diagnosis::Diagnosis;
-use crate::filter::{self, Usage};
+use crate::filter::volumes::Assignment;
+use crate::filter::{self, Rejection, Usage};
 use crate::pod::PodInfo;
 use crate::preempt::{self, Budget, Candidate};
 use crate::queue::{ClusterChange, Queue, Waiting};
 use crate::score;
 use crate::snapshot::{Row, Snapshot};
 use crate::spread::DefaultConstraints;
+use crate::volumes::Volumes;
 use gantry_api::clock::Clock;
 use gantry_api::entropy::Entropy;
 use gantry_api::k8s_openapi::api::apps::v1::ReplicaSet;
@@ -65,6 +67,7 @@ struct Scheduler {
     services: Index<Service>,
     replica_sets: Informer<ReplicaSet>,
     controllers: Informer<ReplicationController>,
+    volumes: Volumes,
 }
 
 /// Runs until `cancel`. The informers must be started by the caller after this was first polled, or before; both work.
@@ -75,6 +78,7 @@ pub async fn run(client: Client, informers: &Informers, config: SchedulerConfig,
     let by_namespace = |s: &Service| vec![s.metadata.namespace.clone().unwrap_or_default()];
     let scheduler = Arc::new(Scheduler {
         recorder: EventRecorder::new(client.clone(), config.clock, &config.name, ""),
+        volumes: Volumes::new(client.clone(), informers),
         client,
         state: Mutex::new(State {
             snapshot: Snapshot::default(),
@@ -96,6 +100,15 @@ pub async fn run(client: Client, informers: &Informers, config: SchedulerConfig,
     namespaces.on_change(move |c| s.namespace_changed(c));
     let s = scheduler.clone();
     pods.on_change(move |c| s.pod_changed(c));
+    // In this order, so that what makes a claim bound is known when the claim is.
+    let s = scheduler.clone();
+    scheduler.volumes.volumes.on_change(move |_| s.storage_changed());
+    let s = scheduler.clone();
+    scheduler.volumes.classes.on_change(move |_| s.storage_changed());
+    let s = scheduler.clone();
+    scheduler.volumes.drivers.on_change(move |_| s.storage_changed());
+    let s = scheduler.clone();
+    scheduler.volumes.claims.on_change(move |_| s.storage_changed());
     informers.start(&cancel);
     if !informers.wait_synced(&cancel).await {
         return;
@@ -150,6 +163,11 @@ impl Scheduler {
                 }
             }
         }
+    }
+
+    fn storage_changed(&self) {
+        self.state.lock().queue.changed(ClusterChange::Storage, Instant::now());
+        self.wake.notify_one();
     }
 
     fn pod_changed(&self, change: &Change<Pod>) {
@@ -243,9 +261,10 @@ impl Scheduler {
             let mut state = self.state.lock();
             let decision = self.decide(&mut state, &pod);
             match &decision {
-                Ok(node) => {
+                Ok((node, assignment)) => {
                     state.snapshot.place(pod.clone(), node);
                     state.assumed.insert(pod.uid.clone(), pod.clone());
+                    self.volumes.promise(assignment);
                 }
                 Err(failure) => {
                     state.queue.unschedulable(&pod.uid, failure.diagnosis.plugins(), Instant::now());
@@ -256,18 +275,34 @@ impl Scheduler {
         let scheduler = self.clone();
         tokio::spawn(async move {
             match decision {
-                Ok(node) => scheduler.bind(&pod, &node).await,
+                Ok((node, assignment)) => scheduler.bind_all(&pod, &node, &assignment).await,
                 Err(failure) => scheduler.report(&pod, *failure).await,
             }
             drop(permit);
         });
     }
 
-    fn decide(&self, state: &mut State, pod: &Arc<PodInfo>) -> Result<String, Box<Failure>> {
+    /// The node for a pod, and how its claims are met there.
+    fn decide(&self, state: &mut State, pod: &Arc<PodInfo>) -> Result<(String, Assignment), Box<Failure>> {
         let defaults = self.default_constraints(pod);
         let nominations = state.queue.nominations();
         let snapshot = &state.snapshot;
-        let cycle = Cycle::new(snapshot, pod.clone(), &defaults);
+        let volumes = match self.volumes.of_pod(pod) {
+            Ok(volumes) => volumes,
+            Err((plugin, refusal)) => {
+                let rejection = Rejection { plugin, reasons: vec![refusal.clone()], unresolvable: true };
+                let rejections = snapshot.node_rows().map(|row| (row, rejection.clone())).collect();
+                let nodes = snapshot.node_count();
+                let diagnosis = Diagnosis { nodes, rejections, refusal: Some(refusal), ..Default::default() };
+                let cycle = Cycle::new(snapshot, pod.clone(), &defaults, None);
+                return Err(self.failure(state, &cycle, diagnosis));
+            }
+        };
+        let cycle = Cycle::new(snapshot, pod.clone(), &defaults, volumes);
+        let chosen = |row: Row| {
+            let assigned = cycle.volumes.as_ref().and_then(|v| filter::volumes::assign(snapshot, row, v));
+            (snapshot.names[row].clone(), assigned.unwrap_or_default())
+        };
         let check = |row: Row| -> Result<(), filter::Rejection> {
             // Pods of at least the same priority that were promised the node count as if they were there; the pod must
             // fit with and without them, since they may never come.
@@ -290,7 +325,7 @@ impl Scheduler {
         if let Some(row) = pod.nominated_node().and_then(|n| snapshot.row(n))
             && check(row).is_ok()
         {
-            return Ok(snapshot.names[row].clone());
+            return Ok(chosen(row));
         }
         let enough = sample_size(snapshot.node_count());
         let rows = snapshot.row_count();
@@ -316,13 +351,13 @@ impl Scheduler {
         }
         match feasible.as_slice() {
             [] => Err(self.failure(state, &cycle, diagnosis)),
-            [only] => Ok(snapshot.names[*only].clone()),
+            [only] => Ok(chosen(*only)),
             many => {
                 let scores = score::total(snapshot, &cycle, many);
                 let best = scores.iter().copied().max().unwrap_or(0);
                 let top: Vec<Row> = many.iter().zip(&scores).filter(|(_, s)| **s == best).map(|(r, _)| *r).collect();
                 let pick = self.config.entropy.below(top.len() as u64);
-                Ok(snapshot.names[top[usize::try_from(pick).unwrap_or(0)]].clone())
+                Ok(chosen(top[usize::try_from(pick).unwrap_or(0)]))
             }
         }
     }
@@ -387,6 +422,33 @@ impl Scheduler {
         DefaultConstraints((!selector.is_empty()).then_some(selector))
     }
 
+    /// Binds the pod's claims, then the pod.
+    async fn bind_all(&self, pod: &Arc<PodInfo>, node: &str, assignment: &Assignment) {
+        if !assignment.awaited.is_empty() {
+            let bound = self.volumes.bind(assignment, node).await;
+            self.volumes.forget(assignment);
+            if let Err(error) = bound {
+                let message = format!("running PreBind plugin \"VolumeBinding\": {error}");
+                self.recorder.warning(pod.pod.as_ref(), "FailedScheduling", &message);
+                self.take_back(pod, |queue| queue.failed(&pod.uid, Instant::now()));
+                return;
+            }
+        }
+        self.bind(pod, node).await;
+    }
+
+    /// Undoes a placement that was assumed.
+    fn take_back(&self, pod: &PodInfo, then: impl FnOnce(&mut Queue)) {
+        let mut state = self.state.lock();
+        if state.assumed.remove(&pod.uid).is_some() {
+            state.snapshot.displace(&pod.uid);
+            state.queue.changed(ClusterChange::PodGone, Instant::now());
+        }
+        then(&mut state.queue);
+        drop(state);
+        self.wake.notify_one();
+    }
+
     async fn bind(&self, pod: &Arc<PodInfo>, node: &str) {
         let mut binding = Binding::default();
         binding.metadata.name = Some(pod.name.clone());
@@ -403,20 +465,13 @@ impl Scheduler {
                 self.state.lock().queue.remove(&pod.uid);
             }
             Err(error) => {
-                let mut state = self.state.lock();
-                if state.assumed.remove(&pod.uid).is_some() {
-                    state.snapshot.displace(&pod.uid);
-                    state.queue.changed(ClusterChange::PodGone, Instant::now());
-                }
                 if error.is("NotFound") {
                     debug!(pod = pod.key, "pod went away before it was bound");
-                    state.queue.remove(&pod.uid);
+                    self.take_back(pod, |queue| queue.remove(&pod.uid));
                 } else {
                     warn!(pod = pod.key, node, %error, "binding failed; will retry");
-                    state.queue.failed(&pod.uid, Instant::now());
+                    self.take_back(pod, |queue| queue.failed(&pod.uid, Instant::now()));
                 }
-                drop(state);
-                self.wake.notify_one();
             }
         }
     }

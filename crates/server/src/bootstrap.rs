@@ -1,5 +1,5 @@
-//! Objects that every cluster has, written when the server starts: system namespaces, priority classes, the `kubernetes`
-//! Service with its endpoints, and the bootstrap RBAC policy.
+//! Objects that every cluster has, written when the server starts: system namespaces, priority classes, the default storage
+//! class, the `kubernetes` Service with its endpoints, and the bootstrap RBAC policy.
 
 use crate::config::ServerConfig;
 use crate::registry::path_of;
@@ -9,6 +9,7 @@ use futures::future::try_join_all;
 use gantry_api::kind::{Object, Resource};
 use gantry_api::meta::object::Meta;
 use gantry_api::meta::status::ApiError;
+use gantry_api::storage::{binding, storage_class};
 use serde_json::{Value, json};
 use std::future::poll_fn;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -27,6 +28,7 @@ pub async fn write(server: &Server) -> Result<(), StartError> {
     let classes = priority_classes().into_iter().map(|class| ("scheduling.k8s.io", "priorityclasses", class));
     try_join_all(namespaces.chain(classes).map(|(group, plural, o)| ensure(server, group, "v1", plural, o, None)))
         .await?;
+    ensure(server, "storage.k8s.io", "v1", "storageclasses", local_path_class(), None).await?;
     // Together, so that they share commits of the store.
     try_join_all(crate::authz::bootstrap::objects(&server.config).into_iter().map(|o| reconcile(server, o))).await?;
     kubernetes(server).await
@@ -92,6 +94,14 @@ fn priority_classes() -> Vec<Value> {
             "Used for system critical pods that must run in the cluster, but can be moved to another node if necessary.",
         ),
     ]
+}
+
+/// The class of claims that name none: directories on the node of the pod.
+fn local_path_class() -> Value {
+    json!({
+        "metadata": { "name": "local-path", "annotations": { (storage_class::IS_DEFAULT): "true" } },
+        "provisioner": binding::LOCAL_PATH, "reclaimPolicy": "Delete", "volumeBindingMode": "WaitForFirstConsumer",
+    })
 }
 
 /// The first usable address of the range.

@@ -1,5 +1,6 @@
 //! The `storage.k8s.io` API group: one file per kind.
 
+pub mod binding;
 mod csi_driver;
 mod csi_node;
 mod csi_storage_capacity;

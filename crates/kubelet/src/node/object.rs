@@ -6,6 +6,7 @@ use gantry_api::clock::Clock;
 use gantry_api::core::pod::resources::Amounts;
 use gantry_api::core::pod::validate::resources::is_extended;
 use gantry_api::meta::quantity::ResourceList;
+use gantry_api::storage::binding::LOCAL_PATH_ROOT;
 use gantry_client::{Api, Client, Error, Patch, PatchParams, PostParams};
 use gantry_container::image_service::ImageService;
 use k8s_openapi::api::core::v1::{
@@ -51,6 +52,12 @@ fn labels(cfg: &KubeletConfig) -> BTreeMap<String, String> {
         labels.insert(key.into(), value.into());
     }
     labels
+}
+
+/// Tells the provisioner where the node keeps volumes.
+fn annotations(cfg: &KubeletConfig) -> BTreeMap<String, String> {
+    let root = cfg.local_volumes_directory().display().to_string();
+    BTreeMap::from([(LOCAL_PATH_ROOT.to_owned(), root)])
 }
 
 /// The conditions, with transitions dated against `old`.
@@ -149,7 +156,12 @@ pub(crate) async fn status(
 pub(crate) async fn register(client: &Client, cfg: &KubeletConfig, status: NodeStatus) -> Result<Node, Error> {
     let api = Api::<Node>::all(client.clone());
     let node = Node {
-        metadata: ObjectMeta { name: Some(cfg.node_name.clone()), labels: Some(labels(cfg)), ..ObjectMeta::default() },
+        metadata: ObjectMeta {
+            name: Some(cfg.node_name.clone()),
+            labels: Some(labels(cfg)),
+            annotations: Some(annotations(cfg)),
+            ..ObjectMeta::default()
+        },
         spec: Some(NodeSpec {
             taints: (!cfg.taints.is_empty()).then(|| cfg.taints.clone()),
             pod_cidr: cfg.pod_cidrs.first().cloned(),
@@ -164,7 +176,7 @@ pub(crate) async fn register(client: &Client, cfg: &KubeletConfig, status: NodeS
             Ok(made)
         }
         Err(error) if error.is("AlreadyExists") => {
-            let mut patch = json!({"metadata": {"labels": labels(cfg)}});
+            let mut patch = json!({"metadata": {"labels": labels(cfg), "annotations": annotations(cfg)}});
             // The ranges of a node never change: with others than these the server refuses, and says so.
             if let Some(first) = cfg.pod_cidrs.first() {
                 let all: Vec<Value> = cfg.pod_cidrs.iter().map(|c| json!(c)).collect();

@@ -403,6 +403,7 @@ impl Worker {
             config_maps: &agent.config_maps,
             secrets: &agent.secrets,
             tokens: &agent.tokens,
+            claims: &agent.claims,
             fields: &fields,
         };
         match self.volumes.prepare(&self.pod, &sources).await {

@@ -1,7 +1,9 @@
 //! A pod's volumes: made ready on the host, kept up to date while the pod runs, taken down after it.
 
 pub(crate) mod atomic;
+pub(crate) mod claim;
 mod host;
+pub(crate) mod local_path;
 pub(crate) mod payload;
 pub(crate) mod subpath;
 pub(crate) mod token;
@@ -27,12 +29,34 @@ use tokio::time::Instant;
 pub(crate) struct MountError {
     pub volume: String,
     pub message: String,
+    pub stage: Stage,
+}
+
+/// How far a volume came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// What the volume is could not be found out.
+    Process,
+    NewMounter,
+    MountDevice,
+    SetUp,
 }
 
 impl MountError {
     /// The message of the `FailedMount` event.
     pub(crate) fn event(&self) -> String {
-        format!("MountVolume.SetUp failed for volume {:?} : {}", self.volume, self.message)
+        let (volume, message) = (&self.volume, &self.message);
+        match self.stage {
+            Stage::Process => format!(
+                "Unable to attach or mount volumes: unmounted volumes=[{volume}], unattached volumes=[], failed to \
+                 process volumes=[{volume}]: {message}"
+            ),
+            Stage::NewMounter => {
+                format!("MountVolume.NewMounter initialization failed for volume {volume:?} : {message}")
+            }
+            Stage::MountDevice => format!("MountVolume.MountDevice failed for volume {volume:?} : {message}"),
+            Stage::SetUp => format!("MountVolume.SetUp failed for volume {volume:?} : {message}"),
+        }
     }
 }
 
@@ -125,7 +149,7 @@ impl Volumes {
         let volumes: Vec<Volume> = spec.and_then(|s| s.volumes.clone()).unwrap_or_default();
         let mut refresh: Option<Instant> = None;
         for volume in &volumes {
-            let failed = |message: String| MountError { volume: volume.name.clone(), message };
+            let failed = |message: String| MountError { volume: volume.name.clone(), message, stage: Stage::SetUp };
             let ready = if let Some(content) = sources.content(pod, volume).await.map_err(failed)? {
                 if let Some(at) = content.refresh {
                     refresh = Some(refresh.map_or(at, |r| r.min(at)));
@@ -171,6 +195,19 @@ impl Volumes {
                 let path = PathBuf::from(&h.path);
                 host::check(&path, h.type_.as_deref().unwrap_or_default()).map_err(failed)?;
                 Ready::Host { path, read_only: false }
+            } else if volume.persistent_volume_claim.is_some() || volume.ephemeral.is_some() {
+                let policy = spec.and_then(|s| s.security_context.as_ref()?.fs_group_change_policy.as_deref());
+                let on_root_mismatch = policy == Some("OnRootMismatch");
+                let group = group.map(|id| claim::Group { id, on_root_mismatch });
+                let directory = self.directory.join("volumes/kubernetes.io~persistent-volume");
+                let found = sources.claims.prepare(pod, volume, &directory, group).await?;
+                Ready::Host { path: found.path, read_only: found.read_only }
+            } else if let Some(nfs) = volume.nfs.clone() {
+                let path = self.path(plugin_of(volume), &volume.name);
+                let (target, read_only) = (path.clone(), nfs.read_only == Some(true));
+                let mounted = tokio::task::spawn_blocking(move || claim::mount_nfs(&nfs, &[], &target));
+                mounted.await.map_err(|e| failed(e.to_string()))?.map_err(failed)?;
+                Ready::Host { path, read_only }
             } else if let Some(image) = &volume.image {
                 Ready::Image(image.reference.clone().unwrap_or_default())
             } else {
@@ -367,7 +404,7 @@ fn plugin_of(v: &Volume) -> &'static str {
         Volume { csi: Some(_), .. } => "csi",
         Volume { ephemeral: Some(_), .. } => "ephemeral",
         Volume { image: Some(_), .. } => "image",
-        Volume { nfs: Some(_), .. } => "nfs",
+        Volume { nfs: Some(_), .. } => "kubernetes.io~nfs",
         Volume { iscsi: Some(_), .. } => "iscsi",
         Volume { fc: Some(_), .. } => "fc",
         Volume { git_repo: Some(_), .. } => "gitRepo",
@@ -383,12 +420,13 @@ mod tests {
 
     #[test]
     fn kinds_that_are_not_built_are_named() {
-        let v: Volume = serde_json::from_value(json!({"name": "v", "nfs": {"server": "s", "path": "/"}})).unwrap();
-        assert_eq!(plugin_of(&v), "nfs");
-        let e = MountError { volume: "v".into(), message: "volumes of kind nfs are not supported by this node".into() };
+        let v: Volume = serde_json::from_value(json!({"name": "v", "iscsi": {"targetPortal": "p", "iqn": "i", "lun": 0}})).unwrap();
+        assert_eq!(plugin_of(&v), "iscsi");
+        let message = "volumes of kind iscsi are not supported by this node".into();
+        let e = MountError { volume: "v".into(), message, stage: Stage::SetUp };
         assert_eq!(
             e.event(),
-            "MountVolume.SetUp failed for volume \"v\" : volumes of kind nfs are not supported by this node"
+            "MountVolume.SetUp failed for volume \"v\" : volumes of kind iscsi are not supported by this node"
         );
     }
 
@@ -407,8 +445,9 @@ mod tests {
             ConfigMap::from_value(json!({"metadata": {"name": "c", "namespace": "ns"}, "data": {"k": "v"}})).unwrap(),
         ]);
         let secrets = References::fixed(vec![]);
-        let (tokens, fields) = (token::Tokens::none(), Default::default());
-        let sources = Sources { config_maps: &maps, secrets: &secrets, tokens: &tokens, fields: &fields };
+        let (tokens, claims, fields) = (token::Tokens::none(), claim::Claims::none(), Default::default());
+        let sources =
+            Sources { config_maps: &maps, secrets: &secrets, tokens: &tokens, claims: &claims, fields: &fields };
         let mut volumes = Volumes::new(root.clone());
         volumes.prepare(&pod, &sources).await.unwrap();
         volumes.prepare(&pod, &sources).await.unwrap();

@@ -1,6 +1,7 @@
 //! The files of ConfigMap, Secret, downward API and projected volumes.
 
 use super::atomic::{File, Payload, check_path};
+use super::claim::Claims;
 use super::token::{TokenRequestKey, Tokens};
 use crate::pod::env::container_named;
 use crate::pod::fields::{self, FieldContext};
@@ -20,6 +21,7 @@ pub(crate) struct Sources<'a> {
     pub config_maps: &'a References<ConfigMap>,
     pub secrets: &'a References<Secret>,
     pub tokens: &'a Tokens,
+    pub claims: &'a Claims,
     pub fields: &'a FieldContext,
 }
 
@@ -248,7 +250,9 @@ mod tests {
         ]);
         let cx = FieldContext::default();
         let tokens = Tokens::none();
-        let sources = Sources { config_maps: &maps, secrets: &secrets, tokens: &tokens, fields: &cx };
+        let claims = Claims::none();
+        let sources =
+            Sources { config_maps: &maps, secrets: &secrets, tokens: &tokens, claims: &claims, fields: &cx };
         let pod = Pod::from_value(json!({"metadata": {"name": "p", "namespace": "ns", "labels": {"a": "b"}},
             "spec": {"containers": []}}))
         .unwrap();

@@ -2,6 +2,7 @@
 
 pub mod resources;
 pub mod taints;
+pub mod volumes;
 
 use crate::cycle::Cycle;
 use crate::node_selector;
@@ -91,6 +92,9 @@ pub fn run(snapshot: &Snapshot, row: Row, cycle: &Cycle, changed: Option<&Usage>
     }
     let requested = changed.map_or(&snapshot.requested[row], |u| &u.requested);
     resources::fits(&snapshot.allocatable[row], requested, &pod.requests)?;
+    if let Some(claims) = &cycle.volumes {
+        volumes::filter(snapshot, row, claims, cycle.exclusive_conflicts)?;
+    }
     cycle.spread.filter(snapshot, row)?;
     cycle.affinity.filter(snapshot, row, pod)
 }

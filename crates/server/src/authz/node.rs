@@ -5,9 +5,12 @@ use super::{Attributes, Authorizer, Decision, Rules, rbac};
 use crate::authn::UserInfo;
 use crate::cluster::Cluster;
 use async_trait::async_trait;
-use gantry_api::k8s_openapi::api::core::v1::{Container, EphemeralContainer, Pod, PodSpec};
+use gantry_api::k8s_openapi::api::core::v1::{Container, EphemeralContainer, PersistentVolume, Pod, PodSpec};
 use gantry_api::k8s_openapi::api::rbac::v1::PolicyRule;
 use gantry_api::meta::fields::FieldSelector;
+use gantry_api::meta::labels::{Operator, Selector};
+use gantry_api::meta::object::Meta;
+use gantry_api::storage::binding;
 
 const LEASE_NAMESPACE: &str = "kube-node-lease";
 
@@ -65,6 +68,7 @@ impl NodeAuthorizer {
                     .await;
                 found.then_some(()).ok_or_else(unrelated)
             }
+            ("", "persistentvolumes") if a.subresource.is_empty() => self.decide_volume(a, node).await,
             ("", "serviceaccounts") => {
                 if a.subresource != "token" {
                     return Err("can only create token subresource of service account".into());
@@ -115,6 +119,46 @@ impl NodeAuthorizer {
                 ("", "create" | "delete") | ("status", "update" | "patch") | ("eviction", "create") => Ok(()),
                 _ => self.by_rules(a),
             },
+            _ => self.by_rules(a),
+        }
+    }
+
+    /// A node reads the volumes its pods use; those whose directories it keeps it also watches and, once their claim is
+    /// gone, deletes.
+    async fn decide_volume(&self, a: &Attributes, node: &str) -> Result<(), String> {
+        let unrelated = || format!("no relationship found between node '{node}' and this object");
+        match a.verb.as_str() {
+            "list" | "watch" => {
+                let selector = a.label_selector.as_deref().and_then(|s| Selector::parse(s).ok());
+                let own = selector.is_some_and(|s| {
+                    s.requirements().iter().any(|r| {
+                        r.key == binding::LOCAL_PATH_NODE
+                            && matches!(r.operator, Operator::In | Operator::Equals | Operator::DoubleEquals)
+                            && r.values == [node]
+                    })
+                });
+                own.then_some(())
+                    .ok_or_else(|| format!("can only list/watch volumes with label {}", binding::LOCAL_PATH_NODE))
+            }
+            "get" | "delete" if !a.name.is_empty() => {
+                let volume = self.cluster.get::<PersistentVolume>("", &a.name).await;
+                let volume = volume.map_err(|e| e.message)?.ok_or_else(unrelated)?;
+                let released = volume.status.as_ref().and_then(|s| s.phase.as_deref());
+                if a.verb == "delete" {
+                    let own = volume.metadata.label(binding::LOCAL_PATH_NODE) == Some(node)
+                        && volume.metadata.annotation(binding::PROVISIONED_BY) == Some(binding::LOCAL_PATH)
+                        && matches!(released, Some("Released" | "Failed"));
+                    return own.then_some(()).ok_or_else(unrelated);
+                }
+                let reference = binding::claim_ref(&volume).ok_or_else(unrelated)?;
+                let text = |t: &Option<String>| t.clone().unwrap_or_default();
+                let (namespace, claim) = (text(&reference.namespace), text(&reference.name));
+                let uses = |p: &Pod| {
+                    let name = p.metadata.name.as_deref();
+                    p.spec.as_ref().is_some_and(|s| references(s, name, "persistentvolumeclaims", &claim))
+                };
+                self.any_pod(&namespace, node, uses).await.then_some(()).ok_or_else(unrelated)
+            }
             _ => self.by_rules(a),
         }
     }

@@ -1,0 +1,148 @@
+//! Claims that pods use and volumes that are bound do not go away: finalizers hold them until nobody needs them.
+
+use super::claims_of;
+use crate::config::Setup;
+use crate::pod_state;
+use crate::rules::{EVENTS, Rule};
+use async_trait::async_trait;
+use gantry_api::kind::Kind;
+use gantry_api::meta::object::Meta;
+use gantry_client::{Api, ListParams, PostParams};
+use gantry_reconcile::store::key_of;
+use gantry_reconcile::{Controller, Error, Index, Informer, Outcome, Queue, runner, wait_synced};
+use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
+use std::sync::Arc;
+
+/// Holds a claim that pods use.
+pub const CLAIM_FINALIZER: &str = "kubernetes.io/pvc-protection";
+/// Holds a volume that is bound.
+pub const VOLUME_FINALIZER: &str = "kubernetes.io/pv-protection";
+
+/// What the controller of claims may do.
+pub const CLAIM_RULES: &[Rule] = &[
+    Rule::new(&[""], &["persistentvolumeclaims"], &["get", "list", "update", "watch"]),
+    Rule::new(&[""], &["pods"], &["get", "list", "watch"]),
+    EVENTS,
+];
+/// What the controller of volumes may do.
+pub const VOLUME_RULES: &[Rule] =
+    &[Rule::new(&[""], &["persistentvolumes"], &["get", "list", "update", "watch"]), EVENTS];
+
+struct Claims {
+    claims: Informer<PersistentVolumeClaim>,
+    pods_by_claim: Index<Pod>,
+    setup: Setup,
+}
+
+struct Volumes {
+    volumes: Informer<PersistentVolume>,
+    setup: Setup,
+}
+
+/// Whether a pod keeps its claims: it is on a node and has not ended.
+fn uses(pod: &Pod) -> bool {
+    !pod_state::node_name(pod).is_empty() && !pod_state::is_finished(pod)
+}
+
+/// Runs the controller of claims.
+pub async fn run_claims(setup: Setup) {
+    let claims = setup.informers.get::<PersistentVolumeClaim>();
+    let pods = setup.informers.get::<Pod>();
+    let pods_by_claim = pods.index("claim", claims_of);
+    let queue = Queue::new(setup.name);
+    let keys = queue.clone();
+    claims.on_change(move |change| keys.add(key_of(change.object().as_ref())));
+    let keys = queue.clone();
+    pods.on_change(move |change| {
+        let gone = matches!(change, gantry_reconcile::Change::Deleted(_)) || !uses(change.object());
+        if gone {
+            claims_of(change.object()).into_iter().for_each(|key| keys.add(key));
+        }
+    });
+    if !wait_synced(&[&claims, &pods], &setup.cancel).await {
+        return;
+    }
+    let cancel = setup.cancel.clone();
+    runner::run(Arc::new(Claims { claims, pods_by_claim, setup }), queue, 1, cancel).await;
+}
+
+/// Runs the controller of volumes.
+pub async fn run_volumes(setup: Setup) {
+    let volumes = setup.informers.get::<PersistentVolume>();
+    let queue = Queue::new(setup.name);
+    let keys = queue.clone();
+    volumes.on_change(move |change| keys.add(key_of(change.object().as_ref())));
+    if !wait_synced(&[&volumes], &setup.cancel).await {
+        return;
+    }
+    let cancel = setup.cancel.clone();
+    runner::run(Arc::new(Volumes { volumes, setup }), queue, 1, cancel).await;
+}
+
+/// Writes the object with or without the finalizer; that it is gone is as good.
+async fn set<K: Kind + Clone>(api: &Api<K>, object: &K, finalizer: &str, wanted: bool) -> Result<(), Error> {
+    let mut object = object.clone();
+    let list = object.meta_mut().finalizers.get_or_insert_default();
+    if wanted {
+        list.push(finalizer.to_owned());
+    } else {
+        list.retain(|f| f != finalizer);
+    }
+    match api.update(&PostParams::default(), &object).await {
+        Ok(_) => Ok(()),
+        Err(e) if e.is("NotFound") => Ok(()),
+        Err(e) => Err(Error::api(format!("update finalizers of {}", object.meta().key()), e)),
+    }
+}
+
+fn has(meta: &gantry_api::ObjectMeta, finalizer: &str) -> bool {
+    meta.finalizers_or_empty().iter().any(|f| f == finalizer)
+}
+
+#[async_trait]
+impl Controller for Claims {
+    fn name(&self) -> &'static str {
+        self.setup.name
+    }
+
+    async fn reconcile(&self, key: &str) -> Result<Outcome, Error> {
+        let Some(claim) = self.claims.store().by_key(key) else { return Ok(Outcome::done()) };
+        let (going, held) = (claim.metadata.is_deleting(), has(&claim.metadata, CLAIM_FINALIZER));
+        let api = Api::<PersistentVolumeClaim>::namespaced(self.setup.client.clone(), claim.metadata.namespace());
+        if going && held {
+            if self.pods_by_claim.get(key).iter().any(|p| uses(p)) {
+                return Ok(Outcome::done());
+            }
+            // The cache may not have heard of a pod yet: the server's word counts.
+            let pods = Api::<Pod>::namespaced(self.setup.client.clone(), claim.metadata.namespace());
+            let live = pods.list(&ListParams::default()).await;
+            let live = live.map_err(|e| Error::api(format!("list pods of {}", claim.metadata.namespace()), e))?;
+            if !live.items.iter().any(|p| uses(p) && claims_of(p).iter().any(|k| k == key)) {
+                set(&api, claim.as_ref(), CLAIM_FINALIZER, false).await?;
+            }
+        } else if !going && !held {
+            set(&api, claim.as_ref(), CLAIM_FINALIZER, true).await?;
+        }
+        Ok(Outcome::done())
+    }
+}
+
+#[async_trait]
+impl Controller for Volumes {
+    fn name(&self) -> &'static str {
+        self.setup.name
+    }
+
+    async fn reconcile(&self, key: &str) -> Result<Outcome, Error> {
+        let Some(volume) = self.volumes.get("", key) else { return Ok(Outcome::done()) };
+        let (going, held) = (volume.metadata.is_deleting(), has(&volume.metadata, VOLUME_FINALIZER));
+        let bound = volume.status.as_ref().is_some_and(|s| s.phase.as_deref() == Some("Bound"));
+        let api = Api::<PersistentVolume>::all(self.setup.client.clone());
+        if going && held && !bound {
+            set(&api, volume.as_ref(), VOLUME_FINALIZER, false).await?;
+        } else if !going && !held {
+            set(&api, volume.as_ref(), VOLUME_FINALIZER, true).await?;
+        }
+        Ok(Outcome::done())
+    }
+}
