@@ -1,19 +1,25 @@
 //! Admission: plugins that may change (mutating) or refuse (validating) a write, in one visible order.
 
 mod certificate;
+mod default_class;
 mod default_toleration_seconds;
 pub mod expression;
 mod matching;
+mod limit_ranger;
 #[cfg(test)]
 pub mod memory_objects;
 mod mirror_pod;
 mod namespace_lifecycle;
 mod node_restriction;
+mod pod_security;
+pub mod pod_topology_labels;
 mod policy;
 mod priority;
 mod rbac_escalation;
 mod request;
+mod resource_quota;
 pub mod rounds;
+mod runtime_class;
 mod service_account;
 pub mod service_allocation;
 mod taint_nodes;
@@ -21,6 +27,7 @@ mod taint_nodes;
 mod tests;
 mod token_secret;
 mod webhook;
+mod volume_claim;
 
 use crate::authz::Authorizer;
 use crate::config::ServerConfig;
@@ -152,6 +159,8 @@ pub trait ValidatingPlugin: Send + Sync {
     /// # Errors
     /// A refusal, answered to the client as it is.
     async fn validate(&self, attributes: &mut Attributes<'_>, cluster: &Cluster) -> Result<(), ApiError>;
+    /// The write that was accepted was not stored after all: gives back what was taken for it.
+    async fn abandoned(&self, _attributes: &Attributes<'_>, _cluster: &Cluster) {}
 }
 
 /// The plugins in the order they run.
@@ -210,25 +219,36 @@ pub fn default_chain(authorizer: Arc<dyn Authorizer>) -> Chain {
     Chain {
         mutating: vec![
             Box::new(namespace_lifecycle::NamespaceLifecycle::default()),
+            Box::new(limit_ranger::LimitRanger),
             Box::new(service_account::ServiceAccountPlugin),
             Box::new(node_restriction::NodeRestriction),
             Box::new(taint_nodes::TaintNodesByCondition),
             Box::new(priority::Priority),
             Box::new(default_toleration_seconds::DefaultTolerationSeconds),
+            Box::new(default_class::DefaultStorageClass),
+            Box::new(runtime_class::RuntimeClassPlugin),
             Box::new(certificate::Requestor),
+            Box::new(default_class::DefaultIngressClass),
+            Box::new(pod_topology_labels::PodTopologyLabels),
             Box::new(policy::MutatingPolicies::new(authorizer.clone())),
             Box::new(webhook::MutatingWebhooks::new(authorizer.clone())),
         ],
         validating: vec![
+            Box::new(limit_ranger::LimitRanger),
             Box::new(service_account::ServiceAccountPlugin),
             Box::new(mirror_pod::MirrorPod),
+            Box::new(pod_security::PodSecurity),
             Box::new(priority::Priority),
+            Box::new(volume_claim::Resize),
+            Box::new(runtime_class::RuntimeClassPlugin),
             Box::new(certificate::Approval(authorizer.clone())),
             Box::new(certificate::Signing(authorizer.clone())),
             Box::new(certificate::SubjectRestriction),
             Box::new(rbac_escalation::RbacEscalation(authorizer.clone())),
             Box::new(policy::ValidatingPolicies::new(authorizer.clone())),
             Box::new(webhook::ValidatingWebhooks::new(authorizer)),
+            // Last: what it charges for is stored next.
+            Box::new(resource_quota::Quota),
         ],
     }
 }

@@ -6,9 +6,13 @@ use crate::authz::default_authorizer;
 use crate::cluster::{Cluster, resource_of};
 use gantry_api::k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use gantry_api::k8s_openapi::api::coordination::v1::Lease;
-use gantry_api::k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Pod, ServiceAccount};
+use gantry_api::k8s_openapi::api::core::v1::{
+    ConfigMap, LimitRange, Namespace, Node, PersistentVolumeClaim, Pod, ResourceQuota, ServiceAccount,
+};
+use gantry_api::k8s_openapi::api::node::v1::RuntimeClass;
 use gantry_api::k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding};
 use gantry_api::k8s_openapi::api::scheduling::v1::PriorityClass;
+use gantry_api::k8s_openapi::api::storage::v1::StorageClass;
 use gantry_api::kind::{Kind, Object};
 use gantry_api::meta::object::Meta;
 use gantry_api::meta::status::ApiError;
@@ -283,4 +287,104 @@ async fn certificate_requests_name_their_author() {
         "subjects": [{"kind": "User", "name": "alice"}]}),
     );
     assert!(admit::<CertificateSigningRequest>(&cluster, request("devs"), approve()).await.is_ok());
+}
+
+#[tokio::test]
+async fn quotas_are_charged_and_not_exceeded() {
+    let (cluster, objects) = cluster();
+    objects.put::<ResourceQuota>(json!({"metadata": {"name": "q", "namespace": "a"},
+        "spec": {"hard": {"cpu": "1", "pods": "2"}},
+        "status": {"hard": {"cpu": "1", "pods": "2"}, "used": {"cpu": "0", "pods": "0"}}}));
+    let asks = |cpu: &str| {
+        let resources = json!({"requests": {"cpu": cpu}});
+        pod(json!({"containers": [{"name": "c", "image": "i", "resources": resources}]}))
+    };
+    let used = || async {
+        let q = cluster.get::<ResourceQuota>("a", "q").await.unwrap().unwrap();
+        json!(q.status.unwrap().used)
+    };
+    admit::<Pod>(&cluster, asks("600m"), Write::default()).await.unwrap();
+    assert_eq!(used().await, json!({"cpu": "600m", "pods": "1"}));
+    let e = admit::<Pod>(&cluster, asks("500m"), Write::default()).await.unwrap_err();
+    assert_eq!(
+        (e.code, e.message.as_str()),
+        (403, "pods \"p\" is forbidden: exceeded quota: q, requested: cpu=500m, used: cpu=600m, limited: cpu=1")
+    );
+    let e = admit::<Pod>(&cluster, pod(json!({})), Write::default()).await.unwrap_err();
+    assert!(e.message.ends_with("failed quota: q: must specify cpu for: c"), "{}", e.message);
+    assert_eq!(used().await, json!({"cpu": "600m", "pods": "1"}));
+    // What is not there yet when a second quota refuses is given back to the first.
+    objects.put::<ResourceQuota>(json!({"metadata": {"name": "r", "namespace": "a"}, "spec": {"hard": {"pods": "0"}},
+        "status": {"hard": {"pods": "0"}, "used": {"pods": "0"}}}));
+    let e = admit::<Pod>(&cluster, asks("100m"), Write::default()).await.unwrap_err();
+    assert!(e.message.contains("exceeded quota: r"), "{}", e.message);
+    assert_eq!(used().await, json!({"cpu": "600m", "pods": "1"}));
+}
+
+#[tokio::test]
+async fn limit_ranges_default_and_bound() {
+    let (cluster, objects) = cluster();
+    objects.put::<LimitRange>(json!({"metadata": {"name": "l", "namespace": "a"}, "spec": {"limits": [
+        {"type": "Container", "max": {"cpu": "1"}, "min": {"memory": "1Mi"}, "defaultRequest": {"cpu": "100m"}},
+        {"type": "Pod", "maxLimitRequestRatio": {"cpu": "4"}}]}}));
+    let of = |resources: Value| pod(json!({"containers": [{"name": "c", "image": "i", "resources": resources}]}));
+    let e = admit::<Pod>(&cluster, of(json!({})), Write::default()).await.unwrap_err();
+    assert!(
+        e.message.ends_with("cpu max limit to request ratio per Pod is 4, but provided ratio is 10.000000"),
+        "{}",
+        e.message
+    );
+    let got = admit::<Pod>(&cluster, of(json!({"requests": {"cpu": "500m"}})), Write::default()).await.unwrap();
+    assert_eq!(
+        json!(got.spec.unwrap().containers[0].resources),
+        json!({"requests": {"cpu": "500m", "memory": "1Mi"}, "limits": {"cpu": "1"}})
+    );
+    let greedy = json!({"requests": {"cpu": "1"}, "limits": {"cpu": "2", "memory": "1Ki"}});
+    let e = admit::<Pod>(&cluster, of(greedy), Write::default()).await.unwrap_err();
+    assert!(
+        e.message.ends_with(
+            "[minimum memory usage per Container is 1Mi, but limit is 1Ki, maximum cpu usage per Container is 1, but \
+             limit is 2]"
+        ),
+        "{}",
+        e.message
+    );
+}
+
+#[tokio::test]
+async fn namespaces_ask_for_secure_pods() {
+    let (cluster, objects) = cluster();
+    let labels =
+        json!({"pod-security.kubernetes.io/enforce": "baseline", "pod-security.kubernetes.io/warn": "restricted"});
+    objects.put::<Namespace>(json!({"metadata": {"name": "a", "labels": labels}}));
+    let e = admit::<Pod>(&cluster, pod(json!({"hostPID": true})), Write::default()).await.unwrap_err();
+    assert_eq!(
+        e.message,
+        "pods \"p\" is forbidden: violates PodSecurity \"baseline:latest\": host namespaces (hostPID=true)"
+    );
+    assert!(admit::<Pod>(&cluster, pod(json!({})), Write::default()).await.is_ok());
+    let bad = json!({"metadata": {"name": "b", "labels": {"pod-security.kubernetes.io/enforce": "x"}}});
+    assert_eq!(admit::<Namespace>(&cluster, bad, Write::default()).await.unwrap_err().code, 422);
+}
+
+#[tokio::test]
+async fn classes_complete_what_names_them() {
+    let (cluster, objects) = cluster();
+    objects.put::<RuntimeClass>(json!({"metadata": {"name": "vm"}, "handler": "vm",
+        "overhead": {"podFixed": {"memory": "64Mi"}}, "scheduling": {"nodeSelector": {"vm": "yes"}}}));
+    let got = admit::<Pod>(&cluster, pod(json!({"runtimeClassName": "vm"})), Write::default()).await.unwrap();
+    let spec = got.spec.unwrap();
+    assert_eq!((json!(spec.overhead), json!(spec.node_selector)), (json!({"memory": "64Mi"}), json!({"vm": "yes"})));
+    let e = admit::<Pod>(&cluster, pod(json!({"runtimeClassName": "no"})), Write::default()).await.unwrap_err();
+    assert!(e.message.ends_with("pod rejected: RuntimeClass \"no\" not found"), "{}", e.message);
+    let e = admit::<Pod>(&cluster, pod(json!({"overhead": {"cpu": "1"}})), Write::default()).await.unwrap_err();
+    assert!(e.message.ends_with("without corresponding RuntimeClass defined Overhead"), "{}", e.message);
+    objects.put::<StorageClass>(json!({"metadata": {"name": "s",
+        "annotations": {"storageclass.kubernetes.io/is-default-class": "true"}}, "provisioner": "x"}));
+    let claim = |extra: Value| json!({"metadata": {"name": "c", "namespace": "a"}, "spec": extra});
+    let got = admit::<PersistentVolumeClaim>(&cluster, claim(json!({})), Write::default()).await.unwrap();
+    assert_eq!(got.spec.unwrap().storage_class_name.as_deref(), Some("s"));
+    let none = claim(json!({"storageClassName": ""}));
+    let got = admit::<PersistentVolumeClaim>(&cluster, none, Write::default()).await.unwrap();
+    assert_eq!(got.spec.unwrap().storage_class_name.as_deref(), Some(""));
 }

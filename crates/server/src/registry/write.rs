@@ -256,7 +256,14 @@ impl Registry {
         let admission = self.admission();
         admission.validate(&mut attributes, &self.cluster()).await?;
         warnings.append(&mut attributes.warnings);
-        self.commit(target.resource, object, stored, target.options.dry_run).await
+        let outcome = self.commit(target.resource, object, stored, target.options.dry_run).await;
+        if !matches!(outcome, Ok(Committed::At(..))) {
+            let attributes = self::attributes(target, &name, object, old);
+            for plugin in &self.admission().validating {
+                plugin.abandoned(&attributes, &self.cluster()).await;
+            }
+        }
+        outcome
     }
 
     /// Stores an object in place of `stored`, or for the first time.

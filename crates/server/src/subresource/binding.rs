@@ -2,6 +2,7 @@
 
 use super::{Handler, Services, body};
 use crate::admission::rounds::Rounds;
+use crate::admission::pod_topology_labels::TOPOLOGY_LABELS;
 use crate::admission::{Attributes, Operation};
 use crate::cluster::resource_of;
 use crate::request::{HandlerResult, RequestContext};
@@ -19,9 +20,6 @@ use std::collections::BTreeMap;
 pub(super) struct PodBinding;
 /// `bindings`, where the body names the pod.
 pub(super) struct Bindings;
-
-/// Labels of a node that its pods get, so that they can be told where they are.
-const TOPOLOGY_LABELS: [&str; 2] = ["topology.kubernetes.io/zone", "topology.kubernetes.io/region"];
 
 fn validate(binding: &Binding) -> ErrorList {
     let mut e = ErrorList::default();

@@ -1,0 +1,211 @@
+//! ResourceQuota: what an object asks for is charged to the quotas of its namespace before it is stored, and refused
+//! where one of them would be exceeded.
+//!
+//! A quota is charged by an update of its status that compares revisions, so that of two writes racing for the last of
+//! something one sees the other's charge. What was charged for a write that then did not happen is given back. What an
+//! object no longer uses is released by the controller, which counts anew.
+
+use super::{Attributes, Operation, ValidatingPlugin};
+use crate::cluster::{Cluster, resource_of};
+use async_trait::async_trait;
+use gantry_api::core::pod::resources::{Amounts, amounts};
+use gantry_api::core::quota;
+use gantry_api::k8s_openapi::api::core::v1::{Pod, ResourceQuota};
+use gantry_api::k8s_openapi::jiff::Timestamp;
+use gantry_api::kind::{Object, downcast, downcast_mut};
+use gantry_api::meta::object::Meta;
+use gantry_api::meta::quantity::{Amount, ResourceList};
+use gantry_api::meta::status::ApiError;
+
+pub(super) struct Quota;
+
+/// What a write asks of one quota.
+struct Charge {
+    quota: String,
+    delta: Amounts,
+}
+
+/// Whether the write can change what is used.
+fn is_counted(a: &Attributes<'_>) -> bool {
+    let info = a.resource.info();
+    let resize = a.is("", "pods", "resize");
+    if a.namespace.is_empty() || info.virtual_only || !(a.subresource.is_empty() || resize) {
+        return false;
+    }
+    match (info.group, info.plural, a.operation) {
+        // Events tell of what happens; they are not asked for.
+        ("" | "events.k8s.io", "events", _) => false,
+        ("", "pods", Operation::Update) => {
+            let ends = |p: Option<&Pod>| p.is_some_and(quota::is_terminating);
+            resize || ends(a.object_as()) != ends(a.old_as())
+        }
+        ("", "services" | "persistentvolumeclaims", Operation::Update) | (_, _, Operation::Create) => true,
+        _ => false,
+    }
+}
+
+fn names(list: Option<&ResourceList>) -> impl Iterator<Item = &String> {
+    list.into_iter().flat_map(|l| l.keys())
+}
+
+fn join<'a>(names: impl Iterator<Item = &'a String>) -> String {
+    names.map(String::as_str).collect::<Vec<_>>().join(",")
+}
+
+/// What the quota is to be charged for the write: nothing where it is not concerned.
+fn charge_of(a: &Attributes<'_>, of: &ResourceQuota, now: Timestamp) -> Result<Option<Charge>, ApiError> {
+    let info = a.resource.info();
+    let Some(object) = a.object.as_deref() else { return Ok(None) };
+    let status = of.status.clone().unwrap_or_default();
+    let bounded = || names(status.hard.as_ref()).filter(|n| quota::concerns(info.group, info.plural, n));
+    if bounded().next().is_none() || !quota::in_scope(of, object) {
+        return Ok(None);
+    }
+    let name = of.metadata.name();
+    if let Err(e) = quota::constraints(bounded(), object) {
+        return Err(a.forbidden(&format!("failed quota: {name}: {e}")));
+    }
+    let used = status.used.unwrap_or_default();
+    if bounded().any(|n| !used.contains_key(n)) {
+        return Err(a.forbidden(&format!("status unknown for quota: {name}, resources: {}", join(bounded()))));
+    }
+    let mut delta = quota::usage(info.group, info.plural, object, now);
+    let negative: Vec<&String> = delta.iter().filter(|(_, a)| a.sign() < 0).map(|(n, _)| n).collect();
+    if !negative.is_empty() {
+        let names = join(negative.into_iter());
+        return Err(a.forbidden(&format!("quota usage is negative for resource(s): {names}")));
+    }
+    if a.operation == Operation::Update
+        && let Some(old) = a.old_object
+        && quota::in_scope(of, old)
+    {
+        for (name, before) in quota::usage(info.group, info.plural, old, now) {
+            if let Some(amount) = delta.get_mut(&name) {
+                *amount = amount.minus(&before);
+            }
+        }
+    }
+    delta.retain(|n, amount| amount.sign() > 0 && bounded().any(|b| b == n));
+    Ok((!delta.is_empty()).then(|| Charge { quota: name.to_owned(), delta }))
+}
+
+/// The used amounts with the charge; the reason where they would exceed what the quota allows.
+fn charged(of: &ResourceQuota, delta: &Amounts) -> Result<Amounts, String> {
+    let status = of.status.as_ref();
+    let hard = amounts(status.and_then(|s| s.hard.as_ref()));
+    let mut used = amounts(status.and_then(|s| s.used.as_ref()));
+    let before = used.clone();
+    let mut exceeded = Vec::new();
+    for (name, amount) in delta {
+        let sum = used.get(name).copied().unwrap_or_default().plus(amount);
+        if hard.get(name).is_some_and(|h| sum > *h) {
+            exceeded.push(name);
+        }
+        used.insert(name.clone(), sum);
+    }
+    if exceeded.is_empty() {
+        return Ok(used);
+    }
+    let shown = |of: &Amounts| {
+        let texts = exceeded.iter().filter_map(|n| Some(format!("{n}={}", of.get(*n)?)));
+        texts.collect::<Vec<_>>().join(",")
+    };
+    Err(format!(
+        "exceeded quota: {}, requested: {}, used: {}, limited: {}",
+        of.metadata.name(),
+        shown(delta),
+        shown(&before),
+        shown(&hard)
+    ))
+}
+
+fn set_used(of: &mut ResourceQuota, used: &Amounts) {
+    let list: ResourceList = used.iter().map(|(n, a)| (n.clone(), a.to_quantity())).collect();
+    of.status.get_or_insert_default().used = Some(list);
+}
+
+/// Charges one quota. One that has gone away in between bounds nothing any more.
+async fn charge(a: &Attributes<'_>, charge: &Charge, cluster: &Cluster) -> Result<(), ApiError> {
+    let mut change = |object: &mut dyn Object| {
+        let of = downcast_mut::<ResourceQuota>(object).ok_or_else(|| ApiError::internal("not a quota"))?;
+        let used = charged(of, &charge.delta).map_err(|why| a.forbidden(&why))?;
+        set_used(of, &used);
+        Ok(())
+    };
+    let resource = resource_of::<ResourceQuota>();
+    match cluster.objects.guaranteed_update(resource, a.namespace, &charge.quota, a.dry_run, &mut change).await {
+        Err(e) if e.is("NotFound") => Ok(()),
+        other => other.map(drop),
+    }
+}
+
+/// Takes a charge back.
+async fn give_back(namespace: &str, charge: &Charge, cluster: &Cluster) {
+    let mut change = |object: &mut dyn Object| {
+        let of = downcast_mut::<ResourceQuota>(object).ok_or_else(|| ApiError::internal("not a quota"))?;
+        let mut used = amounts(of.status.as_ref().and_then(|s| s.used.as_ref()));
+        for (name, amount) in &charge.delta {
+            if let Some(sum) = used.get_mut(name) {
+                *sum = sum.minus(amount).max(Amount::ZERO);
+            }
+        }
+        set_used(of, &used);
+        Ok(())
+    };
+    let resource = resource_of::<ResourceQuota>();
+    let result = cluster.objects.guaranteed_update(resource, namespace, &charge.quota, false, &mut change).await;
+    if let Err(e) = result
+        && !e.is("NotFound")
+    {
+        tracing::warn!(namespace, quota = charge.quota, error = %e, "a charge is not taken back until the quota is counted anew");
+    }
+}
+
+async fn charges(a: &Attributes<'_>, cluster: &Cluster) -> Result<Vec<Charge>, ApiError> {
+    let mut charges = Vec::new();
+    for object in cluster.objects.list(resource_of::<ResourceQuota>(), a.namespace).await? {
+        if let Some(of) = downcast::<ResourceQuota>(object.as_ref()) {
+            charges.extend(charge_of(a, of, cluster.clock.now())?);
+        }
+    }
+    Ok(charges)
+}
+
+#[async_trait]
+impl ValidatingPlugin for Quota {
+    fn name(&self) -> &'static str {
+        "ResourceQuota"
+    }
+
+    async fn validate(&self, a: &mut Attributes<'_>, cluster: &Cluster) -> Result<(), ApiError> {
+        if !is_counted(a) {
+            return Ok(());
+        }
+        let charges = charges(a, cluster).await?;
+        for (i, one) in charges.iter().enumerate() {
+            if let Err(e) = charge(a, one, cluster).await {
+                if !a.dry_run {
+                    for earlier in &charges[..i] {
+                        give_back(a.namespace, earlier, cluster).await;
+                    }
+                }
+                return Err(e);
+            }
+        }
+        Ok(())
+    }
+
+    async fn abandoned(&self, a: &Attributes<'_>, cluster: &Cluster) {
+        if a.dry_run || !is_counted(a) {
+            return;
+        }
+        match charges(a, cluster).await {
+            Ok(charges) => {
+                for one in &charges {
+                    give_back(a.namespace, one, cluster).await;
+                }
+            }
+            Err(e) => tracing::debug!(error = %e, "nothing to give back"),
+        }
+    }
+}
