@@ -34,6 +34,21 @@ pub trait ObjectSource: Send + Sync {
         found.retain(|o| resource.selectable_fields(o.as_ref()).iter().any(|(f, v)| *f == field && v == value));
         Ok(found)
     }
+    /// The resources served.
+    fn served(&self) -> Vec<&'static dyn Resource> {
+        gantry_api::kinds::ALL.to_vec()
+    }
+    /// Other views (groups or versions) of the objects of a resource.
+    fn views_of(&self, resource: &dyn Resource) -> Vec<&'static dyn Resource> {
+        let own = resource.info();
+        let mut found = self.served();
+        found.retain(|r| {
+            let i = r.info();
+            let same = i.storage_group == own.storage_group && i.plural == own.plural;
+            same && (i.group, i.version) != (own.group, own.version)
+        });
+        found
+    }
     /// A counter that changes whenever an object of the resource changed; for caches derived from objects (RBAC rules).
     fn generation(&self, resource: &'static dyn Resource) -> u64;
     /// Reads, changes and writes an object until no conflict is left, through validation but without admission. `change`

@@ -2,7 +2,9 @@
 
 use crate::meta::field::ErrorList;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Status, StatusCause, StatusDetails};
+use std::collections::BTreeSet;
 use std::fmt;
+use std::sync::{Mutex, PoisonError};
 
 /// An API failure: the HTTP code and the `Status` body clients read. Also what the client crate reports.
 #[derive(Clone, Debug, PartialEq)]
@@ -39,6 +41,29 @@ const REASONS: &[&str] = &[
     "Expired",
     "ServiceUnavailable",
 ];
+
+/// Most reasons of others (admission webhooks may give any) that are kept as static text; later ones are dropped.
+const OTHER_REASONS_MAX: usize = 1024;
+/// Longest such reason in bytes.
+const OTHER_REASON_BYTES_MAX: usize = 1024;
+
+/// The reason as static text.
+fn static_reason(reason: &str) -> &'static str {
+    static OTHERS: Mutex<BTreeSet<&'static str>> = Mutex::new(BTreeSet::new());
+    if let Some(known) = REASONS.iter().copied().find(|k| *k == reason) {
+        return known;
+    }
+    let mut others = OTHERS.lock().unwrap_or_else(PoisonError::into_inner);
+    match others.get(reason) {
+        Some(known) => known,
+        None if others.len() < OTHER_REASONS_MAX && reason.len() <= OTHER_REASON_BYTES_MAX => {
+            let kept: &'static str = Box::leak(reason.to_owned().into_boxed_str());
+            others.insert(kept);
+            kept
+        }
+        None => "",
+    }
+}
 
 impl ApiError {
     /// A failure without details.
@@ -219,7 +244,7 @@ impl ApiError {
     #[must_use]
     pub fn from_status(code: u16, s: Status) -> Self {
         let code = s.code.and_then(|c| u16::try_from(c).ok()).unwrap_or(code);
-        let reason = s.reason.as_deref().and_then(|r| REASONS.iter().copied().find(|k| *k == r)).unwrap_or("");
+        let reason = s.reason.as_deref().map_or("", static_reason);
         Self { code, reason, message: s.message.unwrap_or_default(), details: s.details.map(Box::new) }
     }
 

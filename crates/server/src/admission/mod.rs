@@ -2,19 +2,25 @@
 
 mod certificate;
 mod default_toleration_seconds;
+pub(crate) mod expression;
+mod matching;
 #[cfg(test)]
 pub mod memory_objects;
 mod mirror_pod;
 mod namespace_lifecycle;
 mod node_restriction;
+mod policy;
 mod priority;
 mod rbac_escalation;
+mod request;
+pub mod rounds;
 mod service_account;
 pub mod service_allocation;
 mod taint_nodes;
 #[cfg(test)]
 mod tests;
 mod token_secret;
+mod webhook;
 
 use crate::authz::Authorizer;
 use crate::config::ServerConfig;
@@ -28,6 +34,7 @@ use crate::cluster::Cluster;
 use async_trait::async_trait;
 use gantry_api::kind::{Object, Resource};
 use gantry_api::meta::status::ApiError;
+use rounds::Rounds;
 use serde_json::Value;
 
 /// What is being done.
@@ -73,10 +80,12 @@ pub struct Attributes<'a> {
     pub object: Option<&'a mut dyn Object>,
     /// The object as stored; None on create.
     pub old_object: Option<&'a dyn Object>,
-    /// Create/update/delete options, or the connect options, as JSON.
+    /// Create/update/delete options as JSON, or the parameters of a connection, each with the list of its values.
     pub options: Value,
     /// Texts for `Warning` headers.
     pub warnings: Vec<String>,
+    /// Which round of mutating plugins this is.
+    pub rounds: Rounds,
 }
 
 impl Attributes<'_> {
@@ -161,9 +170,33 @@ impl Chain {
     /// # Errors
     /// The first refusal.
     pub async fn run(&self, attributes: &mut Attributes<'_>, cluster: &Cluster) -> Result<(), ApiError> {
+        self.admit(attributes, cluster).await?;
+        self.validate(attributes, cluster).await
+    }
+
+    /// Runs the mutating plugins, a second time where one of them changed the object in a way the others should see.
+    ///
+    /// # Errors
+    /// The first refusal.
+    pub async fn admit(&self, attributes: &mut Attributes<'_>, cluster: &Cluster) -> Result<(), ApiError> {
         for plugin in &self.mutating {
             plugin.admit(attributes, cluster).await?;
         }
+        if !attributes.rounds.wanted {
+            return Ok(());
+        }
+        attributes.rounds.again = true;
+        for plugin in &self.mutating {
+            plugin.admit(attributes, cluster).await?;
+        }
+        Ok(())
+    }
+
+    /// Runs the validating plugins.
+    ///
+    /// # Errors
+    /// The first refusal.
+    pub async fn validate(&self, attributes: &mut Attributes<'_>, cluster: &Cluster) -> Result<(), ApiError> {
         for plugin in &self.validating {
             plugin.validate(attributes, cluster).await?;
         }
@@ -183,6 +216,7 @@ pub fn default_chain(authorizer: Arc<dyn Authorizer>) -> Chain {
             Box::new(priority::Priority),
             Box::new(default_toleration_seconds::DefaultTolerationSeconds),
             Box::new(certificate::Requestor),
+            Box::new(webhook::MutatingWebhooks::new(authorizer.clone())),
         ],
         validating: vec![
             Box::new(service_account::ServiceAccountPlugin),
@@ -191,7 +225,9 @@ pub fn default_chain(authorizer: Arc<dyn Authorizer>) -> Chain {
             Box::new(certificate::Approval(authorizer.clone())),
             Box::new(certificate::Signing(authorizer.clone())),
             Box::new(certificate::SubjectRestriction),
-            Box::new(rbac_escalation::RbacEscalation(authorizer)),
+            Box::new(rbac_escalation::RbacEscalation(authorizer.clone())),
+            Box::new(policy::ValidatingPolicies::new(authorizer.clone())),
+            Box::new(webhook::ValidatingWebhooks::new(authorizer)),
         ],
     }
 }

@@ -1,4 +1,5 @@
 use super::memory_objects::MemoryObjects;
+use super::rounds::Rounds;
 use super::{Attributes, Operation, default_chain};
 use crate::authn::UserInfo;
 use crate::authz::default_authorizer;
@@ -44,6 +45,7 @@ async fn admit<K: Kind>(cluster: &Cluster, value: Value, write: Write<'_>) -> Re
         old_object: old.as_ref().map(|o| o as &dyn Object),
         options: Value::Null,
         warnings: Vec::new(),
+        rounds: Rounds::default(),
     };
     chain.run(&mut attributes, cluster).await.map(|()| object)
 }

@@ -33,7 +33,7 @@ const PROTOBUF_STREAM: &str = "application/vnd.kubernetes.protobuf;stream=watch"
 /// What the client is to read.
 pub async fn resource(server: &Arc<Server>, mut cx: RequestContext, body: Bytes) -> Result<Response, ApiError> {
     let info = cx.info.clone();
-    let resource = gantry_api::kinds::find(&info.group, &info.version, &info.resource);
+    let resource = server.registry.find(&info.group, &info.version, &info.resource);
     cx.resource = resource;
     if let Some(handler) = server.handler(&info.group, &info.version, &info.resource, &info.subresource) {
         if let Some(resource) = resource {
@@ -54,7 +54,11 @@ pub async fn resource(server: &Arc<Server>, mut cx: RequestContext, body: Bytes)
         "" => resource.info().verbs,
         name => {
             let sub = resource.info().subresources.iter().find(|s| s.name == name);
-            sub.filter(|_| info.tail.is_empty()).ok_or_else(ApiError::no_such_path)?.verbs
+            let absent = || match resource.learned() {
+                Some(_) => ApiError::not_found(&info.group, &info.resource, &info.name),
+                None => ApiError::no_such_path(),
+            };
+            sub.filter(|_| info.tail.is_empty()).ok_or_else(absent)?.verbs
         }
     };
     let Some(verb) = verbs.iter().copied().find(|v| v.as_str() == info.verb) else {
@@ -232,7 +236,8 @@ impl Call<'_> {
     async fn get_scale(&self) -> Result<Response, ApiError> {
         let accepted = self.accepted()?;
         let entry = self.server.registry.get(self.resource, self.namespace(), &self.cx.info.name, None).await?;
-        let scale = scale_of_entry(&entry)?;
+        let paths = crate::crd::custom(self.resource).and_then(crate::crd::CustomResource::scale);
+        let scale = scale_of_entry(&entry, paths)?;
         let json = match accepted.form {
             Form::Object => scale.to_string(),
             Form::Table(version, include) => {
@@ -296,17 +301,18 @@ impl Call<'_> {
                 details["group"] = info.group.into();
             }
             let status = json!({ "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details });
-            return respond::document(
-                200,
-                status.to_string().into(),
-                &Accepted { form: Form::Object, ..accepted },
-                headers,
-            );
+            let accepted = Accepted { form: Form::Object, ..accepted };
+            let mut response = respond::document(200, status.to_string().into(), &accepted, headers)?;
+            respond::add_warnings(&mut response, &deleted.warnings);
+            return Ok(response);
         }
         let code = if !deleted.removed && options.orphan_dependents == Some(false) { 202 } else { 200 };
         let json = Bytes::from(deleted.object.to_json());
         let version = deleted.object.meta().resource_version();
-        respond::object(code, json, self.resource, version, &accepted, headers, self.server.registry.clock.now())
+        let now = self.server.registry.clock.now();
+        let mut response = respond::object(code, json, self.resource, version, &accepted, headers, now)?;
+        respond::add_warnings(&mut response, &deleted.warnings);
+        Ok(response)
     }
 
     async fn delete_collection(&self, body: &Bytes) -> Result<Response, ApiError> {
@@ -317,11 +323,14 @@ impl Call<'_> {
         let deleted =
             registry.delete_collection(self.resource, self.namespace(), &list, &options, &self.cx.user).await?;
         let info = self.resource.info();
-        let items: Vec<Value> = deleted.iter().map(|o| o.to_value()).collect();
+        let items: Vec<Value> = deleted.iter().map(|d| d.object.to_value()).collect();
         let answer = json!({
             "kind": info.list_kind(), "apiVersion": info.api_version(),
             "metadata": { "resourceVersion": registry.revision().to_string() }, "items": items,
         });
-        respond::document(200, answer.to_string().into(), &accepted, &self.cx.parts.headers)
+        let mut response = respond::document(200, answer.to_string().into(), &accepted, &self.cx.parts.headers)?;
+        let warnings: Vec<String> = deleted.into_iter().flat_map(|d| d.warnings).collect();
+        respond::add_warnings(&mut response, &warnings);
+        Ok(response)
     }
 }

@@ -2,11 +2,13 @@
 
 use super::options::{ListOptions, is_dry_run};
 use super::{Registry, Stored, key_of, store_error};
+use crate::admission::rounds::Rounds;
 use crate::admission::{Attributes, Operation};
 use crate::authn::UserInfo;
 use crate::watch_cache::Selection;
 use bytes::Bytes;
 use gantry_api::k8s_openapi::api::core::v1::Namespace;
+use gantry_api::k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use gantry_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::{DeleteOptions, Time};
 use gantry_api::k8s_openapi::jiff::SignedDuration;
 use gantry_api::kind::{Object, Resource, downcast, downcast_mut};
@@ -34,6 +36,8 @@ pub struct Deleted {
     pub object: Box<dyn Object>,
     /// Whether it is gone.
     pub removed: bool,
+    /// Texts for `Warning` headers.
+    pub warnings: Vec<String>,
 }
 
 impl Deleted {
@@ -75,25 +79,29 @@ impl Registry {
             let stored = self.stored(resource, namespace, name).await?;
             let stored = stored.ok_or_else(|| ApiError::not_found(info.group, info.plural, name))?;
             check_preconditions(resource, name, options, stored.object.as_ref())?;
-            if let Some(user) = user {
-                self.admit_deletion(resource, namespace, name, options, dry_run, user, stored.object.as_ref()).await?;
-            }
+            let warnings = match user {
+                Some(user) => {
+                    let old = stored.object.as_ref();
+                    self.admit_deletion(resource, namespace, name, options, dry_run, user, old).await?
+                }
+                None => Vec::new(),
+            };
             match self.decide(resource, stored.object.as_ref(), options) {
-                Verdict::Pending => return Ok(Deleted { object: stored.object, removed: false }),
+                Verdict::Pending => return Ok(Deleted { object: stored.object, removed: false, warnings }),
                 Verdict::Mark(mut object) => {
                     if dry_run {
-                        return Ok(Deleted { object, removed: false });
+                        return Ok(Deleted { object, removed: false, warnings });
                     }
                     object.meta_mut().resource_version = None;
-                    let put = |key| Write::Put(key, object.to_json().into());
+                    let put = |key| Write::Put(key, resource.to_stored(object.as_ref()).into());
                     if let Some(revision) = self.replace(resource, &stored, put).await? {
                         object.meta_mut().resource_version = Some(revision.to_string());
-                        return Ok(Deleted { object, removed: false });
+                        return Ok(Deleted { object, removed: false, warnings });
                     }
                 }
                 Verdict::Remove => {
                     if dry_run {
-                        return Ok(Deleted { object: stored.object, removed: true });
+                        return Ok(Deleted { object: stored.object, removed: true, warnings });
                     }
                     if let Some(revision) = self.replace(resource, &stored, Write::Delete).await? {
                         let mut object = stored.object;
@@ -101,7 +109,7 @@ impl Registry {
                         for hook in self.hooks_of(info) {
                             hook.deleted(object.as_ref(), &self.cluster()).await;
                         }
-                        return Ok(Deleted { object, removed: true });
+                        return Ok(Deleted { object, removed: true, warnings });
                     }
                 }
             }
@@ -120,7 +128,7 @@ impl Registry {
         list: &ListOptions,
         options: &DeleteOptions,
         user: &UserInfo,
-    ) -> Result<Vec<Box<dyn Object>>, ApiError> {
+    ) -> Result<Vec<Deleted>, ApiError> {
         self.caught_up().await;
         let cache = self.cache(resource)?;
         let selection = Selection::new(namespace, list.labels.clone(), &list.fields, &cache.field_names)
@@ -135,7 +143,7 @@ impl Registry {
         drop(snapshot);
         for (namespace, name) in paths {
             match self.delete(resource, &namespace, &name, options, false, Some(user)).await {
-                Ok(one) => deleted.push(one.object),
+                Ok(one) => deleted.push(one),
                 Err(e) if e.is("NotFound") => {}
                 Err(e) => return Err(e),
             }
@@ -171,7 +179,7 @@ impl Registry {
         dry_run: bool,
         user: &UserInfo,
         old: &dyn Object,
-    ) -> Result<(), ApiError> {
+    ) -> Result<Vec<String>, ApiError> {
         let mut attributes = Attributes {
             operation: Operation::Delete,
             resource,
@@ -184,15 +192,10 @@ impl Registry {
             old_object: Some(old),
             options: serde_json::to_value(options).map_err(ApiError::internal)?,
             warnings: Vec::new(),
+            rounds: Rounds::default(),
         };
-        let admission = self.admission();
-        for plugin in &admission.mutating {
-            plugin.admit(&mut attributes, &self.cluster()).await?;
-        }
-        for plugin in &admission.validating {
-            plugin.validate(&mut attributes, &self.cluster()).await?;
-        }
-        Ok(())
+        self.admission().run(&mut attributes, &self.cluster()).await?;
+        Ok(attributes.warnings)
     }
 
     fn decide(&self, resource: &dyn Resource, present: &dyn Object, options: &DeleteOptions) -> Verdict {
@@ -211,6 +214,13 @@ impl Registry {
             namespace.status.get_or_insert_default().phase = Some("Terminating".into());
             self.mark_deleting(object.as_mut());
             return if unchanged(object.as_ref(), present) { Verdict::Pending } else { Verdict::Mark(object) };
+        }
+        if let Some(crd) = downcast_mut::<CustomResourceDefinition>(object.as_mut())
+            && crd.metadata.deletion_timestamp.is_none()
+        {
+            crate::crd::mark_for_deletion(crd, &self.clock.time());
+            self.mark_deleting(object.as_mut());
+            return Verdict::Mark(object);
         }
         let pending = !object.meta().finalizers_or_empty().is_empty();
         match grace {

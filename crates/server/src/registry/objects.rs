@@ -52,6 +52,10 @@ impl ObjectSource for Registry {
         snapshot.iter_after(namespace, "").filter(|e| e.field(index) == value).map(|e| decode(resource, e)).collect()
     }
 
+    fn served(&self) -> Vec<&'static dyn Resource> {
+        self.caches().into_iter().map(|c| c.resource).collect()
+    }
+
     fn generation(&self, resource: &'static dyn Resource) -> u64 {
         self.cache(resource).map_or(0, |c| c.generation())
     }

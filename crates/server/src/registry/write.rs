@@ -2,6 +2,7 @@
 
 use super::options::WriteOptions;
 use super::{Registry, Stored, key_of, store_error};
+use crate::admission::rounds::Rounds;
 use crate::admission::{Attributes, Operation};
 use crate::authn::UserInfo;
 use crate::authz::{self, Authorizer, Decision};
@@ -14,6 +15,7 @@ use gantry_api::meta::object::{self, Meta};
 use gantry_api::meta::status::ApiError;
 use gantry_store::{Compare, Txn, TxnOutcome, Write};
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 /// Longest base of a generated name, so that base and suffix fit in 63 characters.
 const GENERATED_BASE_MAX: usize = 58;
@@ -96,9 +98,13 @@ impl Registry {
                 self.may_create(target).await?;
             }
             check_versions(target, object.as_mut(), old)?;
+            if old.is_none() && crate::crd::custom(target.resource).is_some_and(|c| c.state().terminating) {
+                let why = "create not allowed while custom resource definition is terminating";
+                return Err(ApiError::forbidden(info.group, info.plural, object.meta().name(), why));
+            }
 
             // mutating admission
-            self.admit(target, object.as_mut(), old, &mut warnings).await?;
+            let deadline = self.admit(target, object.as_mut(), old, &mut warnings).await?;
 
             // prepare: names, system metadata, generation, status reset
             let generated = self.prepare(target, object.as_mut(), old)?;
@@ -109,7 +115,8 @@ impl Registry {
             }
 
             // validate, validating admission, store
-            let outcome = match self.check_and_store(target, object.as_mut(), stored.as_ref(), &mut warnings).await {
+            let checked = self.check_and_store(target, object.as_mut(), stored.as_ref(), deadline, &mut warnings).await;
+            let outcome = match checked {
                 Ok(Committed::At(revision, json)) => {
                     if hooked && !target.options.dry_run {
                         for hook in self.hooks_of(info) {
@@ -165,21 +172,19 @@ impl Registry {
         }
     }
 
+    /// Returns until when the request has to be decided.
     async fn admit(
         &self,
         target: &Target<'_>,
         object: &mut dyn Object,
         old: Option<&dyn Object>,
         warnings: &mut Vec<String>,
-    ) -> Result<(), ApiError> {
-        let admission = self.admission();
+    ) -> Result<Instant, ApiError> {
         let name = object.meta().name().to_owned();
         let mut attributes = attributes(target, &name, object, old);
-        for plugin in &admission.mutating {
-            plugin.admit(&mut attributes, &self.cluster()).await?;
-        }
+        self.admission().admit(&mut attributes, &self.cluster()).await?;
         warnings.append(&mut attributes.warnings);
-        Ok(())
+        Ok(attributes.rounds.deadline)
     }
 
     /// Returns whether the name was generated.
@@ -244,16 +249,16 @@ impl Registry {
         target: &Target<'_>,
         object: &mut dyn Object,
         stored: Option<&Stored>,
+        deadline: Instant,
         warnings: &mut Vec<String>,
     ) -> Result<Committed, ApiError> {
         let old = stored.map(|s| s.object.as_ref());
         validate(target.resource, if target.writes_spec() { "" } else { target.subresource }, object, old)?;
-        let admission = self.admission();
         let name = object.meta().name().to_owned();
         let mut attributes = attributes(target, &name, object, old);
-        for plugin in &admission.validating {
-            plugin.validate(&mut attributes, &self.cluster()).await?;
-        }
+        attributes.rounds = Rounds::until(deadline);
+        let admission = self.admission();
+        admission.validate(&mut attributes, &self.cluster()).await?;
         warnings.append(&mut attributes.warnings);
         self.commit(target.resource, object, stored, target.options.dry_run).await
     }
@@ -267,7 +272,7 @@ impl Registry {
         dry_run: bool,
     ) -> Result<Committed, ApiError> {
         object.meta_mut().resource_version = None;
-        let json = Bytes::from(object.to_json());
+        let json = Bytes::from(resource.to_stored(object));
         let key = key_of(resource, object.meta().namespace(), object.meta().name());
         let unchanged = stored.is_some_and(|s| s.kv.value == json);
         let deletes = stored.is_some_and(|s| super::delete::finished_by_update(resource, object, s.object.as_ref()));
@@ -287,7 +292,7 @@ impl Registry {
         };
         let write = if deletes { Write::Delete(bytes) } else { Write::Put(bytes, json.clone()) };
         let txn = Txn { compares: vec![compare], writes: vec![write] };
-        let announcement = (!deletes).then(|| {
+        let announcement = (!deletes && resource.learned().is_none()).then(|| {
             self.dispatcher.announce(&json, Selectable::of(resource, object));
             Announcement { dispatcher: &self.dispatcher, value: &json, kept: false }
         });
@@ -423,6 +428,7 @@ fn attributes<'a>(
         old_object: old,
         options,
         warnings: Vec::new(),
+        rounds: Rounds::default(),
     }
 }
 
@@ -519,6 +525,9 @@ fn validate(
         Some(old) if subresource.is_empty() => resource.validate_update(object, old),
         Some(old) => resource.validate_subresource_update(subresource, object, old),
     });
+    if errors.is_empty() && subresource.is_empty() {
+        errors.extend(crate::expressions::check(resource, object, old));
+    }
     invalid_unless_empty(resource, object.meta().name(), &errors)
 }
 
@@ -535,6 +544,8 @@ fn reply(
     created: bool,
     warnings: Vec<String>,
 ) -> Written {
+    // A learned resource may be stored in another version than it is shown in.
+    let json = if target.resource.learned().is_some() { Bytes::from(object.to_json()) } else { json };
     let json = if revision == 0 {
         json
     } else {

@@ -1,6 +1,7 @@
 //! `pods/binding` and `bindings`: the assignment of a pod to a node.
 
 use super::{Handler, Services, body};
+use crate::admission::rounds::Rounds;
 use crate::admission::{Attributes, Operation};
 use crate::cluster::resource_of;
 use crate::request::{HandlerResult, RequestContext};
@@ -88,7 +89,8 @@ fn assign(pod: &mut Pod, binding: &Binding, labels: &BTreeMap<String, String>, n
     Ok(())
 }
 
-async fn bind(cx: &RequestContext, name: &str, binding: Binding, services: &Services) -> Result<(), ApiError> {
+/// Returns texts for `Warning` headers.
+async fn bind(cx: &RequestContext, name: &str, binding: Binding, services: &Services) -> Result<Vec<String>, ApiError> {
     let dry_run = body::dry_run(cx)?;
     let namespace = cx.info.namespace.as_str();
     let mut binding = binding;
@@ -105,8 +107,10 @@ async fn bind(cx: &RequestContext, name: &str, binding: Binding, services: &Serv
         old_object: None,
         options: serde_json::Value::Null,
         warnings: Vec::new(),
+        rounds: Rounds::default(),
     };
     services.admission.run(&mut attributes, &services.cluster).await?;
+    let warnings = attributes.warnings;
     let errors = validate(&binding);
     if !errors.is_empty() {
         return Err(ApiError::invalid("", "Binding", name, &errors));
@@ -126,7 +130,7 @@ async fn bind(cx: &RequestContext, name: &str, binding: Binding, services: &Serv
         None => Err(ApiError::internal("the object to bind is no pod")),
     };
     services.cluster.objects.guaranteed_update(resource, namespace, name, dry_run, &mut change).await?;
-    Ok(())
+    Ok(warnings)
 }
 
 #[async_trait]
@@ -137,12 +141,12 @@ impl Handler for PodBinding {
 
     async fn handle(&self, request: RequestContext, bytes: Bytes, services: &Services) -> HandlerResult {
         body::only_create(&request)?;
-        let (binding, warnings) = body::decode::<Binding>(&request, &bytes)?;
+        let (binding, mut warnings) = body::decode::<Binding>(&request, &bytes)?;
         let name = request.info.name.clone();
         if !binding.metadata.name().is_empty() && binding.metadata.name() != name {
             return Err(ApiError::bad_request("name in URL does not match name in Binding object"));
         }
-        bind(&request, &name, binding, services).await?;
+        warnings.extend(bind(&request, &name, binding, services).await?);
         body::success(&request, 201, &warnings)
     }
 }
@@ -155,12 +159,12 @@ impl Handler for Bindings {
 
     async fn handle(&self, request: RequestContext, bytes: Bytes, services: &Services) -> HandlerResult {
         body::only_create(&request)?;
-        let (binding, warnings) = body::decode::<Binding>(&request, &bytes)?;
+        let (binding, mut warnings) = body::decode::<Binding>(&request, &bytes)?;
         let name = binding.metadata.name().to_owned();
         if name.is_empty() {
             return Err(ApiError::bad_request("name is required in the Binding object"));
         }
-        bind(&request, &name, binding, services).await?;
+        warnings.extend(bind(&request, &name, binding, services).await?);
         body::success(&request, 201, &warnings)
     }
 }

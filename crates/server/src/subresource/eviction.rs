@@ -1,6 +1,7 @@
 //! `pods/eviction`: deletion of a pod as far as its disruption budget allows.
 
 use super::{Handler, Services, body};
+use crate::admission::rounds::Rounds;
 use crate::admission::{Attributes, Operation};
 use crate::cluster::{Cluster, resource_of};
 use crate::request::{HandlerResult, RequestContext};
@@ -240,7 +241,7 @@ impl Handler for PodEviction {
 
     async fn handle(&self, request: RequestContext, bytes: Bytes, services: &Services) -> HandlerResult {
         body::only_create(&request)?;
-        let (mut eviction, warnings) = body::decode::<Eviction>(&request, &bytes)?;
+        let (mut eviction, mut warnings) = body::decode::<Eviction>(&request, &bytes)?;
         let (namespace, name) = (request.info.namespace.clone(), request.info.name.clone());
         if eviction.metadata.name() != name {
             return Err(ApiError::bad_request("name in URL does not match name in Eviction object"));
@@ -261,8 +262,10 @@ impl Handler for PodEviction {
             old_object: None,
             options: serde_json::Value::Null,
             warnings: Vec::new(),
+            rounds: Rounds::default(),
         };
         services.admission.run(&mut attributes, &services.cluster).await?;
+        warnings.append(&mut attributes.warnings);
         let attempt = Attempt { cluster: &services.cluster, namespace: &namespace, name: &name, options, dry_run };
         attempt.run().await?;
         body::success(&request, 201, &warnings)

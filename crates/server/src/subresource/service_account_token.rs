@@ -1,6 +1,7 @@
 //! `serviceaccounts/token`: a token for a ServiceAccount, bound to a pod, node or secret where asked.
 
 use super::{Handler, Services, body};
+use crate::admission::rounds::Rounds;
 use crate::admission::{Attributes, Operation};
 use crate::authn::service_account::{Bound, Claims, KeyError, Keys, NamedObject};
 use crate::cluster::{Cluster, resource_of};
@@ -91,7 +92,7 @@ impl Handler for ServiceAccountToken {
 
     async fn handle(&self, request: RequestContext, bytes: Bytes, services: &Services) -> HandlerResult {
         body::only_create(&request)?;
-        let (mut wanted, warnings) = body::decode::<TokenRequest>(&request, &bytes)?;
+        let (mut wanted, mut warnings) = body::decode::<TokenRequest>(&request, &bytes)?;
         let (namespace, name) = (request.info.namespace.clone(), request.info.name.clone());
         let invalid = |why: &str| Err(ApiError::bad_request(why));
         match wanted.metadata.name() {
@@ -121,8 +122,10 @@ impl Handler for ServiceAccountToken {
             old_object: None,
             options: serde_json::Value::Null,
             warnings: Vec::new(),
+            rounds: Rounds::default(),
         };
         services.admission.run(&mut attributes, &services.cluster).await?;
+        warnings.append(&mut attributes.warnings);
         let errors = wanted.validate();
         if !errors.is_empty() {
             return Err(ApiError::invalid("authentication.k8s.io", "TokenRequest", "", &errors));

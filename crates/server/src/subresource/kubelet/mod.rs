@@ -16,6 +16,7 @@ pub use backend::{KubeletClient, StatsError};
 pub use tls::TlsError;
 
 use super::{Handler, Services};
+use crate::admission::rounds::Rounds;
 use crate::admission::{Attributes, Operation};
 use crate::config::ServerConfig;
 use crate::request::RequestContext;
@@ -47,8 +48,13 @@ async fn admit_connect(
     resource: &'static dyn Resource,
     services: &Services,
 ) -> Result<(), ApiError> {
-    let options: Map<String, Value> =
-        request.query.iter().map(|(k, v)| (k.clone(), Value::String(v.clone()))).collect();
+    let mut options = Map::new();
+    for (k, v) in &request.query {
+        let values = options.entry(k.clone()).or_insert_with(|| Value::Array(Vec::new()));
+        if let Some(values) = values.as_array_mut() {
+            values.push(v.clone().into());
+        }
+    }
     let namespaced = resource.info().namespaced;
     let mut attributes = Attributes {
         operation: Operation::Connect,
@@ -62,6 +68,7 @@ async fn admit_connect(
         old_object: None,
         options: Value::Object(options),
         warnings: Vec::new(),
+        rounds: Rounds::default(),
     };
     services.admission.run(&mut attributes, &services.cluster).await
 }

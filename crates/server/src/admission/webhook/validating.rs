@@ -1,0 +1,71 @@
+//! Validating webhooks: asked all at once about the object as it will be stored.
+
+use super::review;
+use super::{Source, is_exempt, timed_out};
+use crate::admission::{Attributes, ValidatingPlugin};
+use crate::authz::Authorizer;
+use crate::cluster::Cluster;
+use crate::webhook_client::WebhookClient;
+use async_trait::async_trait;
+use futures::future::join_all;
+use gantry_api::k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration;
+use gantry_api::meta::status::ApiError;
+use std::sync::Arc;
+use tokio::time::Instant;
+
+/// The plugin.
+pub struct ValidatingWebhooks {
+    source: Source,
+    client: WebhookClient,
+    authorizer: Arc<dyn Authorizer>,
+}
+
+impl ValidatingWebhooks {
+    /// The plugin; match conditions may ask `authorizer`.
+    #[must_use]
+    pub fn new(authorizer: Arc<dyn Authorizer>) -> Self {
+        Self { source: Source::default(), client: WebhookClient::default(), authorizer }
+    }
+}
+
+#[async_trait]
+impl ValidatingPlugin for ValidatingWebhooks {
+    fn name(&self) -> &'static str {
+        "ValidatingAdmissionWebhook"
+    }
+
+    async fn validate(&self, a: &mut Attributes<'_>, cluster: &Cluster) -> Result<(), ApiError> {
+        let hooks = self.source.hooks::<ValidatingWebhookConfiguration>(cluster).await?;
+        if hooks.is_empty() || is_exempt(a) {
+            return Ok(());
+        }
+        let mut wanted = Vec::new();
+        for hook in hooks.iter() {
+            if let Some((_, request)) = hook.wants(a, cluster, &self.authorizer).await? {
+                wanted.push((hook, request));
+            }
+        }
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        if Instant::now() >= a.rounds.deadline {
+            return Err(timed_out());
+        }
+        let seen: &Attributes<'_> = a;
+        let answers =
+            join_all(wanted.iter().map(|(hook, request)| hook.ask(seen, request, false, &self.client, cluster))).await;
+        let mut first = Ok(());
+        for ((hook, _), answer) in wanted.iter().zip(answers) {
+            let outcome = match answer {
+                Ok(answer) => {
+                    a.warnings.extend(answer.warnings);
+                    if answer.allowed { Ok(()) } else { Err(review::refusal(&hook.name, answer.status)) }
+                }
+                Err(failure) => hook.settle(a, failure),
+            };
+            // Upstream answers with the first one, too.
+            first = first.and(outcome);
+        }
+        first
+    }
+}
