@@ -123,6 +123,8 @@ pub struct ResourceInfo {
     pub unconditional_update: bool,
     /// What every answer warns of; empty where the version is not deprecated.
     pub deprecation: &'static str,
+    /// The kind of lists where it is not the kind's name with `List`; else empty.
+    pub own_list_kind: &'static str,
 }
 
 impl ResourceInfo {
@@ -152,6 +154,7 @@ impl ResourceInfo {
             create_on_update: false,
             unconditional_update: true,
             deprecation: "",
+            own_list_kind: "",
         }
     }
 
@@ -170,7 +173,7 @@ impl ResourceInfo {
     /// `PodList`.
     #[must_use]
     pub fn list_kind(&self) -> String {
-        format!("{}List", self.kind)
+        if self.own_list_kind.is_empty() { format!("{}List", self.kind) } else { self.own_list_kind.to_owned() }
     }
 }
 
@@ -375,6 +378,15 @@ pub trait Resource: Send + Sync {
     #[allow(clippy::type_complexity)]
     fn reset_fields(&self) -> (&'static [&'static [&'static str]], &'static [&'static [&'static str]]);
     fn desired_replicas(&self, object: &dyn Object) -> Option<i32>;
+    /// The object as it is stored, which for a kind of several versions may be in another than this one.
+    fn to_stored(&self, object: &dyn Object) -> Vec<u8> {
+        object.to_json()
+    }
+    /// The resource behind this view, where the server learned it while it ran. What is stored of such a resource need not
+    /// be what is shown.
+    fn learned(&self) -> Option<&dyn Any> {
+        None
+    }
 }
 
 /// The erasure of a [`Kind`].

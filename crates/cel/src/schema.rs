@@ -238,6 +238,12 @@ impl Schema {
         Some(Schema { shape: Shape::Object { name: name.into(), fields }, nullable, max_size: 0, min_octets })
     }
 
+    /// The fewest octets that a value takes in a request.
+    #[must_use]
+    pub fn min_octets(&self) -> u64 {
+        self.min_octets
+    }
+
     fn preserved(nullable: bool) -> Schema {
         Schema { shape: Shape::Preserved, nullable, max_size: 0, min_octets: 0 }
     }

@@ -56,20 +56,48 @@ pub struct Discovery {
 struct Listed {
     name: String,
     info: ResourceInfo,
+    /// The version objects are stored in.
+    storage_version: String,
 }
+
+impl Listed {
+    fn of(resource: &dyn Resource) -> Self {
+        let mut info = *resource.info();
+        let mut storage_version = info.version.to_owned();
+        if let Some(custom) = crate::crd::custom(resource) {
+            let state = custom.state();
+            if state.terminating {
+                info.verbs = WHILE_TERMINATING;
+            }
+            if let Some((_, version)) = state.storage.split_once('/') {
+                version.clone_into(&mut storage_version);
+            }
+        }
+        Self { name: info.plural.to_owned(), info, storage_version }
+    }
+}
+
+/// What can be done with objects whose definition is going.
+const WHILE_TERMINATING: &[Verb] = &[Verb::Delete, Verb::DeleteCollection, Verb::Get, Verb::List, Verb::Watch];
 
 impl Discovery {
     /// The documents of these resources.
     #[must_use]
     pub fn new(resources: &[&'static dyn Resource]) -> Self {
         let mut versions: Vec<(String, String, Vec<Listed>)> = Vec::new();
-        for resource in resources.iter().map(|r| *r.info()).chain(crate::metrics_api::RESOURCES.iter().copied()) {
-            let position = versions.iter().position(|(g, v, _)| g == resource.group && v == resource.version);
+        let metrics = crate::metrics_api::RESOURCES.iter().map(|info| Listed {
+            name: info.plural.to_owned(),
+            info: *info,
+            storage_version: info.version.to_owned(),
+        });
+        for listed in resources.iter().map(|r| Listed::of(*r)).chain(metrics) {
+            let (group, version) = (listed.info.group, listed.info.version);
+            let position = versions.iter().position(|(g, v, _)| g == group && v == version);
             let at = position.unwrap_or_else(|| {
-                versions.push((resource.group.to_owned(), resource.version.to_owned(), Vec::new()));
+                versions.push((group.to_owned(), version.to_owned(), Vec::new()));
                 versions.len() - 1
             });
-            versions[at].2.push(Listed { name: resource.plural.to_owned(), info: resource });
+            versions[at].2.push(listed);
         }
         let rank = |group: &str| GROUP_ORDER.iter().position(|g| *g == group).unwrap_or(GROUP_ORDER.len());
         versions.sort_by(|a, b| rank(&a.0).cmp(&rank(&b.0)).then_with(|| a.0.cmp(&b.0)));
@@ -158,7 +186,7 @@ fn verbs(verbs: &[Verb]) -> Vec<&'static str> {
 
 fn resources(list: &[Listed]) -> Value {
     let mut out: Vec<(String, Value)> = Vec::new();
-    for Listed { name, info } in list {
+    for Listed { name, info, storage_version } in list {
         let mut entry = json!({
             "name": name, "singularName": info.singular, "namespaced": info.namespaced, "kind": info.kind, "verbs": verbs(info.verbs),
         });
@@ -169,7 +197,7 @@ fn resources(list: &[Listed]) -> Value {
             entry["categories"] = json!(info.categories);
         }
         if !info.virtual_only {
-            entry["storageVersionHash"] = storage_version_hash(info).into();
+            entry["storageVersionHash"] = storage_version_hash(info, storage_version).into();
         }
         out.push((name.clone(), entry));
         for sub in info.subresources {
@@ -215,7 +243,7 @@ fn aggregated(versions: &[(String, String, Vec<Listed>)], core: bool, document_v
 }
 
 fn aggregated_resources(list: &[Listed]) -> Value {
-    let entries = list.iter().map(|Listed { name, info }| {
+    let entries = list.iter().map(|Listed { name, info, .. }| {
         let kind = |group: &str, version: &str, kind: &str| json!({ "group": group, "version": version, "kind": kind });
         let mut entry = json!({
             "resource": name, "responseKind": kind(info.group, info.version, info.kind),
@@ -241,8 +269,8 @@ fn aggregated_resources(list: &[Listed]) -> Value {
 }
 
 /// Tells clients whether two group-versions are stored alike (`discovery.StorageVersionHash`).
-fn storage_version_hash(info: &ResourceInfo) -> String {
-    let text = format!("{}/{}/{}", info.storage_group, info.version, info.kind);
+fn storage_version_hash(info: &ResourceInfo, version: &str) -> String {
+    let text = format!("{}/{version}/{}", info.storage_group, info.kind);
     STANDARD.encode(&Sha256::digest(text.as_bytes())[..8])
 }
 
@@ -257,7 +285,7 @@ mod tests {
     #[test]
     fn hashes_as_upstream() {
         let info = ResourceInfo::new("", "v1", "Pod", "pods", "pod", true);
-        assert_eq!(storage_version_hash(&info), "xPOwRZ+Yhw8=");
+        assert_eq!(storage_version_hash(&info, "v1"), "xPOwRZ+Yhw8=");
     }
 
     #[test]

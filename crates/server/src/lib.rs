@@ -11,6 +11,7 @@ pub mod authz;
 mod bootstrap;
 pub mod cluster;
 pub mod config;
+mod crd;
 mod discovery;
 mod expressions;
 pub mod flow;

@@ -204,6 +204,7 @@ impl Metrics {
         )?;
         let mut counts: Vec<_> = registry
             .caches()
+            .iter()
             .map(|c| {
                 let (objects, watchers) = c.counts();
                 let i = c.resource.info();

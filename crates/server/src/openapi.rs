@@ -4,6 +4,7 @@ use crate::http::negotiate::{clauses, not_acceptable};
 use crate::http::respond;
 use crate::request::{RequestContext, Response};
 use crate::server::Server;
+use arc_swap::ArcSwap;
 use gantry_api::kind::Resource;
 use gantry_api::meta::status::ApiError;
 use gantry_schema::openapi::{
@@ -17,14 +18,30 @@ use std::sync::Arc;
 const IMMUTABLE: HeaderValue = HeaderValue::from_static("public, immutable");
 
 /// The documents of the served resources.
-pub struct Documents(Arc<OpenApi>);
+pub struct Documents(ArcSwap<OpenApi>);
 
 impl Documents {
     /// Documents of these resources; nothing is made yet.
     #[must_use]
     pub fn new(resources: &[&'static dyn Resource]) -> Self {
-        let infos = resources.iter().map(|r| r.info()).chain(crate::metrics_api::RESOURCES);
-        let served = infos.map(|info| {
+        Self(ArcSwap::from_pointee(OpenApi::new(served(resources), VERSION)))
+    }
+
+    /// From now on these resources are documented. Documents that stay the same are kept.
+    pub fn replace(&self, resources: &[&'static dyn Resource]) {
+        self.0.store(Arc::new(self.0.load().with_resources(served(resources))));
+    }
+}
+
+/// The server's version in the documents.
+const VERSION: &str = "v1.37.0";
+
+fn served(resources: &[&'static dyn Resource]) -> Vec<ServedResource> {
+    let schema = |r: &&'static dyn Resource| crate::crd::custom(*r).map(|c| c.state().own.open_api.clone());
+    let infos = resources.iter().map(|r| (r.info(), schema(r)));
+    infos
+        .chain(crate::metrics_api::RESOURCES.iter().map(|info| (info, None)))
+        .map(|(info, schema)| {
             let listed = info.verbs.iter().any(|v| v.as_str() == "list");
             ServedResource {
                 group: info.group.into(),
@@ -48,11 +65,10 @@ impl Documents {
                         }
                     })
                     .collect(),
-                schema: None,
+                schema,
             }
-        });
-        Self(Arc::new(OpenApi::new(served.collect(), "v1.37.0")))
-    }
+        })
+        .collect()
 }
 
 /// The encoding the client prefers.
@@ -75,7 +91,7 @@ fn encoding(headers: &HeaderMap, protobuf: [&str; 2]) -> Result<Encoding, ApiErr
 /// 404 for paths that are no document, 406 for encodings that are not served.
 pub async fn answer(server: &Server, cx: &RequestContext, path: &str) -> Result<Response, ApiError> {
     let headers = &cx.parts.headers;
-    let made = server.openapi.0.clone();
+    let made = server.openapi.0.load_full();
     let below = path.strip_prefix("/openapi/").unwrap_or_default().to_owned();
     let encoding = encoding(headers, if below == "v2" { V2_PROTOBUF } else { V3_PROTOBUF })?;
     // Making a document takes a good part of a second once; that is no work for a task that others wait behind.

@@ -12,9 +12,11 @@ use crate::registry::hooks::Hook;
 use crate::request::Response;
 use crate::subresource::kubelet::KubeletClient;
 use crate::subresource::{Handler, Services};
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use gantry_api::clock::Clock;
 use gantry_api::entropy::Entropy;
+use gantry_api::kind::Resource;
 use gantry_store::{Store, StoreError};
 use http::Request;
 use std::collections::HashMap;
@@ -62,7 +64,7 @@ pub struct Server {
     /// Measurements.
     pub metrics: Metrics,
     pub(crate) flow: Arc<Flow>,
-    pub(crate) discovery: Discovery,
+    pub(crate) discovery: ArcSwap<Discovery>,
     pub(crate) openapi: crate::openapi::Documents,
     pub(crate) issuer: issuer_discovery::Documents,
     pub(crate) kubelet: Arc<KubeletClient>,
@@ -72,6 +74,11 @@ pub struct Server {
     stop: CancellationToken,
     /// Cancelled when nobody uses the server any more: until then requests under way need the caches to follow the store.
     gone: CancellationToken,
+}
+
+/// Everything that is served.
+fn served(registry: &Registry) -> Vec<&'static dyn Resource> {
+    gantry_api::kinds::ALL.iter().copied().chain(registry.learned()).collect()
 }
 
 impl Drop for Server {
@@ -97,6 +104,10 @@ impl Server {
         let config = Arc::new(config);
         let registry = Registry::new(store, gantry_api::kinds::ALL.iter().copied(), clock, entropy);
         registry.start(gone.clone()).await?;
+        let mut definitions = crate::crd::Controller::default();
+        let restored = definitions.restore(&registry).await;
+        restored.map_err(|e| StartError::Bootstrap { object: "custom resources".into(), message: e.message })?;
+        let served = served(&registry);
         let cluster = registry.cluster();
         let authorizer = crate::authz::default_authorizer(&cluster);
         let authenticator = crate::authn::default_authenticator(&config, &cluster)?;
@@ -119,8 +130,8 @@ impl Server {
             services,
             metrics: Metrics::new(),
             flow: Flow::new(clock),
-            discovery: Discovery::new(gantry_api::kinds::ALL),
-            openapi: crate::openapi::Documents::new(gantry_api::kinds::ALL),
+            discovery: ArcSwap::from_pointee(Discovery::new(&served)),
+            openapi: crate::openapi::Documents::new(&served),
             issuer,
             kubelet: Arc::new(kubelet),
             handlers,
@@ -136,6 +147,7 @@ impl Server {
         server.registry.caught_up().await;
         crate::bootstrap::keep(&server);
         flow::keeper::keep(&server);
+        tokio::spawn(definitions.run(Arc::downgrade(&server), server.stop.clone()));
         tokio::spawn(crate::registry::expire::run(server.registry.clone(), server.stop.clone()));
         server.ready.store(true, Ordering::Release);
         Ok(server)
@@ -158,6 +170,13 @@ impl Server {
     ) -> Option<&dyn Handler> {
         let key = (group.to_owned(), version.to_owned(), resource.to_owned(), subresource.to_owned());
         self.handlers.get(&key).map(AsRef::as_ref)
+    }
+
+    /// Makes the documents that say what is served anew.
+    pub(crate) fn republish(&self) {
+        let served = served(&self.registry);
+        self.discovery.store(Arc::new(Discovery::new(&served)));
+        self.openapi.replace(&served);
     }
 
     /// Whether the server has started and is not stopping.

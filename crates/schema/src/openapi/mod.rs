@@ -175,6 +175,21 @@ impl OpenApi {
         OpenApi { resources, version: version.to_owned(), made: Mutex::new(BTreeMap::new()) }
     }
 
+    /// Documents for these resources instead. Those made already are kept where nothing in them changes.
+    pub fn with_resources(&self, resources: Vec<ServedResource>) -> OpenApi {
+        let new = OpenApi::new(resources, &self.version);
+        let made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = made.iter().filter(|(key, document)| {
+            let hash = match key {
+                Key::V2(_) => new.hash("v2", &new.resources.iter().collect::<Vec<_>>()),
+                Key::V3(path, _) => new.hash(path, &new.of(path)),
+            };
+            hash == document.hash
+        });
+        let kept = kept.map(|(key, document)| (key.clone(), document.clone())).collect();
+        OpenApi { made: Mutex::new(kept), ..new }
+    }
+
     /// `/openapi/v2`
     pub fn v2(&self, encoding: Encoding) -> Document {
         self.cached(Key::V2(encoding), || {

@@ -33,7 +33,7 @@ const PROTOBUF_STREAM: &str = "application/vnd.kubernetes.protobuf;stream=watch"
 /// What the client is to read.
 pub async fn resource(server: &Arc<Server>, mut cx: RequestContext, body: Bytes) -> Result<Response, ApiError> {
     let info = cx.info.clone();
-    let resource = gantry_api::kinds::find(&info.group, &info.version, &info.resource);
+    let resource = server.registry.find(&info.group, &info.version, &info.resource);
     cx.resource = resource;
     if let Some(handler) = server.handler(&info.group, &info.version, &info.resource, &info.subresource) {
         if let Some(resource) = resource {
@@ -54,7 +54,11 @@ pub async fn resource(server: &Arc<Server>, mut cx: RequestContext, body: Bytes)
         "" => resource.info().verbs,
         name => {
             let sub = resource.info().subresources.iter().find(|s| s.name == name);
-            sub.filter(|_| info.tail.is_empty()).ok_or_else(ApiError::no_such_path)?.verbs
+            let absent = || match resource.learned() {
+                Some(_) => ApiError::not_found(&info.group, &info.resource, &info.name),
+                None => ApiError::no_such_path(),
+            };
+            sub.filter(|_| info.tail.is_empty()).ok_or_else(absent)?.verbs
         }
     };
     let Some(verb) = verbs.iter().copied().find(|v| v.as_str() == info.verb) else {
@@ -232,7 +236,8 @@ impl Call<'_> {
     async fn get_scale(&self) -> Result<Response, ApiError> {
         let accepted = self.accepted()?;
         let entry = self.server.registry.get(self.resource, self.namespace(), &self.cx.info.name, None).await?;
-        let scale = scale_of_entry(&entry)?;
+        let paths = crate::crd::custom(self.resource).and_then(crate::crd::CustomResource::scale);
+        let scale = scale_of_entry(&entry, paths)?;
         let json = match accepted.form {
             Form::Object => scale.to_string(),
             Form::Table(version, include) => {

@@ -35,7 +35,7 @@ pub async fn answer(server: &Server, cx: &RequestContext) -> Result<Response, Ap
     let plain = |text: String| Ok(respond::with_type(200, "text/plain; charset=utf-8", text));
     match path {
         "" => {
-            let mut paths = server.discovery.paths();
+            let mut paths = server.discovery.load().paths();
             paths.extend(PATHS.iter().map(|p| (*p).to_owned()));
             paths.sort();
             respond::document(200, json!({ "paths": paths }).to_string().into(), &PLAIN, headers)
@@ -91,7 +91,7 @@ fn discovery(server: &Server, cx: &RequestContext, path: &str) -> Result<Respons
         wants.then_some((version, media))
     });
     let version = aggregated.as_ref().map(|(version, _)| version.as_str());
-    match server.discovery.answer(path, version).ok_or_else(ApiError::no_such_path)? {
+    match server.discovery.load().answer(path, version).ok_or_else(ApiError::no_such_path)? {
         Answer::Plain(json) => respond::document(200, json, &accept(headers, &cx.query, false)?, headers),
         Answer::Aggregated { json, etag, content_type } => {
             let media = aggregated.map_or(Media::Json, |(_, media)| media);

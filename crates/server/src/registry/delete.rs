@@ -8,6 +8,7 @@ use crate::authn::UserInfo;
 use crate::watch_cache::Selection;
 use bytes::Bytes;
 use gantry_api::k8s_openapi::api::core::v1::Namespace;
+use gantry_api::k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use gantry_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::{DeleteOptions, Time};
 use gantry_api::k8s_openapi::jiff::SignedDuration;
 use gantry_api::kind::{Object, Resource, downcast, downcast_mut};
@@ -92,7 +93,7 @@ impl Registry {
                         return Ok(Deleted { object, removed: false, warnings });
                     }
                     object.meta_mut().resource_version = None;
-                    let put = |key| Write::Put(key, object.to_json().into());
+                    let put = |key| Write::Put(key, resource.to_stored(object.as_ref()).into());
                     if let Some(revision) = self.replace(resource, &stored, put).await? {
                         object.meta_mut().resource_version = Some(revision.to_string());
                         return Ok(Deleted { object, removed: false, warnings });
@@ -213,6 +214,13 @@ impl Registry {
             namespace.status.get_or_insert_default().phase = Some("Terminating".into());
             self.mark_deleting(object.as_mut());
             return if unchanged(object.as_ref(), present) { Verdict::Pending } else { Verdict::Mark(object) };
+        }
+        if let Some(crd) = downcast_mut::<CustomResourceDefinition>(object.as_mut())
+            && crd.metadata.deletion_timestamp.is_none()
+        {
+            crate::crd::mark_for_deletion(crd, &self.clock.time());
+            self.mark_deleting(object.as_mut());
+            return Verdict::Mark(object);
         }
         let pending = !object.meta().finalizers_or_empty().is_empty();
         match grace {

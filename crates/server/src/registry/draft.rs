@@ -4,6 +4,7 @@
 use super::Registry;
 use super::options::FieldValidation;
 use super::write::Target;
+use crate::crd::State;
 use bytes::Bytes;
 use gantry_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::StatusCause;
 use gantry_api::kind::{Object, Resource};
@@ -93,12 +94,15 @@ impl Registry {
         old: Option<&dyn Object>,
     ) -> Result<Draft, ApiError> {
         let info = target.resource.info();
+        if let Some(custom) = crate::crd::custom(target.resource) {
+            return self.draft_of_custom(target, change, old, &custom.state());
+        }
         let schema = Definitions::builtin().schema_for(info.group, info.version, info.kind);
         let mut warnings = Vec::new();
         let live = || old.map(Object::to_value).ok_or_else(|| target.not_found(target.name));
         let now = self.clock.time().0.to_string();
         if let Change::Patch(PatchType::Apply, body) = change {
-            return self.draft_of_apply(target, body, old, schema, &now);
+            return self.draft_of_apply(target, body, old, schema, None, &now);
         }
         let (mut value, live) = match change {
             Change::Create(body) => (decode(target, body, schema, &mut warnings)?, None),
@@ -108,7 +112,7 @@ impl Registry {
             }
             Change::Patch(kind, body) => {
                 let live = live()?;
-                (patched(target, *kind, &live, body, schema, &mut warnings)?, Some(live))
+                (patched(target, *kind, &live, body, schema, None, &mut warnings)?, Some(live))
             }
             Change::Edit(edit) => {
                 let live = live()?;
@@ -129,7 +133,7 @@ impl Registry {
         let managed = match change {
             // The edit has recorded what it did itself.
             Change::Edit(_) => None,
-            _ => with_manager(target, schema, |manager| {
+            _ => with_manager(target, schema, None, |manager| {
                 manager.map(|m| m.update(live.as_ref(), new, &target.options.field_manager, &now))
             }),
         };
@@ -145,20 +149,25 @@ impl Registry {
         body: &Bytes,
         old: Option<&dyn Object>,
         schema: Option<Schema<'_>>,
+        custom: Option<&State>,
         now: &str,
     ) -> Result<Draft, ApiError> {
         let mut warnings = Vec::new();
         if old.is_none() && !target.subresource.is_empty() {
             return Err(target.not_found(target.name));
         }
-        let decoded = strict::decode_yaml(body, schema)
+        let read_as = custom.map_or(schema, |c| c.own.envelope());
+        let mut decoded = strict::decode_yaml(body, read_as)
             .map_err(|e| ApiError::bad_request(format!("error decoding YAML: {e}")))?;
+        if let Some(custom) = custom {
+            decoded.strict_errors.extend(custom.own.prune(&mut decoded.value));
+        }
         unknown_fields(target, decoded.strict_errors, &mut warnings)?;
         let config = decoded.value;
         check_type(target.resource, &config, body)?;
         let live = old.map(Object::to_value);
         let options = target.options;
-        let applied = with_manager(target, schema, |manager| {
+        let applied = with_manager(target, schema, custom, |manager| {
             manager.map(|m| m.apply(live.as_ref(), &config, &options.field_manager, options.force, now))
         });
         let mut merged = applied
@@ -166,7 +175,7 @@ impl Registry {
                 ApiError::new(415, "UnsupportedMediaType", "server-side apply is not supported for this resource")
             })?
             .map_err(apply_error)?;
-        if let Some(schema) = schema {
+        if let (Some(schema), None) = (schema, custom) {
             schema.drop_empty(&mut merged);
         }
         let mut object = into_object(target.resource, merged)?;
@@ -174,11 +183,75 @@ impl Registry {
         target.resource.set_defaults(object.as_mut());
         Ok(Draft { object, warnings })
     }
+
+    /// As [`Registry::draft`] for a custom resource, whose schema prunes but does not type.
+    fn draft_of_custom(
+        &self,
+        target: &Target<'_>,
+        change: &Change,
+        old: Option<&dyn Object>,
+        custom: &State,
+    ) -> Result<Draft, ApiError> {
+        let mut warnings = Vec::new();
+        let live = || old.map(Object::to_value).ok_or_else(|| target.not_found(target.name));
+        let now = self.clock.time().0.to_string();
+        let schema = custom.own.schema();
+        let read = |body: &Body, warnings: &mut Vec<String>| -> Result<Value, ApiError> {
+            let mut decoded = decode_body(target.resource, body, custom.own.envelope())?;
+            decoded.strict_errors.extend(custom.own.prune(&mut decoded.value));
+            unknown_fields(target, decoded.strict_errors, warnings)?;
+            Ok(decoded.value)
+        };
+        let (value, live) = match change {
+            Change::Patch(PatchType::Apply, body) => {
+                return self.draft_of_apply(target, body, old, schema, Some(custom), &now);
+            }
+            Change::Create(body) => (read(body, &mut warnings)?, None),
+            Change::Update(body) => (read(body, &mut warnings)?, old.map(Object::to_value)),
+            Change::Patch(PatchType::Strategic, _) => return Err(no_strategic_merge()),
+            Change::Patch(kind, body) => {
+                let live = live()?;
+                (patched(target, *kind, &live, body, custom.own.envelope(), Some(custom), &mut warnings)?, Some(live))
+            }
+            Change::Edit(edit) => {
+                let live = live()?;
+                (edit(&live, &now)?, Some(live))
+            }
+        };
+        let mut object = into_object(target.resource, value)?;
+        check_identity(target, object.as_mut(), matches!(change, Change::Create(_)))?;
+        if old.is_none() && matches!(change, Change::Update(_)) {
+            return Err(target.not_found(target.name));
+        }
+        target.resource.set_defaults(object.as_mut());
+        let new = object.to_value();
+        let managed = match change {
+            // The edit has recorded what it did itself.
+            Change::Edit(_) => None,
+            _ => with_manager(target, schema, Some(custom), |manager| {
+                manager.map(|m| m.update(live.as_ref(), new, &target.options.field_manager, &now))
+            }),
+        };
+        if let Some(managed) = managed {
+            take_managed_fields(object.as_mut(), managed)?;
+        }
+        Ok(Draft { object, warnings })
+    }
+}
+
+fn no_strategic_merge() -> ApiError {
+    ApiError::new(
+        415,
+        "UnsupportedMediaType",
+        "the body of the request was in an unknown format - accepted media types include: \
+         application/json-patch+json, application/merge-patch+json, application/apply-patch+yaml",
+    )
 }
 
 fn with_manager<R>(
     target: &Target<'_>,
     schema: Option<Schema<'_>>,
+    custom: Option<&State>,
     use_it: impl FnOnce(Option<&FieldManager<'_>>) -> R,
 ) -> R {
     let Some(schema) = schema else { return use_it(None) };
@@ -197,7 +270,7 @@ fn with_manager<R>(
         kind: info.kind,
         subresource: target.subresource,
         reset_fields: reset.as_ref(),
-        versions: &apply::SingleVersion,
+        versions: custom.map_or(&apply::SingleVersion, |c| c),
     };
     use_it(Some(&manager))
 }
@@ -304,27 +377,24 @@ fn patched(
     live: &Value,
     body: &[u8],
     schema: Option<Schema<'_>>,
+    custom: Option<&State>,
     warnings: &mut Vec<String>,
 ) -> Result<Value, ApiError> {
     let result = match (kind, schema) {
         (PatchType::Json, _) => patch::json_patch(live, body),
         (PatchType::Strategic, Some(schema)) => patch::strategic_merge_patch(live, body, schema),
-        (PatchType::Strategic, None) => {
-            return Err(ApiError::new(
-                415,
-                "UnsupportedMediaType",
-                "the body of the request was in an unknown format - accepted media types include: \
-                 application/json-patch+json, application/merge-patch+json, application/apply-patch+yaml",
-            ));
-        }
+        (PatchType::Strategic, None) => return Err(no_strategic_merge()),
         (PatchType::Merge | PatchType::Apply, _) => patch::merge_patch(live, body),
     };
-    let patch::Patched { value, strict_errors: mut errors } = result.map_err(patch_error)?;
+    let patch::Patched { mut value, strict_errors: mut errors } = result.map_err(patch_error)?;
     check_type(target.resource, &value, body)?;
     if let Some(schema) = schema {
         let found = strict::check(&value, schema).map_err(|e| patch_unprocessable(body, &e.to_string()))?;
         // The present object was clean, so whatever is unknown came with the patch.
         errors.extend(found.into_iter().filter(|f| !errors.contains(f)).collect::<Vec<_>>());
+    }
+    if let Some(custom) = custom {
+        errors.extend(custom.own.prune(&mut value));
     }
     if target.options.validation == FieldValidation::Strict && !errors.is_empty() {
         return Err(patch_unprocessable(body, &strict::strict_error_message(&errors)));

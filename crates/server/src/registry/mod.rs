@@ -15,6 +15,7 @@ use crate::admission::Chain;
 use crate::cluster::Cluster;
 use crate::watch_cache::dispatch::prefix_of;
 use crate::watch_cache::{Dispatcher, WatchCache};
+use arc_swap::ArcSwap;
 use gantry_api::clock::Clock;
 use gantry_api::entropy::Entropy;
 use gantry_api::kind::{Object, Resource, ResourceInfo};
@@ -32,7 +33,8 @@ pub struct Registry {
     store: Arc<dyn Store>,
     /// The caches.
     dispatcher: Arc<Dispatcher>,
-    caches: HashMap<Gvr, Arc<WatchCache>>,
+    /// The caches by what they hold; those of custom resources come and go.
+    caches: ArcSwap<HashMap<Gvr, Arc<WatchCache>>>,
     /// Time.
     pub clock: Clock,
     /// Chance.
@@ -52,13 +54,7 @@ impl Registry {
         entropy: Entropy,
     ) -> Arc<Self> {
         let dispatcher = Arc::new(Dispatcher::new(store.clone(), resources));
-        let caches = dispatcher
-            .caches()
-            .map(|c| {
-                let info = c.resource.info();
-                ((info.group, info.version, info.plural), c.clone())
-            })
-            .collect();
+        let caches = ArcSwap::from_pointee(by_gvr(&dispatcher));
         Arc::new_cyclic(|me| Self {
             store,
             dispatcher,
@@ -90,14 +86,57 @@ impl Registry {
     ///
     /// # Errors
     /// 404 where the resource is not stored.
-    pub fn cache(&self, resource: &dyn Resource) -> Result<&Arc<WatchCache>, ApiError> {
+    pub fn cache(&self, resource: &dyn Resource) -> Result<Arc<WatchCache>, ApiError> {
         let i = resource.info();
-        self.caches.get(&(i.group, i.version, i.plural)).ok_or_else(ApiError::no_such_path)
+        self.caches.load().get(&(i.group, i.version, i.plural)).cloned().ok_or_else(ApiError::no_such_path)
     }
 
     /// All caches.
-    pub fn caches(&self) -> impl Iterator<Item = &Arc<WatchCache>> {
+    #[must_use]
+    pub fn caches(&self) -> Vec<Arc<WatchCache>> {
         self.dispatcher.caches()
+    }
+
+    /// The served resource with this group, version and plural name, built in or learned.
+    #[must_use]
+    pub fn find(&self, group: &str, version: &str, plural: &str) -> Option<&'static dyn Resource> {
+        gantry_api::kinds::find(group, version, plural)
+            .or_else(|| Some(self.cache_of(group, version, plural)?.resource).filter(|r| is_served(*r)))
+    }
+
+    /// The cache of a group, version and plural name, if objects are stored under it.
+    #[must_use]
+    pub fn cache_of(&self, group: &str, version: &str, plural: &str) -> Option<Arc<WatchCache>> {
+        self.caches.load().get(&(group, version, plural)).cloned()
+    }
+
+    /// The resources served besides the built-in ones, by group, preferred version first.
+    #[must_use]
+    pub fn learned(&self) -> Vec<&'static dyn Resource> {
+        let caches = self.caches.load();
+        let mut out: Vec<_> =
+            caches.values().map(|c| c.resource).filter(|r| r.learned().is_some() && is_served(*r)).collect();
+        out.sort_by_cached_key(|r| {
+            let i = r.info();
+            (i.group, crate::crd::version_order(i.version), i.plural)
+        });
+        out
+    }
+
+    /// Serves these versions of the custom resource with this group and plural name, and no others; watches of it end, so
+    /// that clients see what is served now.
+    ///
+    /// # Errors
+    /// Where the store cannot be read.
+    pub async fn serve(
+        &self,
+        group: &str,
+        plural: &str,
+        versions: Vec<&'static dyn Resource>,
+    ) -> Result<(), StoreError> {
+        self.dispatcher.replace(&format!("{group}/{plural}"), versions).await?;
+        self.caches.store(Arc::new(by_gvr(&self.dispatcher)));
+        Ok(())
     }
 
     /// Whether the caches are filled and follow the store.
@@ -151,6 +190,19 @@ impl Registry {
         };
         Ok(Some(Stored::decode(resource, kv)?))
     }
+}
+
+/// A version of a custom resource may be there for storage only.
+fn is_served(resource: &dyn Resource) -> bool {
+    crate::crd::custom(resource).is_none_or(crate::crd::CustomResource::is_served)
+}
+
+fn by_gvr(dispatcher: &Dispatcher) -> HashMap<Gvr, Arc<WatchCache>> {
+    let gvr = |c: &WatchCache| {
+        let i = c.resource.info();
+        (i.group, i.version, i.plural)
+    };
+    dispatcher.caches().into_iter().map(|c| (gvr(&c), c)).collect()
 }
 
 /// The key of an object.

@@ -202,7 +202,7 @@ impl Registry {
         let cache = self.cache(resource)?;
         let selection = Selection::new(namespace, options.labels.clone(), &options.fields, &cache.field_names)
             .map_err(ApiError::bad_request)?;
-        let (snapshot, after) = match self.starting_point(cache, options).await? {
+        let (snapshot, after) = match self.starting_point(&cache, options).await? {
             Ok(start) => start,
             Err(status) => return Ok(Listed::Expired(status)),
         };

@@ -4,6 +4,7 @@ use super::Registry;
 use super::draft::{Body, Change, Encoding, PatchType, apply_error, patch_error};
 use super::options::FieldValidation;
 use super::write::{Target, Written};
+use crate::crd::ScalePaths;
 use crate::http::negotiate::IncludeObject;
 use crate::watch_cache::Entry;
 use gantry_api::k8s_openapi::jiff::Timestamp;
@@ -21,12 +22,28 @@ use parking_lot::Mutex;
 use serde_json::{Map, Value, json};
 use std::sync::Arc;
 
-/// Where the scalable kinds have what a Scale sets.
+/// Where the built-in scalable kinds have what a Scale sets.
 const REPLICAS: [&str; 2] = ["spec", "replicas"];
+
+fn at<'v>(object: &'v Value, path: &[String]) -> Option<&'v Value> {
+    path.iter().try_fold(object, |v, name| v.get(name))
+}
+
+/// Puts the replicas where they belong, making the objects on the way.
+fn set_replicas(object: &mut Value, path: &[String], replicas: i64) {
+    let mut place = object;
+    for name in path {
+        if !place.is_object() {
+            *place = json!({});
+        }
+        place = &mut place[name.as_str()];
+    }
+    *place = replicas.into();
+}
 
 /// The Scale of an object given as JSON.
 #[must_use]
-pub fn scale_of(object: &Value) -> Value {
+pub fn scale_of(object: &Value, paths: Option<&ScalePaths>) -> Value {
     let meta = &object["metadata"];
     let mut metadata = Map::new();
     for field in ["name", "namespace", "uid", "resourceVersion", "creationTimestamp"] {
@@ -34,8 +51,14 @@ pub fn scale_of(object: &Value) -> Value {
             metadata.insert(field.to_owned(), v.clone());
         }
     }
-    let mut status = json!({ "replicas": object["status"]["replicas"].as_i64().unwrap_or(0) });
+    let (wanted, present) = match paths {
+        None => (Some(&object["spec"]["replicas"]), Some(&object["status"]["replicas"])),
+        Some(paths) => (at(object, &paths.spec), at(object, &paths.status)),
+    };
+    let mut status = json!({ "replicas": present.and_then(Value::as_i64).unwrap_or(0) });
+    let own = paths.map(|p| p.selector.as_ref().and_then(|s| at(object, s)).and_then(Value::as_str));
     let selector = match &object["spec"]["selector"] {
+        _ if own.is_some() => own.flatten().map(str::to_owned),
         Value::Object(s) if s.contains_key("matchLabels") || s.contains_key("matchExpressions") => {
             serde_json::from_value(Value::Object(s.clone())).ok().map(|s| format_label_selector(Some(&s)))
         }
@@ -51,7 +74,7 @@ pub fn scale_of(object: &Value) -> Value {
     json!({
         "kind": "Scale", "apiVersion": "autoscaling/v1", "metadata": metadata,
         // A scale to zero reads as an absent field, as Go leaves it out.
-        "spec": match object["spec"]["replicas"].as_i64().unwrap_or(0) { 0 => json!({}), n => json!({ "replicas": n }) },
+        "spec": match wanted.and_then(Value::as_i64).unwrap_or(0) { 0 => json!({}), n => json!({ "replicas": n }) },
         "status": status,
     })
 }
@@ -59,9 +82,13 @@ pub fn scale_of(object: &Value) -> Value {
 /// The Scale of a cached object.
 ///
 /// # Errors
-/// Where the cached JSON cannot be read.
-pub fn scale_of_entry(entry: &Entry) -> Result<Value, ApiError> {
-    Ok(scale_of(&serde_json::from_slice(&entry.json()).map_err(ApiError::internal)?))
+/// Where the cached JSON cannot be read, or has no replicas where a definition says that they are.
+pub fn scale_of_entry(entry: &Entry, paths: Option<&ScalePaths>) -> Result<Value, ApiError> {
+    let object: Value = serde_json::from_slice(&entry.json()).map_err(ApiError::internal)?;
+    if let Some(paths) = paths.filter(|p| at(&object, &p.spec).is_none()) {
+        return Err(ApiError::internal(format!("the spec replicas field {:?} does not exist", paths.spec_text)));
+    }
+    Ok(scale_of(&object, paths))
 }
 
 /// A table of one Scale.
@@ -121,19 +148,27 @@ impl Registry {
         // Of the last try, where others came in between.
         let unknown = Arc::<Mutex<Vec<String>>>::default();
         let found = unknown.clone();
+        let paths = crate::crd::custom(target.resource).and_then(|c| c.scale().cloned());
+        let place = paths.as_ref().map_or_else(|| REPLICAS.map(str::to_owned).to_vec(), |p| p.spec.clone());
+        let own = paths.clone();
         let edit = move |live: &Value, now: &str| -> Result<Value, ApiError> {
-            let mut present = scale_of(live);
-            let replicas_path = REPLICAS.map(PathElement::field);
+            let mut present = scale_of(live, own.as_ref());
+            let replicas_path: Vec<PathElement> = place.iter().map(|name| PathElement::field(name)).collect();
             owners_to_scale(live, &mut present, &replicas_path).map_err(apply_error)?;
             let (wanted, strict) = wanted_scale(&present, &change, &manager, force, now)?;
             if validation == FieldValidation::Strict && !strict.is_empty() {
                 return Err(refused(&change, &wanted, &strict));
             }
             *found.lock() = strict;
+            let unsaid = wanted["spec"].get("replicas").is_none() && at(live, &place).is_none();
+            if let Some(paths) = own.as_ref().filter(|_| unsaid) {
+                let why = format!("the spec replicas field {:?} cannot be empty", paths.spec_text);
+                return Err(ApiError::bad_request(why));
+            }
             let replicas = check(&wanted, &namespace, &name)?;
             check_uid(&wanted, live, &info)?;
             let mut object = live.clone();
-            object["spec"]["replicas"] = replicas.into();
+            set_replicas(&mut object, &place, replicas);
             // An absent version leaves the update unconditional.
             match wanted["metadata"].get("resourceVersion") {
                 Some(v) if v != "" => object["metadata"]["resourceVersion"] = v.clone(),
@@ -151,7 +186,7 @@ impl Registry {
             written.warnings.append(&mut unknown.lock());
         }
         let json: Value = serde_json::from_slice(&written.json).map_err(ApiError::internal)?;
-        Ok((scale_of(&json), written))
+        Ok((scale_of(&json, paths.as_ref()), written))
     }
 }
 

@@ -98,6 +98,10 @@ impl Registry {
                 self.may_create(target).await?;
             }
             check_versions(target, object.as_mut(), old)?;
+            if old.is_none() && crate::crd::custom(target.resource).is_some_and(|c| c.state().terminating) {
+                let why = "create not allowed while custom resource definition is terminating";
+                return Err(ApiError::forbidden(info.group, info.plural, object.meta().name(), why));
+            }
 
             // mutating admission
             let deadline = self.admit(target, object.as_mut(), old, &mut warnings).await?;
@@ -275,7 +279,7 @@ impl Registry {
         dry_run: bool,
     ) -> Result<Committed, ApiError> {
         object.meta_mut().resource_version = None;
-        let json = Bytes::from(object.to_json());
+        let json = Bytes::from(resource.to_stored(object));
         let key = key_of(resource, object.meta().namespace(), object.meta().name());
         let unchanged = stored.is_some_and(|s| s.kv.value == json);
         let deletes = stored.is_some_and(|s| super::delete::finished_by_update(resource, object, s.object.as_ref()));
@@ -295,7 +299,7 @@ impl Registry {
         };
         let write = if deletes { Write::Delete(bytes) } else { Write::Put(bytes, json.clone()) };
         let txn = Txn { compares: vec![compare], writes: vec![write] };
-        let announcement = (!deletes).then(|| {
+        let announcement = (!deletes && resource.learned().is_none()).then(|| {
             self.dispatcher.announce(&json, Selectable::of(resource, object));
             Announcement { dispatcher: &self.dispatcher, value: &json, kept: false }
         });
@@ -547,6 +551,8 @@ fn reply(
     created: bool,
     warnings: Vec<String>,
 ) -> Written {
+    // A learned resource may be stored in another version than it is shown in.
+    let json = if target.resource.learned().is_some() { Bytes::from(object.to_json()) } else { json };
     let json = if revision == 0 {
         json
     } else {

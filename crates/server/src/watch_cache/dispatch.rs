@@ -1,6 +1,7 @@
 //! Feeds the caches from the store.
 
 use super::{Entry, EventType, Selectable, WatchCache};
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use gantry_api::kind::Resource;
 use gantry_store::{Event, KeyValue, Range, Store, StoreError, WatchBatch};
@@ -8,7 +9,7 @@ use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 /// Where all objects are stored.
@@ -49,12 +50,24 @@ impl Applied {
     }
 }
 
+type ByKey = HashMap<String, Arc<Vec<Arc<WatchCache>>>>;
+
+/// From now on these resources, and no others, are served from the objects stored under a key.
+struct Replace {
+    key: String,
+    resources: Vec<&'static dyn Resource>,
+    done: oneshot::Sender<Result<(), StoreError>>,
+}
+
 /// All watch caches and the task that feeds them.
 pub struct Dispatcher {
     store: Arc<dyn Store>,
     applied: Arc<Applied>,
     /// By `<group>/<plural>` of the key; two served resources may share stored objects.
-    by_key: HashMap<String, Vec<Arc<WatchCache>>>,
+    by_key: ArcSwap<ByKey>,
+    /// Changes of what is served, for the one task that feeds the caches.
+    replace: mpsc::UnboundedSender<Replace>,
+    replaced: Mutex<Option<mpsc::UnboundedReceiver<Replace>>>,
     following: AtomicBool,
     /// What selectors look at of objects on their way to the store, so that the one task that feeds the caches need not
     /// decode them again. By address of the value, which is kept alive so that no other can have the same.
@@ -83,12 +96,53 @@ impl Dispatcher {
             let key = prefix[REGISTRY.len()..prefix.len() - 1].to_owned();
             by_key.entry(key).or_default().push(Arc::new(WatchCache::new(resource, prefix, applied.clone())));
         }
-        Self { store, applied, by_key, following: AtomicBool::new(false), written: Mutex::default() }
+        let by_key: ByKey = by_key.into_iter().map(|(key, caches)| (key, Arc::new(caches))).collect();
+        let (replace, replaced) = mpsc::unbounded_channel();
+        Self {
+            store,
+            applied,
+            by_key: ArcSwap::from_pointee(by_key),
+            replace,
+            replaced: Mutex::new(Some(replaced)),
+            following: AtomicBool::new(false),
+            written: Mutex::default(),
+        }
     }
 
     /// The caches.
-    pub fn caches(&self) -> impl Iterator<Item = &Arc<WatchCache>> {
-        self.by_key.values().flatten()
+    #[must_use]
+    pub fn caches(&self) -> Vec<Arc<WatchCache>> {
+        self.by_key.load().values().flat_map(|caches| caches.iter().cloned()).collect()
+    }
+
+    /// Replaces the caches of a key (`<group>/<plural>`) by new ones of these resources, filled with what is stored. Watches
+    /// of the old ones end. Done by the task that feeds the caches, between two changes.
+    ///
+    /// # Errors
+    /// Where the store cannot be read, or the caches do not follow it any more.
+    pub async fn replace(&self, key: &str, resources: Vec<&'static dyn Resource>) -> Result<(), StoreError> {
+        let (done, answer) = oneshot::channel();
+        let sent = self.replace.send(Replace { key: key.to_owned(), resources, done });
+        sent.map_err(|_| StoreError::Closed)?;
+        answer.await.map_err(|_| StoreError::Closed)?
+    }
+
+    async fn take_replacement(&self, key: &str, resources: Vec<&'static dyn Resource>) -> Result<(), StoreError> {
+        let new = |r: &'static dyn Resource| Arc::new(WatchCache::new(r, prefix_of(r), self.applied.clone()));
+        let caches: Vec<Arc<WatchCache>> = resources.into_iter().map(new).collect();
+        if !caches.is_empty() {
+            self.fill(key, &caches, self.applied.get()).await?;
+        }
+        let mut by_key = ByKey::clone(&self.by_key.load());
+        let old = match caches.is_empty() {
+            true => by_key.remove(key),
+            false => by_key.insert(key.to_owned(), Arc::new(caches)),
+        };
+        self.by_key.store(Arc::new(by_key));
+        for cache in old.iter().flat_map(|caches| caches.iter()) {
+            cache.close_watchers();
+        }
+        Ok(())
     }
 
     /// Tells what selectors will look at of a value that is about to be written.
@@ -123,49 +177,73 @@ impl Dispatcher {
     pub async fn start(self: &Arc<Self>, stop: CancellationToken) -> Result<(), StoreError> {
         let revision = self.store.revision();
         let watch = self.store.watch(Bytes::from_static(REGISTRY.as_bytes()), Some(revision + 1)).await?;
-        for (key, caches) in &self.by_key {
-            let prefix = format!("{REGISTRY}{key}/");
-            let mut entries: Vec<Vec<Entry>> = caches.iter().map(|_| Vec::new()).collect();
-            let mut start = None;
-            loop {
-                let range =
-                    Range { prefix: prefix.clone().into(), start: start.take(), limit: LOAD_PAGE, revision: None };
-                let page = self.store.range(range).await?;
-                for kv in page.items.iter().filter(|kv| kv.mod_revision <= revision) {
-                    for (cache, entries) in caches.iter().zip(&mut entries) {
-                        match entry_of(cache, kv, None) {
-                            Ok((_, entry)) => entries.push(entry),
-                            Err(e) => {
-                                tracing::error!(key = %String::from_utf8_lossy(&kv.key), error = %e, "stored object cannot be decoded; it is left out")
-                            }
-                        }
-                    }
-                }
-                match page.items.last() {
-                    Some(last) if page.more => {
-                        let mut next = last.key.to_vec();
-                        next.push(0);
-                        start = Some(next.into());
-                    }
-                    _ => break,
-                }
-            }
-            for (cache, entries) in caches.iter().zip(entries) {
-                cache.load(entries, revision);
-            }
+        for (key, caches) in self.by_key.load().iter() {
+            self.fill(key, caches, revision).await?;
         }
         self.applied.advance(revision);
         self.following.store(true, Ordering::Release);
-        tokio::spawn(self.clone().run(watch, stop));
+        let replaced = self.replaced.lock().take();
+        if let Some(replaced) = replaced {
+            tokio::spawn(self.clone().run(watch, replaced, stop));
+        }
         Ok(())
     }
 
-    async fn run(self: Arc<Self>, mut watch: Box<dyn gantry_store::Watch>, stop: CancellationToken) {
+    /// Fills new caches with what is stored under their key at `revision`.
+    async fn fill(&self, key: &str, caches: &[Arc<WatchCache>], revision: u64) -> Result<(), StoreError> {
+        let prefix = format!("{REGISTRY}{key}/");
+        let mut entries: Vec<Vec<Entry>> = caches.iter().map(|_| Vec::new()).collect();
+        let mut start = None;
+        loop {
+            let range = Range {
+                prefix: prefix.clone().into(),
+                start: start.take(),
+                limit: LOAD_PAGE,
+                revision: Some(revision),
+            };
+            let page = self.store.range(range).await?;
+            for kv in &page.items {
+                for (cache, entries) in caches.iter().zip(&mut entries) {
+                    match entry_of(cache, kv, None) {
+                        Ok((_, entry)) => entries.push(entry),
+                        Err(e) => {
+                            let key = String::from_utf8_lossy(&kv.key);
+                            tracing::error!(%key, error = %e, "stored object cannot be decoded; it is left out");
+                        }
+                    }
+                }
+            }
+            match page.items.last() {
+                Some(last) if page.more => {
+                    let mut next = last.key.to_vec();
+                    next.push(0);
+                    start = Some(next.into());
+                }
+                _ => break,
+            }
+        }
+        for (cache, entries) in caches.iter().zip(entries) {
+            cache.load(entries, revision);
+        }
+        Ok(())
+    }
+
+    async fn run(
+        self: Arc<Self>,
+        mut watch: Box<dyn gantry_store::Watch>,
+        mut replaced: mpsc::UnboundedReceiver<Replace>,
+        stop: CancellationToken,
+    ) {
         loop {
             // In order: an unordered choice draws lots, and two runs from one seed would end differently.
             let batch = tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
+                Some(Replace { key, resources, done }) = replaced.recv() => {
+                    // Whoever asked may be gone; what is served changes all the same.
+                    let _ = done.send(self.take_replacement(&key, resources).await);
+                    continue;
+                }
                 batch = watch.next() => batch,
             };
             match batch {
@@ -199,11 +277,12 @@ impl Dispatcher {
     }
 
     fn take(&self, batch: &WatchBatch) {
-        let key_of = |event: &Event| -> Option<(&Vec<Arc<WatchCache>>, usize)> {
+        let by_key = self.by_key.load();
+        let key_of = |event: &Event| -> Option<(&Arc<Vec<Arc<WatchCache>>>, usize)> {
             let key = std::str::from_utf8(&event.key).ok()?.strip_prefix(REGISTRY)?;
             let group = key.find('/')?;
             let plural = group + 1 + key[group + 1..].find('/')?;
-            self.by_key.get(&key[..plural]).map(|caches| (caches, REGISTRY.len() + plural + 1))
+            by_key.get(&key[..plural]).map(|caches| (caches, REGISTRY.len() + plural + 1))
         };
         // Changes of one transaction that touch one resource are applied together, so that no snapshot splits them.
         let mut done = vec![false; batch.events.len()];
@@ -214,12 +293,12 @@ impl Dispatcher {
             let Some((caches, prefix)) = key_of(event) else { continue };
             let mut together = vec![event];
             for (j, other) in batch.events.iter().enumerate().skip(i + 1) {
-                if key_of(other).is_some_and(|(c, _)| std::ptr::eq(c, caches)) {
+                if key_of(other).is_some_and(|(c, _)| Arc::ptr_eq(c, caches)) {
                     together.push(other);
                     done[j] = true;
                 }
             }
-            for cache in caches {
+            for cache in caches.iter() {
                 let changes = together.iter().filter_map(|event| {
                     let announced = event.value.as_ref().and_then(|kv| self.announced(&kv.value));
                     change_of(cache, event, prefix, announced)
@@ -256,7 +335,9 @@ fn entry_of(
     let path = String::from_utf8_lossy(&kv.key[cache.prefix().len()..]).into_owned();
     let event = if kv.version == 1 { EventType::Added } else { EventType::Modified };
     let resource = cache.resource;
-    let own = kv.value.get(1..).is_some_and(|v| v.starts_with(cache.type_prefix().as_bytes()));
+    // What is stored of a learned resource may lack defaults, or have what its schema does not know any more.
+    let own = resource.learned().is_none()
+        && kv.value.get(1..).is_some_and(|v| v.starts_with(cache.type_prefix().as_bytes()));
     let entry = match announced.filter(|_| own) {
         Some(selectable) => Entry::new(&path, event, &kv.value, kv.mod_revision, resource, selectable),
         None => {

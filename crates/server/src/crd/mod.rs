@@ -1,0 +1,20 @@
+//! Custom resources: kinds the cluster learns from CustomResourceDefinitions while it runs.
+//!
+//! [`controller`] follows the definitions: it accepts names, serves versions through the registry, and takes instances
+//! down with their definition. [`resource`] is a version as the registry sees it; the other modules say what happens to
+//! its objects: [`shape`] prunes and defaults, [`validation`] and [`rules`] judge.
+
+mod controller;
+mod format;
+mod json_path;
+mod resource;
+mod rules;
+mod schema;
+mod shape;
+mod validation;
+mod version;
+
+pub use controller::{Controller, mark_for_deletion};
+pub use resource::{CustomResource, ScalePaths, custom, validate_defaults};
+pub use rules::Scope;
+pub use version::{State, version_order};

@@ -1,0 +1,223 @@
+//! The schema of one version of a custom resource, read once: what pruning, defaulting and validation walk along.
+
+use regex::Regex;
+use serde_json::{Map, Value};
+use std::collections::BTreeMap;
+
+/// How the elements of a list are told apart.
+#[derive(Debug, Default, PartialEq)]
+pub enum ListType {
+    /// The list is one value.
+    #[default]
+    Atomic,
+    /// Elements occur once.
+    Set,
+    /// Objects with these keys.
+    Map(Vec<String>),
+}
+
+/// What fields besides the declared ones are.
+#[derive(Debug, Default)]
+pub enum Additional {
+    /// Nothing is said of them.
+    #[default]
+    Unsaid,
+    /// `true`.
+    Any,
+    /// `false`.
+    None,
+    /// Values of this schema.
+    Values(Box<Node>),
+}
+
+/// A regular expression with its text; the error where it is none.
+#[derive(Debug)]
+pub struct Pattern {
+    /// The text.
+    pub text: String,
+    /// What it compiles to.
+    pub regex: Result<Regex, String>,
+}
+
+/// One schema.
+#[derive(Debug, Default)]
+#[allow(clippy::struct_excessive_bools, reason = "they are independent markers of the schema")]
+pub struct Node {
+    /// Types a value may have; empty for any.
+    pub types: Vec<String>,
+    /// The format, empty where none is known.
+    pub format: String,
+    /// Whether null is a value.
+    pub nullable: bool,
+    /// Bounds of numbers, and whether each bound itself is outside.
+    pub maximum: Option<f64>,
+    /// See `maximum`.
+    pub exclusive_maximum: bool,
+    /// See `maximum`.
+    pub minimum: Option<f64>,
+    /// See `maximum`.
+    pub exclusive_minimum: bool,
+    /// What a number divides by.
+    pub multiple_of: Option<f64>,
+    /// Most code points.
+    pub max_length: Option<i64>,
+    /// Fewest code points.
+    pub min_length: Option<i64>,
+    /// What a string matches.
+    pub pattern: Option<Pattern>,
+    /// Most elements.
+    pub max_items: Option<i64>,
+    /// Fewest elements.
+    pub min_items: Option<i64>,
+    /// Whether elements occur once.
+    pub unique_items: bool,
+    /// Most fields.
+    pub max_properties: Option<i64>,
+    /// Fewest fields.
+    pub min_properties: Option<i64>,
+    /// Fields there must be.
+    pub required: Vec<String>,
+    /// The values there are.
+    pub enumeration: Vec<Value>,
+    /// All must hold.
+    pub all_of: Vec<Node>,
+    /// One must hold.
+    pub any_of: Vec<Node>,
+    /// Exactly one must hold.
+    pub one_of: Vec<Node>,
+    /// Must not hold.
+    pub not: Option<Box<Node>>,
+    /// Declared fields.
+    pub properties: BTreeMap<String, Node>,
+    /// Other fields.
+    pub additional: Additional,
+    /// Elements of a list.
+    pub items: Option<Box<Node>>,
+    /// The value of an absent field.
+    pub default: Option<Value>,
+    /// Whether unknown fields are kept.
+    pub preserve: bool,
+    /// Whether the value is an object with apiVersion, kind and metadata.
+    pub embedded: bool,
+    /// How elements of a list are told apart.
+    pub list_type: ListType,
+    /// Whether an object is one value.
+    pub atomic_map: bool,
+}
+
+fn flag(s: &Map<String, Value>, key: &str) -> bool {
+    s.get(key).and_then(Value::as_bool).unwrap_or(false)
+}
+
+fn text<'a>(s: &'a Map<String, Value>, key: &str) -> &'a str {
+    s.get(key).and_then(Value::as_str).unwrap_or_default()
+}
+
+fn strings(s: &Map<String, Value>, key: &str) -> Vec<String> {
+    let list = s.get(key).and_then(Value::as_array).into_iter().flatten();
+    list.filter_map(Value::as_str).map(str::to_owned).collect()
+}
+
+fn nodes(s: &Map<String, Value>, key: &str) -> Vec<Node> {
+    s.get(key).and_then(Value::as_array).into_iter().flatten().map(Node::read).collect()
+}
+
+/// The formats a kind of value may have; others mean nothing.
+fn known_format(kind: &str, format: &str) -> bool {
+    match kind {
+        "integer" => matches!(format, "int32" | "int64"),
+        "number" => matches!(format, "float" | "double"),
+        "" | "string" => super::format::is_known(format),
+        _ => false,
+    }
+}
+
+impl Node {
+    /// Reads a schema given as JSON. What is no schema restricts nothing.
+    #[must_use]
+    pub fn read(schema: &Value) -> Node {
+        let Some(s) = schema.as_object() else { return Node::default() };
+        let kind = text(s, "type");
+        let types = match kind {
+            _ if flag(s, "x-kubernetes-int-or-string") => vec!["integer".to_owned(), "string".to_owned()],
+            "" => Vec::new(),
+            kind => vec![kind.to_owned()],
+        };
+        let format = text(s, "format");
+        let single = if types.len() == 1 { kind } else { "" };
+        let number = |key: &str| s.get(key).and_then(Value::as_f64);
+        let count = |key: &str| s.get(key).and_then(Value::as_i64);
+        let pattern = text(s, "pattern");
+        Node {
+            types,
+            format: if known_format(single, format) { format.to_owned() } else { String::new() },
+            nullable: flag(s, "nullable"),
+            maximum: number("maximum"),
+            exclusive_maximum: flag(s, "exclusiveMaximum"),
+            minimum: number("minimum"),
+            exclusive_minimum: flag(s, "exclusiveMinimum"),
+            multiple_of: number("multipleOf"),
+            max_length: count("maxLength"),
+            min_length: count("minLength"),
+            pattern: (!pattern.is_empty())
+                .then(|| Pattern { text: pattern.to_owned(), regex: Regex::new(pattern).map_err(|e| e.to_string()) }),
+            max_items: count("maxItems"),
+            min_items: count("minItems"),
+            unique_items: flag(s, "uniqueItems"),
+            max_properties: count("maxProperties"),
+            min_properties: count("minProperties"),
+            required: strings(s, "required"),
+            enumeration: s.get("enum").and_then(Value::as_array).cloned().unwrap_or_default(),
+            all_of: nodes(s, "allOf"),
+            any_of: nodes(s, "anyOf"),
+            one_of: nodes(s, "oneOf"),
+            not: s.get("not").map(|n| Box::new(Node::read(n))),
+            properties: s
+                .get("properties")
+                .and_then(Value::as_object)
+                .into_iter()
+                .flatten()
+                .map(|(k, v)| (k.clone(), Node::read(v)))
+                .collect(),
+            additional: match s.get("additionalProperties") {
+                None | Some(Value::Null) => Additional::Unsaid,
+                Some(Value::Bool(false)) => Additional::None,
+                Some(values @ Value::Object(_)) => Additional::Values(Box::new(Node::read(values))),
+                Some(_) => Additional::Any,
+            },
+            items: s.get("items").filter(|i| i.is_object()).map(|i| Box::new(Node::read(i))),
+            default: s.get("default").filter(|d| !d.is_null()).cloned(),
+            preserve: flag(s, "x-kubernetes-preserve-unknown-fields"),
+            embedded: flag(s, "x-kubernetes-embedded-resource"),
+            list_type: match text(s, "x-kubernetes-list-type") {
+                "set" => ListType::Set,
+                "map" => ListType::Map(strings(s, "x-kubernetes-list-map-keys")),
+                _ => ListType::Atomic,
+            },
+            atomic_map: text(s, "x-kubernetes-map-type") == "atomic",
+        }
+    }
+
+    /// The schema of a field, declared or not.
+    #[must_use]
+    pub fn field(&self, name: &str) -> Option<&Node> {
+        match (self.properties.get(name), &self.additional) {
+            (Some(node), _) => Some(node),
+            (None, Additional::Values(values)) => Some(values),
+            _ => None,
+        }
+    }
+
+    /// The element of `old` that is the same as `element` of a new list, where elements have an identity.
+    #[must_use]
+    pub fn same_element<'v>(&self, element: &Value, old: &'v Value) -> Option<&'v Value> {
+        let ListType::Map(keys) = &self.list_type else { return None };
+        let items = self.items.as_deref();
+        let key = |v: &Value| -> Vec<Option<Value>> {
+            let default = |k: &str| items.and_then(|i| i.properties.get(k)).and_then(|p| p.default.clone());
+            keys.iter().map(|k| v.get(k).cloned().or_else(|| default(k))).collect()
+        };
+        let wanted = key(element);
+        old.as_array()?.iter().find(|o| key(o) == wanted)
+    }
+}

@@ -1,0 +1,206 @@
+//! What happens to a custom object before it is judged: unknown fields go, defaults come.
+
+use super::schema::{Additional, Node};
+use serde_json::Value;
+use std::fmt::Write as _;
+
+const META_FIELDS: [&str; 3] = ["apiVersion", "kind", "metadata"];
+
+/// Drops what the schema does not know. Returns the paths of what was dropped, sorted. The top is an object with
+/// apiVersion, kind and metadata where `resource` says so; those are not looked into.
+pub fn prune(value: &mut Value, schema: &Node, resource: bool) -> Vec<String> {
+    let mut unknown = Vec::new();
+    walk(value, Some(schema), resource, true, &mut String::new(), &mut unknown);
+    unknown.sort();
+    unknown
+}
+
+/// Calls `visit` below a step of the path, and takes the step back.
+fn step(path: &mut String, name: &str, visit: impl FnOnce(&mut String)) {
+    let length = path.len();
+    if !path.is_empty() {
+        path.push('.');
+    }
+    path.push_str(name);
+    visit(path);
+    path.truncate(length);
+}
+
+fn index(path: &mut String, i: usize, visit: impl FnOnce(&mut String)) {
+    let length = path.len();
+    // Writing to a string does not fail.
+    let _ = write!(path, "[{i}]");
+    visit(path);
+    path.truncate(length);
+}
+
+fn walk(
+    value: &mut Value,
+    schema: Option<&Node>,
+    embedded: bool,
+    top: bool,
+    path: &mut String,
+    unknown: &mut Vec<String>,
+) {
+    let keeps = schema.is_some_and(|s| s.preserve);
+    match value {
+        Value::Object(map) => {
+            let names: Vec<String> = map.keys().cloned().collect();
+            for name in names {
+                if embedded && META_FIELDS.contains(&name.as_str()) {
+                    continue;
+                }
+                let known = schema.and_then(|s| s.properties.get(&name));
+                let (below, kept) = match (known, schema.map(|s| &s.additional)) {
+                    (Some(node), _) => (Some(node), true),
+                    (None, Some(Additional::Values(values))) => (Some(&**values), true),
+                    (None, Some(Additional::Any)) => (None, true),
+                    _ => (None, false),
+                };
+                if !kept {
+                    if !keeps {
+                        map.remove(&name);
+                        if !top || !META_FIELDS.contains(&name.as_str()) {
+                            step(path, &name, |p| unknown.push(p.clone()));
+                        }
+                    }
+                    continue;
+                }
+                // Values of which nothing is said hold nothing that is known, unless they are kept as they are.
+                if let Some(child) = map.get_mut(&name).filter(|_| below.is_some() || !keeps) {
+                    let embedded = below.is_some_and(|b| b.embedded);
+                    step(path, &name, |p| walk(child, below, embedded, false, p, unknown));
+                }
+            }
+        }
+        Value::Array(items) => {
+            let below = schema.and_then(|s| s.items.as_deref());
+            if keeps && below.is_none() {
+                return;
+            }
+            for (i, item) in items.iter_mut().enumerate() {
+                let embedded = below.is_some_and(|b| b.embedded);
+                index(path, i, |p| walk(item, below, embedded, false, p, unknown));
+            }
+        }
+        _ => {}
+    }
+}
+
+/// Fills in defaults. Nulls that the schema does not allow give way to the default, or go where there is none.
+pub fn default(value: &mut Value, schema: &Node) {
+    drop_nulls(value, Some(schema));
+    fill(value, schema);
+}
+
+fn forbidden_null(value: &Value, schema: &Node) -> bool {
+    value.is_null() && !schema.nullable
+}
+
+fn drop_nulls(value: &mut Value, schema: Option<&Node>) {
+    match value {
+        Value::Object(map) => map.retain(|name, value| {
+            let below = schema.and_then(|s| s.field(name));
+            if below.is_some_and(|b| forbidden_null(value, b) && b.default.is_none()) {
+                return false;
+            }
+            drop_nulls(value, below);
+            true
+        }),
+        Value::Array(items) => {
+            let below = schema.and_then(|s| s.items.as_deref());
+            items.iter_mut().for_each(|item| drop_nulls(item, below));
+        }
+        _ => {}
+    }
+}
+
+fn fill(value: &mut Value, schema: &Node) {
+    match value {
+        Value::Object(map) => {
+            for (name, property) in &schema.properties {
+                let Some(default) = &property.default else { continue };
+                if map.get(name).is_none_or(|present| forbidden_null(present, property)) {
+                    map.insert(name.clone(), default.clone());
+                }
+            }
+            for (name, child) in map.iter_mut() {
+                let Some(below) = schema.field(name) else { continue };
+                replace_null(child, below);
+                fill(child, below);
+            }
+        }
+        Value::Array(items) => {
+            let Some(below) = schema.items.as_deref() else { return };
+            for item in items {
+                replace_null(item, below);
+                fill(item, below);
+            }
+        }
+        _ => {}
+    }
+}
+
+fn replace_null(value: &mut Value, schema: &Node) {
+    if let (true, Some(default)) = (forbidden_null(value, schema), &schema.default) {
+        *value = default.clone();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn schema() -> Node {
+        Node::read(&json!({"type": "object", "properties": {"spec": {"type": "object", "properties": {
+            "a": {"type": "string", "default": "x"},
+            "n": {"type": "string", "nullable": true},
+            "list": {"type": "array", "items": {"type": "object", "properties": {"p": {"type": "integer", "default": 7}}}},
+            "map": {"type": "object", "additionalProperties": {"type": "object", "properties": {"k": {"type": "string"}}}},
+            "free": {"type": "object", "x-kubernetes-preserve-unknown-fields": true,
+                "properties": {"strict": {"type": "object", "properties": {"x": {"type": "string"}}}}},
+            "pod": {"type": "object", "x-kubernetes-embedded-resource": true,
+                "properties": {"spec": {"type": "object"}}},
+        }}}}))
+    }
+
+    #[test]
+    fn what_is_unknown_goes_and_is_named() {
+        let mut value = json!({"apiVersion": "g/v1", "kind": "K", "metadata": {"name": "n"}, "top": 1, "spec": {
+            "a": "1", "b": 2, "list": [{"p": 1, "q": 2}], "map": {"m": {"k": "v", "z": 1}},
+            "free": {"any": {"thing": [1]}, "strict": {"x": "1", "y": 2}},
+            "pod": {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": {"c": 1}, "status": {}},
+        }});
+        let unknown = prune(&mut value, &schema(), true);
+        assert_eq!(
+            unknown,
+            [
+                "spec.b",
+                "spec.free.strict.y",
+                "spec.list[0].q",
+                "spec.map.m.z",
+                "spec.pod.spec.c",
+                "spec.pod.status",
+                "top"
+            ]
+        );
+        assert_eq!(
+            value["spec"],
+            json!({"a": "1", "list": [{"p": 1}], "map": {"m": {"k": "v"}}, "free": {"any": {"thing": [1]}, "strict": {"x": "1"}},
+                "pod": {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": {}}})
+        );
+        assert_eq!(value["metadata"], json!({"name": "n"}));
+    }
+
+    #[test]
+    fn defaults_replace_what_is_absent_and_nulls_that_may_not_be() {
+        let mut value =
+            json!({"spec": {"a": null, "n": null, "list": [{}, {"p": null}, {"p": 1}], "map": {"m": null}}});
+        default(&mut value, &schema());
+        assert_eq!(value, json!({"spec": {"a": "x", "n": null, "list": [{"p": 7}, {"p": 7}, {"p": 1}], "map": {}}}));
+        let mut absent = json!({});
+        default(&mut absent, &schema());
+        assert_eq!(absent, json!({}), "no object is made to hold a default");
+    }
+}
