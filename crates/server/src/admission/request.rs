@@ -39,7 +39,9 @@ impl Request {
     pub fn of(a: &Attributes<'_>, equivalent: Option<&'static dyn Resource>) -> Result<Self, ApiError> {
         let show = |object: Option<&dyn Object>| match (object, equivalent) {
             (None, _) => Ok(Value::Null),
-            (Some(o), _) if a.subresource == "scale" => Ok(scale_of(&o.to_value())),
+            (Some(o), _) if a.subresource == "scale" => {
+                Ok(scale_of(&o.to_value(), crate::crd::custom(a.resource).and_then(crate::crd::CustomResource::scale)))
+            }
             (Some(o), None) => Ok(o.to_value()),
             (Some(o), Some(view)) => {
                 view.decode(&o.to_json()).map(|o| o.to_value()).map_err(|e| ApiError::internal(e.to_string()))
