@@ -169,7 +169,10 @@ fn pool(scheme: &Scheme, config: &HttpsConfig) -> Result<Pool<Connector, Full<By
         .http2_keep_alive_interval(Duration::from_secs(30))
         .http2_keep_alive_timeout(Duration::from_secs(15))
         .http2_keep_alive_while_idle(true)
-        .http2_adaptive_window(true)
+        // As client-go's. A stream nobody reads for a while, such as a watch, must not take the connection's whole window,
+        // or all other requests on it stand still.
+        .http2_initial_stream_window_size(4 << 20)
+        .http2_initial_connection_window_size(1 << 30)
         .build(Connector { tls, server_name }))
 }
 

@@ -5,6 +5,7 @@ use crate::node_lifecycle::by_node;
 use crate::pod_state;
 use crate::rules::{EVENTS, Rule};
 use async_trait::async_trait;
+use gantry_api::core::placement::tolerates;
 use gantry_api::meta::object::Meta;
 use gantry_client::{Api, DeleteParams, Patch, PatchParams};
 use gantry_reconcile::store::key_of;
@@ -102,19 +103,6 @@ impl Evictions {
             self.recorder.normal(&pod, "TaintManagerEviction", &format!("Cancelling deletion of Pod {key}"));
         }
         Outcome::done()
-    }
-}
-
-fn tolerates(t: &Toleration, taint: &Taint) -> bool {
-    let text = |s: &Option<String>| s.clone().unwrap_or_default();
-    let (key, effect) = (text(&t.key), text(&t.effect));
-    if !effect.is_empty() && effect != taint.effect || !key.is_empty() && key != taint.key {
-        return false;
-    }
-    match t.operator.as_deref().unwrap_or_default() {
-        "" | "Equal" => text(&t.value) == taint.value.clone().unwrap_or_default(),
-        "Exists" => true,
-        _ => false,
     }
 }
 

@@ -9,7 +9,6 @@ pub mod affinity;
 pub mod cycle;
 pub mod diagnosis;
 pub mod filter;
-pub mod node_selector;
 pub mod pod;
 pub mod preempt;
 pub mod queue;

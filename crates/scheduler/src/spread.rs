@@ -1,10 +1,9 @@
 //! PodTopologySpread: skew between topology domains, as a filter (`DoNotSchedule`) and as a score (`ScheduleAnyway`).
 
 use crate::filter::Rejection;
-use crate::filter::taints::tolerates;
-use crate::node_selector;
 use crate::pod::PodInfo;
 use crate::snapshot::{Row, Snapshot, ValueId};
+use gantry_api::core::placement;
 use gantry_api::k8s_openapi::api::core::v1::TopologySpreadConstraint;
 use gantry_api::meta::labels::Selector;
 use std::collections::{HashMap, HashSet};
@@ -62,14 +61,14 @@ impl Constraint {
 
     fn admits(&self, snapshot: &Snapshot, row: Row, pod: &PodInfo) -> bool {
         let spec = pod.spec();
-        if self.honor_affinity && !node_selector::admits(spec, snapshot, row) {
+        if self.honor_affinity && !placement::admits(spec, &snapshot.labels[row], &snapshot.names[row]) {
             return false;
         }
         !self.honor_taints
             || snapshot.taints[row]
                 .iter()
                 .filter(|t| t.effect == "NoSchedule" || t.effect == "NoExecute")
-                .all(|taint| spec.tolerations.iter().flatten().any(|t| tolerates(t, taint)))
+                .all(|taint| spec.tolerations.iter().flatten().any(|t| placement::tolerates(t, taint)))
     }
 
     fn counts_pod(&self, other: &PodInfo, namespace: &str) -> bool {

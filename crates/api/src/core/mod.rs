@@ -10,6 +10,7 @@ pub mod namespace;
 pub mod node;
 pub mod persistent_volume;
 pub mod persistent_volume_claim;
+pub mod placement;
 pub mod pod;
 mod pod_template;
 pub mod quota;

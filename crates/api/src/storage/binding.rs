@@ -1,13 +1,12 @@
 //! What binds claims to volumes, for the controller that binds, the scheduler that chooses and the node that mounts.
 
 use crate::core::persistent_volume_claim::{BETA_STORAGE_CLASS, storage_class};
+use crate::core::placement;
 use crate::meta::labels::Selector;
 use crate::meta::object::Meta;
 use crate::meta::quantity::amount_of;
 use crate::meta::text;
-use k8s_openapi::api::core::v1::{
-    NodeSelectorRequirement, ObjectReference, PersistentVolume, PersistentVolumeClaim, Pod, Volume,
-};
+use k8s_openapi::api::core::v1::{ObjectReference, PersistentVolume, PersistentVolumeClaim, Pod, Volume};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
@@ -182,34 +181,11 @@ pub fn find_match<'v, V: AsRef<PersistentVolume>>(
     best
 }
 
-fn requirement_holds(r: &NodeSelectorRequirement, found: Option<&str>) -> bool {
-    let values = r.values.as_deref().unwrap_or_default();
-    let listed = |v: &str| values.iter().any(|w| w == v);
-    let numbers = || Some((found?.parse::<i64>().ok()?, values.first()?.parse::<i64>().ok()?));
-    match r.operator.as_str() {
-        "In" => found.is_some_and(listed),
-        "NotIn" => !found.is_some_and(listed),
-        "Exists" => found.is_some(),
-        "DoesNotExist" => found.is_none(),
-        "Gt" => numbers().is_some_and(|(have, bound)| have > bound),
-        "Lt" => numbers().is_some_and(|(have, bound)| have < bound),
-        _ => false,
-    }
-}
-
 /// Whether the volume can be reached from a node with these labels.
 #[must_use]
 pub fn reachable_from(volume: &PersistentVolume, labels: &BTreeMap<String, String>, node: &str) -> bool {
     let required = volume.spec.as_ref().and_then(|s| s.node_affinity.as_ref()).and_then(|a| a.required.as_ref());
-    required.is_none_or(|required| {
-        required.node_selector_terms.iter().any(|term| {
-            let by_label = term.match_expressions.as_deref().unwrap_or_default();
-            let by_field = term.match_fields.as_deref().unwrap_or_default();
-            !(by_label.is_empty() && by_field.is_empty())
-                && by_label.iter().all(|r| requirement_holds(r, labels.get(&r.key).map(String::as_str)))
-                && by_field.iter().all(|r| r.key == "metadata.name" && requirement_holds(r, Some(node)))
-        })
-    })
+    required.is_none_or(|required| placement::selects(required, labels, node))
 }
 
 /// The name of the claim behind a volume of a pod: the one it names, or the one made for it alone.

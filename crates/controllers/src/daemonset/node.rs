@@ -1,11 +1,11 @@
 //! Which nodes a DaemonSet's pods are for, and what puts a pod on its node.
 
+use gantry_api::core::placement::{self, NODE_NAME_FIELD, tolerates};
 use gantry_api::meta::object::Meta;
 use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1::{
-    Affinity, Node, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, Pod, PodSpec, Taint, Toleration,
+    Affinity, Node, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, Pod, PodSpec, Toleration,
 };
-use std::collections::BTreeMap;
 
 /// What a node is to a DaemonSet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,15 +27,15 @@ const TOLERATED: &[(&str, &str)] = &[
 ];
 /// And this one those on the host's network.
 const NETWORK_UNAVAILABLE: (&str, &str) = ("node.kubernetes.io/network-unavailable", "NoSchedule");
-/// The field by which a node is selected.
-const NODE_NAME: &str = "metadata.name";
 
 /// What the node is to the DaemonSet.
 #[must_use]
 pub fn fit(ds: &DaemonSet, node: &Node) -> Fit {
     const NO: Fit = Fit { should_run: false, may_stay: false };
     let mut spec = ds.spec.template.spec.clone().unwrap_or_default();
-    if spec.node_name.as_deref().is_some_and(|n| !n.is_empty() && n != node.metadata.name()) || !admits(&spec, node) {
+    let name = node.metadata.name();
+    let elsewhere = spec.node_name.as_deref().is_some_and(|n| !n.is_empty() && n != name);
+    if elsewhere || !placement::admits(&spec, node.metadata.labels_or_empty(), name) {
         return NO;
     }
     add_tolerations(&mut spec);
@@ -79,7 +79,7 @@ pub fn tie(spec: &mut PodSpec, node: &str) {
             node_selector_terms: vec![NodeSelectorTerm {
                 match_expressions: None,
                 match_fields: Some(vec![NodeSelectorRequirement {
-                    key: NODE_NAME.to_owned(),
+                    key: NODE_NAME_FIELD.to_owned(),
                     operator: "In".to_owned(),
                     values: Some(vec![node.to_owned()]),
                 }]),
@@ -97,57 +97,9 @@ pub fn target(pod: &Pod) -> Option<&str> {
     let affinity = spec.affinity.as_ref()?.node_affinity.as_ref()?;
     let required = affinity.required_during_scheduling_ignored_during_execution.as_ref()?;
     let fields = required.node_selector_terms.iter().flat_map(|t| t.match_fields.iter().flatten());
-    let by_name = fields.into_iter().find(|r| r.key == NODE_NAME && r.operator == "In")?;
+    let by_name = fields.into_iter().find(|r| r.key == NODE_NAME_FIELD && r.operator == "In")?;
     match by_name.values.as_deref() {
         Some([one]) => Some(one),
         _ => None,
     }
-}
-
-fn tolerates(t: &Toleration, taint: &Taint) -> bool {
-    let text = |s: &Option<String>| s.clone().unwrap_or_default();
-    let (key, effect) = (text(&t.key), text(&t.effect));
-    if !effect.is_empty() && effect != taint.effect || !key.is_empty() && key != taint.key {
-        return false;
-    }
-    match t.operator.as_deref().unwrap_or_default() {
-        "" | "Equal" => text(&t.value) == text(&taint.value),
-        "Exists" => true,
-        _ => false,
-    }
-}
-
-fn holds(r: &NodeSelectorRequirement, value: Option<&str>) -> bool {
-    let values = r.values.as_deref().unwrap_or_default();
-    let number = |s: &str| s.parse::<i64>().ok();
-    let compared = || Some(number(value?)?.cmp(&number(values.first()?)?));
-    match r.operator.as_str() {
-        "In" => value.is_some_and(|v| values.iter().any(|x| x == v)),
-        "NotIn" => !value.is_some_and(|v| values.iter().any(|x| x == v)),
-        "Exists" => value.is_some(),
-        "DoesNotExist" => value.is_none(),
-        "Gt" => compared().is_some_and(std::cmp::Ordering::is_gt),
-        "Lt" => compared().is_some_and(std::cmp::Ordering::is_lt),
-        _ => false,
-    }
-}
-
-/// Whether node selector and required node affinity admit the node.
-fn admits(spec: &PodSpec, node: &Node) -> bool {
-    let labels: &BTreeMap<String, String> = node.metadata.labels_or_empty();
-    if !spec.node_selector.iter().flatten().all(|(k, v)| labels.get(k) == Some(v)) {
-        return false;
-    }
-    let affinity = spec.affinity.as_ref().and_then(|a| a.node_affinity.as_ref());
-    let Some(required) = affinity.and_then(|a| a.required_during_scheduling_ignored_during_execution.as_ref()) else {
-        return true;
-    };
-    required.node_selector_terms.iter().any(|term| {
-        let by_label = term.match_expressions.as_deref().unwrap_or_default();
-        let by_field = term.match_fields.as_deref().unwrap_or_default();
-        // A term that asks for nothing selects nothing.
-        !(by_label.is_empty() && by_field.is_empty())
-            && by_label.iter().all(|r| holds(r, labels.get(&r.key).map(String::as_str)))
-            && by_field.iter().all(|r| r.key == NODE_NAME && holds(r, Some(node.metadata.name())))
-    })
 }

@@ -1,12 +1,14 @@
 //! Whether the node takes a pod: its resources, its selector, its host ports.
 
 use super::names;
+use gantry_api::core::placement;
 use gantry_api::core::pod::resources::{Amounts, pod_requests};
 use gantry_api::core::pod::validate::resources::is_extended;
+use gantry_api::meta::object::Meta;
 use gantry_api::meta::quantity::Amount;
-use k8s_openapi::api::core::v1::{Node, NodeSelectorRequirement, NodeSelectorTerm, Pod};
+use k8s_openapi::api::core::v1::{Node, Pod};
 use parking_lot::Mutex;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use tokio::sync::watch;
 
 /// Why a pod is refused.
@@ -22,52 +24,9 @@ pub(crate) struct Refusal {
 #[derive(Default)]
 pub(crate) struct Admissions(Mutex<HashMap<String, Amounts>>, watch::Sender<()>);
 
-fn matches(requirement: &NodeSelectorRequirement, value: Option<&String>) -> bool {
-    let values = requirement.values.as_deref().unwrap_or_default();
-    let number = |s: &str| s.parse::<i64>().ok();
-    match (requirement.operator.as_str(), value) {
-        ("In", Some(v)) => values.contains(v),
-        ("NotIn", v) => v.is_none_or(|v| !values.contains(v)),
-        ("Exists", v) => v.is_some(),
-        ("DoesNotExist", v) => v.is_none(),
-        (op @ ("Gt" | "Lt"), Some(v)) => match (number(v), values.first().and_then(|x| number(x))) {
-            (Some(a), Some(b)) => {
-                if op == "Gt" {
-                    a > b
-                } else {
-                    a < b
-                }
-            }
-            _ => false,
-        },
-        _ => false,
-    }
-}
-
-fn term_matches(term: &NodeSelectorTerm, labels: &BTreeMap<String, String>, name: &String) -> bool {
-    let expressions = term.match_expressions.as_deref().unwrap_or_default();
-    let fields = term.match_fields.as_deref().unwrap_or_default();
-    if expressions.is_empty() && fields.is_empty() {
-        return false;
-    }
-    expressions.iter().all(|r| matches(r, labels.get(&r.key)))
-        && fields.iter().all(|r| r.key == "metadata.name" && matches(r, Some(name)))
-}
-
 /// Whether the node's labels satisfy the pod's selector and required affinity.
-pub(crate) fn fits_selector(pod: &Pod, node: &Node) -> bool {
-    let Some(spec) = pod.spec.as_ref() else { return true };
-    let empty = BTreeMap::new();
-    let labels = node.metadata.labels.as_ref().unwrap_or(&empty);
-    let name = node.metadata.name.clone().unwrap_or_default();
-    if spec.node_selector.iter().flatten().any(|(k, v)| labels.get(k) != Some(v)) {
-        return false;
-    }
-    let affinity = spec.affinity.as_ref().and_then(|a| a.node_affinity.as_ref());
-    match affinity.and_then(|a| a.required_during_scheduling_ignored_during_execution.as_ref()) {
-        Some(selector) => selector.node_selector_terms.iter().any(|t| term_matches(t, labels, &name)),
-        None => true,
-    }
+fn fits_selector(pod: &Pod, node: &Node) -> bool {
+    pod.spec.as_ref().is_none_or(|s| placement::admits(s, node.metadata.labels_or_empty(), node.metadata.name()))
 }
 
 fn shown(resource: &str, amount: Amount) -> i64 {
@@ -168,35 +127,5 @@ mod tests {
         a.admit(&special, None, &known).unwrap();
         known.insert("example.com/x".into(), Amount::from_milli(1000));
         assert_eq!(a.admit(&special, None, &known).unwrap_err().reason, "OutOfexample.com/x");
-    }
-
-    #[test]
-    fn selectors_and_affinity() {
-        let node =
-            Node::from_value(json!({"metadata": {"name": "n", "labels": {"disk": "ssd", "cores": "8"}}})).unwrap();
-        let fits = |spec: serde_json::Value| {
-            let mut full = json!({"containers": []});
-            full.as_object_mut().unwrap().extend(spec.as_object().unwrap().clone());
-            fits_selector(&Pod::from_value(json!({"metadata": {"name": "p"}, "spec": full})).unwrap(), &node)
-        };
-        let affinity = |terms: serde_json::Value| json!({"affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}}});
-        let expression = |key: &str, op: &str, values: &[&str]| json!([{"matchExpressions": [{"key": key, "operator": op, "values": values}]}]);
-        assert!(fits(json!({"nodeSelector": {"disk": "ssd"}})));
-        assert!(!fits(json!({"nodeSelector": {"disk": "hdd"}})));
-        for (key, op, values, want) in [
-            ("disk", "In", &["ssd"][..], true),
-            ("disk", "NotIn", &["ssd"], false),
-            ("gpu", "NotIn", &["x"], true),
-            ("gpu", "Exists", &[], false),
-            ("gpu", "DoesNotExist", &[], true),
-            ("cores", "Gt", &["4"], true),
-            ("cores", "Lt", &["4"], false),
-        ] {
-            assert_eq!(fits(affinity(expression(key, op, values))), want, "{key} {op}");
-        }
-        assert!(fits(affinity(
-            json!([{"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["n"]}]}])
-        )));
-        assert!(!fits(affinity(json!([{}]))));
     }
 }

@@ -5,9 +5,9 @@ pub mod taints;
 pub mod volumes;
 
 use crate::cycle::Cycle;
-use crate::node_selector;
 use crate::pod::{Amounts, HostPort, PodInfo};
 use crate::snapshot::{Row, Snapshot};
+use gantry_api::core::placement;
 
 /// Why a node was rejected.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,7 +74,7 @@ pub fn run(snapshot: &Snapshot, row: Row, cycle: &Cycle, changed: Option<&Usage>
         return Err(Rejection::one("NodeName", "node(s) didn't match the requested node name", true));
     }
     taints::tolerated(snapshot, row, spec)?;
-    if !node_selector::admits(spec, snapshot, row) {
+    if !placement::admits(spec, &snapshot.labels[row], &snapshot.names[row]) {
         return Err(Rejection::one("NodeAffinity", "node(s) didn't match Pod's node affinity/selector", true));
     }
     if !pod.host_ports.is_empty() {

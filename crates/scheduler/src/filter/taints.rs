@@ -2,31 +2,8 @@
 
 use super::Rejection;
 use crate::snapshot::{Row, Snapshot};
+use gantry_api::core::placement::tolerates;
 use gantry_api::k8s_openapi::api::core::v1::{PodSpec, Taint, Toleration};
-
-/// Whether a toleration tolerates a taint (`v1.Toleration.ToleratesTaint`), numeric comparison operators included.
-#[must_use]
-pub fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
-    let set = |s: &Option<String>| s.as_deref().filter(|s| !s.is_empty()).map(str::to_owned);
-    if set(&toleration.effect).is_some_and(|e| e != taint.effect) {
-        return false;
-    }
-    if set(&toleration.key).is_some_and(|k| k != taint.key) {
-        return false;
-    }
-    let (want, have) = (toleration.value.as_deref().unwrap_or(""), taint.value.as_deref().unwrap_or(""));
-    let compare = |ok: fn(i64, i64) -> bool| match (have.parse(), want.parse()) {
-        (Ok(have), Ok(want)) => ok(have, want),
-        _ => false,
-    };
-    match toleration.operator.as_deref() {
-        None | Some("" | "Equal") => want == have,
-        Some("Exists") => true,
-        Some("Gt") => compare(|have, want| have > want),
-        Some("Lt") => compare(|have, want| have < want),
-        Some(_) => false,
-    }
-}
 
 fn tolerated_by(spec: &PodSpec, taint: &Taint) -> bool {
     spec.tolerations.iter().flatten().any(|t| tolerates(t, taint))
@@ -64,39 +41,4 @@ pub fn soft_count(snapshot: &Snapshot, row: Row, spec: &PodSpec) -> i64 {
         .filter(|taint| !spec.tolerations.iter().flatten().filter(|t| relevant(t)).any(|t| tolerates(t, taint)))
         .count();
     i64::try_from(n).unwrap_or(i64::MAX)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn toleration_table() {
-        let taint = |k: &str, v: &str, e: &str| Taint {
-            key: k.into(),
-            value: Some(v.into()),
-            effect: e.into(),
-            ..Default::default()
-        };
-        let toleration = |k: &str, op: &str, v: &str, e: &str| Toleration {
-            key: Some(k.into()),
-            operator: Some(op.into()),
-            value: Some(v.into()),
-            effect: Some(e.into()),
-            ..Default::default()
-        };
-        let t = taint("a", "1", "NoSchedule");
-        for (toleration, expected) in [
-            (toleration("a", "Equal", "1", "NoSchedule"), true),
-            (toleration("a", "", "1", ""), true),
-            (toleration("a", "Equal", "2", "NoSchedule"), false),
-            (toleration("a", "Exists", "", "NoExecute"), false),
-            (toleration("", "Exists", "", ""), true),
-            (toleration("b", "Exists", "", ""), false),
-            (toleration("a", "Lt", "5", ""), true),
-            (toleration("a", "Gt", "5", ""), false),
-        ] {
-            assert_eq!(tolerates(&toleration, &t), expected, "{toleration:?}");
-        }
-    }
 }

@@ -3,9 +3,10 @@
 use crate::affinity;
 use crate::cycle::Cycle;
 use crate::filter::taints::soft_count;
-use crate::node_selector::term_matches;
 use crate::pod::PodInfo;
 use crate::snapshot::{Row, Snapshot};
+use gantry_api::core::placement::term_selects;
+use gantry_api::k8s_openapi::api::core::v1::NodeSelectorTerm;
 
 const MAX: i64 = 100;
 
@@ -66,7 +67,8 @@ fn node_affinity(snapshot: &Snapshot, pod: &PodInfo, feasible: &[Row]) -> Option
         .as_ref()
         .filter(|t| !t.is_empty())?;
     let one = |row: Row| -> i64 {
-        terms.iter().filter(|t| term_matches(&t.preference, snapshot, row)).map(|t| i64::from(t.weight)).sum()
+        let selects = |t: &NodeSelectorTerm| term_selects(t, &snapshot.labels[row], &snapshot.names[row]);
+        terms.iter().filter(|t| selects(&t.preference)).map(|t| i64::from(t.weight)).sum()
     };
     Some(normalized(feasible.iter().map(|r| one(*r)).collect(), false))
 }
