@@ -1,5 +1,8 @@
 //! Settings of the roles, with the reason for each default.
 
+use crate::access_options::AccessOptions;
+use crate::admission_options::AdmissionOptions;
+use crate::audit_options::AuditOptions;
 use clap::Args;
 use ipnet::IpNet;
 use std::net::IpAddr;
@@ -90,6 +93,15 @@ pub struct ServerOptions {
     /// Where to write the admin's kubeconfig
     #[arg(long, value_name = "FILE", default_value = DEFAULT_KUBECONFIG)]
     pub kubeconfig: PathBuf,
+    /// Who may ask
+    #[command(flatten)]
+    pub access: AccessOptions,
+    /// Admission
+    #[command(flatten)]
+    pub admission: AdmissionOptions,
+    /// Audit
+    #[command(flatten)]
+    pub audit: AuditOptions,
 }
 
 fn port_range(text: &str) -> Result<(u16, u16), String> {

@@ -1,6 +1,9 @@
 //! Gantry: Kubernetes in one binary. This crate is the only place that knows all others: it makes certificates, wires
 //! the roles together and carries the command line.
 
+pub mod access_options;
+pub mod admission_options;
+pub mod audit_options;
 pub mod bootstrap;
 pub mod cli;
 pub mod config;

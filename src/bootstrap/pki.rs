@@ -44,23 +44,20 @@ impl Pki {
     pub fn open(data_dir: &Path) -> Result<Self> {
         let dir = data_dir.join("pki");
         std::fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
-        let ca = match read(&dir, "ca")? {
-            Some(ca) => ca,
-            None => {
-                let key = KeyPair::generate().context("cannot generate the cluster authority's key")?;
-                let mut params = CertificateParams::default();
-                params.distinguished_name = name("kubernetes", None);
-                params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-                params.key_usages =
-                    vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
-                validity(&mut params, CA_VALIDITY);
-                let cert = params.self_signed(&key).context("cannot sign the cluster authority")?;
-                let ca = Identity { cert_pem: cert.pem(), key_pem: key.serialize_pem() };
-                write(&dir, "ca", &ca)?;
-                ca
-            }
-        };
+        let ca = authority(&dir, "ca", "kubernetes")?;
         Ok(Self { dir, ca })
+    }
+
+    /// Authority of the certificates with which this server speaks for users to aggregated API servers, and such a
+    /// certificate. Nothing else is signed by it: whoever has one is believed about everybody.
+    ///
+    /// # Errors
+    /// Names the file that cannot be read, parsed or written.
+    pub fn front_proxy(&self) -> Result<(Identity, Identity)> {
+        let ca = authority(&self.dir, "front-proxy-ca", "front-proxy-ca")?;
+        let pki = Self { dir: self.dir.clone(), ca: ca.clone() };
+        let client = pki.client("front-proxy-client", "front-proxy-client", None)?;
+        Ok((ca, client))
     }
 
     /// The authority.
@@ -170,6 +167,24 @@ impl Pki {
         write_private(&path, token.as_bytes())?;
         Ok(token)
     }
+}
+
+/// The authority kept as `file`, made where there is none.
+fn authority(dir: &Path, file: &str, common_name: &str) -> Result<Identity> {
+    if let Some(found) = read(dir, file)? {
+        return Ok(found);
+    }
+    let key = KeyPair::generate().with_context(|| format!("cannot generate the key of {file}"))?;
+    let mut params = CertificateParams::default();
+    params.distinguished_name = name(common_name, None);
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages =
+        vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
+    validity(&mut params, CA_VALIDITY);
+    let cert = params.self_signed(&key).with_context(|| format!("cannot sign {file}"))?;
+    let made = Identity { cert_pem: cert.pem(), key_pem: key.serialize_pem() };
+    write(dir, file, &made)?;
+    Ok(made)
 }
 
 /// What a CA's key is known by: `sha256:` and the hexadecimal digest of its `SubjectPublicKeyInfo` (kubeadm's spelling).

@@ -116,7 +116,9 @@ pub async fn start(
     let local = if options.bind_address.is_unspecified() { node_ip } else { options.bind_address };
     let url = format!("https://{}", SocketAddr::new(local, options.port));
     let advertise = (gateway.unwrap_or(local), options.port);
-    let config = server_config(options, cluster, &pki, &listeners, advertise, node_ip)?;
+    let mut config = server_config(options, cluster, &pki, &listeners, advertise, node_ip)?;
+    let audit = options.audit.open(clock, &entropy)?;
+    config.audit = audit.audit;
     let store: Arc<dyn Store> = Arc::new(store);
     let server = Server::new(config, store, clock, entropy.clone()).await.context("cannot start the API server")?;
 
@@ -125,6 +127,7 @@ pub async fn start(
     publish_ca(&server, &url, &pki).await?;
 
     let mut tasks = Vec::new();
+    tasks.extend(audit.delivery.map(|delivery| tokio::spawn(delivery.run(cancel.clone()))));
     let (serving, stop) = (server.clone(), cancel.clone());
     tasks.push(tokio::spawn(async move {
         if let Err(error) = serving.serve(listeners, stop.clone()).await {
@@ -203,7 +206,10 @@ fn server_config(
         node_port_range: options.service_node_port_range,
         advertise: Some(advertise),
         request_body_bytes_max: REQUEST_BODY_BYTES_MAX,
+        audit: None,
+        admission: options.admission.config()?,
         component_roles: wire::component_roles(),
+        access: options.access.config(pki)?,
     })
 }
 

@@ -48,6 +48,7 @@ pub static ALL: &[&dyn Resource] = &[
     &Erased::<admissionregistration::ValidatingAdmissionPolicyBinding>::new(),
     &Erased::<admissionregistration::ValidatingWebhookConfiguration>::new(),
     &Erased::<apiextensions::CustomResourceDefinition>::new(),
+    &Erased::<apiregistration::APIService>::new(),
     &Erased::<apps::ControllerRevision>::new(),
     &Erased::<apps::DaemonSet>::new(),
     &Erased::<apps::Deployment>::new(),
@@ -72,6 +73,8 @@ pub static ALL: &[&dyn Resource] = &[
     &Erased::<flowcontrol::PriorityLevelConfiguration>::new(),
     &Erased::<networking::Ingress>::new(),
     &Erased::<networking::IngressClass>::new(),
+    &Erased::<networking::IPAddress>::new(),
+    &Erased::<networking::ServiceCIDR>::new(),
     &Erased::<node::RuntimeClass>::new(),
     &Erased::<policy::PodDisruptionBudget>::new(),
     &Erased::<rbac::ClusterRole>::new(),
@@ -91,10 +94,7 @@ pub static ALL: &[&dyn Resource] = &[
 /// means moving its line to [`ALL`].
 pub static WAITING: &[&dyn Resource] = &[
     &Erased::<core::ComponentStatus>::new(),
-    &Erased::<apiregistration::APIService>::new(),
-    &Erased::<networking::IPAddress>::new(),
     &Erased::<networking::NetworkPolicy>::new(),
-    &Erased::<networking::ServiceCIDR>::new(),
     &Erased::<resource::DeviceClass>::new(),
     &Erased::<resource::DeviceTaintRule>::new(),
     &Erased::<resource::ResourceClaim>::new(),

@@ -1,14 +1,19 @@
 //! Objects that every cluster has, written when the server starts: system namespaces, priority classes, the default storage
 //! class, the `kubernetes` Service with its endpoints, and the bootstrap RBAC policy.
 
+use crate::admission::service_allocation;
+use crate::cluster::resource_of;
 use crate::config::ServerConfig;
 use crate::registry::path_of;
 use crate::server::{Server, StartError};
 use crate::watch_cache::{EventType, Next, Selection, WatchCache};
 use futures::future::try_join_all;
-use gantry_api::kind::{Object, Resource};
+use gantry_api::k8s_openapi::api::networking::v1::ServiceCIDR;
+use gantry_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use gantry_api::kind::{Object, Resource, downcast_mut};
 use gantry_api::meta::object::Meta;
 use gantry_api::meta::status::ApiError;
+use gantry_api::networking::service_cidr;
 use gantry_api::storage::{binding, storage_class};
 use serde_json::{Value, json};
 use std::future::poll_fn;
@@ -31,7 +36,67 @@ pub async fn write(server: &Server) -> Result<(), StartError> {
     ensure(server, "storage.k8s.io", "v1", "storageclasses", local_path_class(), None).await?;
     // Together, so that they share commits of the store.
     try_join_all(crate::authz::bootstrap::objects(&server.config).into_iter().map(|o| reconcile(server, o))).await?;
+    ensure(server, "", "v1", "configmaps", authentication_trust(&server.config), Some(&["data"])).await?;
+    service_range(server).await?;
+    service_allocation::repair(&server.services.cluster).await.map_err(failed("IP addresses of Services".into()))?;
     kubernetes(server).await
+}
+
+/// The range of addresses that the configuration gives Services. One of that name that is there already stays as it is.
+async fn service_range(server: &Server) -> Result<(), StartError> {
+    let name = service_cidr::DEFAULT;
+    let cidrs = vec![server.config.service_cidr.trunc().to_string()];
+    let range = json!({ "metadata": { "name": name }, "spec": { "cidrs": cidrs } });
+    ensure(server, "networking.k8s.io", "v1", "servicecidrs", range, None).await?;
+    let now = server.services.cluster.clock.time();
+    let mut change = |object: &mut dyn Object| {
+        let Some(range) = downcast_mut::<ServiceCIDR>(object).filter(|r| !r.metadata.is_deleting()) else {
+            return Ok(());
+        };
+        if service_cidr::cidrs(range) != cidrs {
+            tracing::warn!(stored = ?service_cidr::cidrs(range), configured = ?cidrs, "the default ServiceCIDR is another");
+            return Ok(());
+        }
+        let conditions = range.status.get_or_insert_default().conditions.get_or_insert_default();
+        if !conditions.iter().any(|c| c.type_ == service_cidr::READY) {
+            conditions.push(Condition {
+                type_: service_cidr::READY.into(),
+                status: "True".into(),
+                message: "Kubernetes default Service CIDR is ready".into(),
+                last_transition_time: now.clone(),
+                observed_generation: None,
+                reason: String::new(),
+            });
+        }
+        Ok(())
+    };
+    let resource = resource_of::<ServiceCIDR>();
+    let written = server.registry.update_as_server(resource, "", name, false, &mut change).await;
+    written.map_err(failed(format!("servicecidrs {name}")))?;
+    // The first Service finds it in the cache.
+    server.registry.caught_up().await;
+    Ok(())
+}
+
+/// What aggregated API servers are told about whom to believe: the client CA, and the front proxy's CA with the headers in
+/// which it says who asks.
+fn authentication_trust(config: &ServerConfig) -> Value {
+    let mut data = json!({ "client-ca-file": config.client_ca_pem });
+    if let Some(proxies) = &config.access.request_header {
+        let lists = [
+            ("requestheader-username-headers", &proxies.username_headers),
+            ("requestheader-uid-headers", &proxies.uid_headers),
+            ("requestheader-group-headers", &proxies.group_headers),
+            ("requestheader-extra-headers-prefix", &proxies.extra_header_prefixes),
+            ("requestheader-allowed-names", &proxies.allowed_names),
+        ];
+        for (key, list) in lists {
+            data[key] = json!(list).to_string().into();
+        }
+        data["requestheader-client-ca-file"] = proxies.ca_pem.as_str().into();
+    }
+    let metadata = json!({ "name": "extension-apiserver-authentication", "namespace": "kube-system" });
+    json!({ "metadata": metadata, "data": data })
 }
 
 /// The `kubernetes` Service and where it leads.
@@ -47,18 +112,24 @@ async fn kubernetes(server: &Server) -> Result<(), StartError> {
     ensure(server, "discovery.k8s.io", "v1", "endpointslices", slice, Some(&["endpoints", "ports"])).await
 }
 
-/// Brings the `kubernetes` Service and its endpoints back when somebody deletes them, until the server stops.
+/// Brings the `kubernetes` Service, its endpoints and the range of its address back when somebody deletes them, until the server stops.
 pub fn keep(server: &Arc<Server>) {
-    for (group, plural) in [("", "services"), ("", "endpoints"), ("discovery.k8s.io", "endpointslices")] {
+    let kept = [
+        ("", "services", "default"),
+        ("", "endpoints", "default"),
+        ("discovery.k8s.io", "endpointslices", "default"),
+        ("networking.k8s.io", "servicecidrs", ""),
+    ];
+    for (group, plural, namespace) in kept {
         let found = gantry_api::kinds::find(group, "v1", plural).and_then(|r| server.registry.cache(r).ok());
         if let Some(cache) = found {
-            tokio::spawn(keep_one(Arc::downgrade(server), cache.clone(), server.stopping().clone()));
+            tokio::spawn(keep_one(Arc::downgrade(server), cache.clone(), namespace, server.stopping().clone()));
         }
     }
 }
 
-async fn keep_one(server: Weak<Server>, cache: Arc<WatchCache>, stop: CancellationToken) {
-    let selection = Selection { namespace: "default".into(), name: Some("kubernetes".into()), ..Default::default() };
+async fn keep_one(server: Weak<Server>, cache: Arc<WatchCache>, namespace: &'static str, stop: CancellationToken) {
+    let selection = Selection { namespace: namespace.into(), name: Some("kubernetes".into()), ..Default::default() };
     let Ok((_, changes)) = cache.subscribe(selection, None) else { return };
     loop {
         // In order: an unordered choice draws lots, and two runs from one seed would end differently.
@@ -70,8 +141,12 @@ async fn keep_one(server: Weak<Server>, cache: Arc<WatchCache>, stop: Cancellati
         match next {
             Next::Event(event, _) if event.entry.event() == EventType::Deleted => {
                 let Some(server) = server.upgrade() else { return };
-                if let Err(e) = kubernetes(&server).await {
-                    tracing::error!(error = %e, "the kubernetes Service could not be brought back");
+                let kept = match service_range(&server).await {
+                    Ok(()) => kubernetes(&server).await,
+                    failed => failed,
+                };
+                if let Err(e) = kept {
+                    tracing::error!(error = %e, "the kubernetes Service or its range could not be brought back");
                 }
             }
             Next::Event(..) => {}

@@ -1,8 +1,12 @@
 //! Configuration of the API server. Every default carries its reason.
 
+use crate::admission::AdmissionConfig;
+use crate::access::AccessConfig;
+use crate::audit::Audit;
 use gantry_api::k8s_openapi::api::rbac::v1::PolicyRule;
 use ipnet::IpNet;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 /// Everything the server needs to know; built by the binary's bootstrap.
 #[derive(Clone, Debug)]
@@ -37,9 +41,15 @@ pub struct ServerConfig {
     pub advertise: Option<(IpAddr, u16)>,
     /// Largest request body in bytes; upstream's limit is 3 MiB.
     pub request_body_bytes_max: usize,
+    /// What is recorded of requests, and where; None for nothing.
+    pub audit: Option<Arc<Audit>>,
+    /// Which admission plugins run and how.
+    pub admission: AdmissionConfig,
     /// Extra RBAC: cluster roles of in-process components; each is bound to the ServiceAccount of the same name (without
     /// the `system:controller:` prefix) in kube-system.
     pub component_roles: Vec<ComponentRole>,
+    /// Who may ask, and how the server proves itself to others.
+    pub access: AccessConfig,
 }
 
 /// RBAC that an in-process component needs.

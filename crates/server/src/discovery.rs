@@ -1,35 +1,16 @@
-//! Discovery: which groups, versions and resources are served, in the legacy and the aggregated form. Made once.
+//! Discovery: which groups, versions and resources are served, in the legacy and the aggregated form. Made anew
+//! whenever that changes.
 
+use crate::aggregate::registrations::{Priority, priority};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use gantry_api::kind::{Resource, ResourceInfo, Verb};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
+use std::cmp::Reverse;
 use std::collections::HashMap;
-
-/// The order in which groups are listed, upstream's priorities; others follow by name.
-const GROUP_ORDER: &[&str] = &[
-    "",
-    "apps",
-    "events.k8s.io",
-    "authentication.k8s.io",
-    "authorization.k8s.io",
-    "autoscaling",
-    "batch",
-    "certificates.k8s.io",
-    "networking.k8s.io",
-    "policy",
-    "rbac.authorization.k8s.io",
-    "storage.k8s.io",
-    "admissionregistration.k8s.io",
-    "apiextensions.k8s.io",
-    "scheduling.k8s.io",
-    "coordination.k8s.io",
-    "node.k8s.io",
-    "discovery.k8s.io",
-    "metrics.k8s.io",
-];
+use std::sync::Arc;
 
 /// A discovery document.
 pub enum Answer {
@@ -77,14 +58,59 @@ impl Listed {
     }
 }
 
+/// A version of a group that another server serves.
+#[derive(Clone, Debug, Default)]
+pub struct Foreign {
+    /// Group.
+    pub group: String,
+    /// Version.
+    pub version: String,
+    /// Where the group stands: greater ones first.
+    pub group_priority: i32,
+    /// Where the version stands in its group.
+    pub version_priority: i32,
+    /// Whether `resources` is what the server serves now.
+    pub current: bool,
+    /// Its resources in the aggregated form.
+    pub resources: Arc<Vec<Value>>,
+}
+
+enum Content {
+    /// Served here.
+    Own(Vec<Listed>),
+    /// Served by another server, which answers for the version's own document.
+    Foreign(Foreign),
+}
+
+/// A version of a group with what it has.
+struct GroupVersion {
+    group: String,
+    version: String,
+    priority: Priority,
+    content: Content,
+}
+
+/// In the order in which clients are told of them: groups by priority, then versions.
+fn sort(versions: &mut [GroupVersion]) {
+    let mut of_group: HashMap<String, i32> = HashMap::new();
+    for v in versions.iter() {
+        let best = of_group.entry(v.group.clone()).or_insert(v.priority.group);
+        *best = v.priority.group.max(*best);
+    }
+    versions.sort_by_cached_key(|v| {
+        let group = (Reverse(of_group.get(&v.group).copied().unwrap_or_default()), v.group.clone());
+        (group, Reverse(v.priority.version), crate::crd::version_order(&v.version))
+    });
+}
+
 /// What can be done with objects whose definition is going.
 const WHILE_TERMINATING: &[Verb] = &[Verb::Delete, Verb::DeleteCollection, Verb::Get, Verb::List, Verb::Watch];
 
 impl Discovery {
-    /// The documents of these resources.
+    /// The documents of these resources, and of the versions that other servers serve.
     #[must_use]
-    pub fn new(resources: &[&'static dyn Resource]) -> Self {
-        let mut versions: Vec<(String, String, Vec<Listed>)> = Vec::new();
+    pub fn new(resources: &[&'static dyn Resource], foreign: Vec<Foreign>) -> Self {
+        let mut versions: Vec<GroupVersion> = Vec::new();
         let metrics = crate::metrics_api::RESOURCES.iter().map(|info| Listed {
             name: info.plural.to_owned(),
             info: *info,
@@ -92,17 +118,30 @@ impl Discovery {
         });
         for listed in resources.iter().map(|r| Listed::of(*r)).chain(metrics) {
             let (group, version) = (listed.info.group, listed.info.version);
-            let position = versions.iter().position(|(g, v, _)| g == group && v == version);
-            let at = position.unwrap_or_else(|| {
-                versions.push((group.to_owned(), version.to_owned(), Vec::new()));
-                versions.len() - 1
-            });
-            versions[at].2.push(listed);
+            let known = versions.iter_mut().find(|v| v.group == group && v.version == version);
+            match known.map(|v| &mut v.content) {
+                Some(Content::Own(list)) => list.push(listed),
+                _ => versions.push(GroupVersion {
+                    group: group.to_owned(),
+                    version: version.to_owned(),
+                    priority: priority(group, version),
+                    content: Content::Own(vec![listed]),
+                }),
+            }
         }
-        let rank = |group: &str| GROUP_ORDER.iter().position(|g| *g == group).unwrap_or(GROUP_ORDER.len());
-        versions.sort_by(|a, b| rank(&a.0).cmp(&rank(&b.0)).then_with(|| a.0.cmp(&b.0)));
-        for (_, _, list) in &mut versions {
-            list.sort_by(|a, b| a.name.cmp(&b.name));
+        // Whoever registered a version has it, also where this server could serve it.
+        versions.retain(|v| !foreign.iter().any(|f| f.group == v.group && f.version == v.version));
+        versions.extend(foreign.into_iter().map(|f| GroupVersion {
+            group: f.group.clone(),
+            version: f.version.clone(),
+            priority: Priority { group: f.group_priority, version: f.version_priority },
+            content: Content::Foreign(f),
+        }));
+        sort(&mut versions);
+        for version in &mut versions {
+            if let Content::Own(list) = &mut version.content {
+                list.sort_by(|a, b| a.name.cmp(&b.name));
+            }
         }
         let mut out = Self { plain: HashMap::new(), aggregated: HashMap::new() };
         out.add_plain(&versions);
@@ -116,17 +155,19 @@ impl Discovery {
         out
     }
 
-    fn add_plain(&mut self, versions: &[(String, String, Vec<Listed>)]) {
+    fn add_plain(&mut self, versions: &[GroupVersion]) {
         let mut groups: Vec<Value> = Vec::new();
-        for (group, version, list) in versions {
+        for GroupVersion { group, version, content, .. } in versions {
             let api_version = if group.is_empty() { version.clone() } else { format!("{group}/{version}") };
             let path = if group.is_empty() { format!("/api/{version}") } else { format!("/apis/{api_version}") };
-            let mut document =
-                json!({ "kind": "APIResourceList", "groupVersion": api_version, "resources": resources(list) });
-            if !group.is_empty() {
-                document["apiVersion"] = "v1".into();
+            if let Content::Own(list) = content {
+                let mut document =
+                    json!({ "kind": "APIResourceList", "groupVersion": api_version, "resources": resources(list) });
+                if !group.is_empty() {
+                    document["apiVersion"] = "v1".into();
+                }
+                self.plain.insert(path, document.to_string().into());
             }
-            self.plain.insert(path, document.to_string().into());
             if group.is_empty() {
                 continue;
             }
@@ -219,10 +260,18 @@ fn resources(list: &[Listed]) -> Value {
     Value::Array(out.into_iter().map(|(_, v)| v).collect())
 }
 
-fn aggregated(versions: &[(String, String, Vec<Listed>)], core: bool, document_version: &str) -> String {
+fn aggregated(versions: &[GroupVersion], core: bool, document_version: &str) -> String {
     let mut items: Vec<Value> = Vec::new();
-    for (group, version, list) in versions.iter().filter(|(g, _, _)| g.is_empty() == core) {
-        let this = json!({ "version": version, "resources": aggregated_resources(list), "freshness": "Current" });
+    for GroupVersion { group, version, content, .. } in versions.iter().filter(|v| v.group.is_empty() == core) {
+        let this = match content {
+            Content::Own(list) => {
+                json!({ "version": version, "resources": aggregated_resources(list), "freshness": "Current" })
+            }
+            Content::Foreign(f) if f.current => {
+                json!({ "version": version, "resources": *f.resources, "freshness": "Current" })
+            }
+            Content::Foreign(_) => json!({ "version": version, "freshness": "Stale" }),
+        };
         let known = items.iter_mut().find(|i| i["metadata"]["name"].as_str().unwrap_or_default() == group);
         match known.and_then(|i| i["versions"].as_array_mut()) {
             Some(list) => list.push(this),
@@ -290,7 +339,7 @@ mod tests {
 
     #[test]
     fn documents_name_what_is_served() {
-        let discovery = Discovery::new(gantry_api::kinds::ALL);
+        let discovery = Discovery::new(gantry_api::kinds::ALL, Vec::new());
         let Some(Answer::Plain(json)) = discovery.answer("/api/v1", None) else { panic!("no core document") };
         let document: Value = serde_json::from_slice(&json).unwrap();
         let names: Vec<_> =
@@ -304,5 +353,34 @@ mod tests {
         let document: Value = serde_json::from_slice(&json).unwrap();
         assert_eq!(document["items"][0]["versions"][0]["version"], "v1");
         assert!(discovery.answer("/apis/none", None).is_none());
+    }
+
+    #[test]
+    fn versions_of_other_servers_stand_by_their_priority() {
+        let foreign = |group: &str, version: &str, group_priority, current| Foreign {
+            group: group.into(),
+            version: version.into(),
+            group_priority,
+            version_priority: 10,
+            current,
+            resources: Arc::new(vec![json!({ "resource": "flunders" })]),
+        };
+        let all = vec![foreign("late.io", "v1", 10, true), foreign("early.io", "v1beta1", 19_000, false)];
+        let discovery = Discovery::new(gantry_api::kinds::ALL, all);
+        let Some(Answer::Plain(json)) = discovery.answer("/apis", None) else { panic!("no groups") };
+        let document: Value = serde_json::from_slice(&json).unwrap();
+        let names: Vec<_> =
+            document["groups"].as_array().unwrap().iter().map(|g| g["name"].as_str().unwrap()).collect();
+        assert_eq!(names[..2], ["apiregistration.k8s.io", "early.io"], "{names:?}");
+        assert_eq!(names.last(), Some(&"late.io"));
+        assert!(discovery.answer("/apis/late.io", None).is_some() && discovery.answer("/apis/late.io/v1", None).is_none());
+        let Some(Answer::Aggregated { json, .. }) = discovery.answer("/apis", Some("v2")) else { panic!("not aggregated") };
+        let document: Value = serde_json::from_slice(&json).unwrap();
+        let of = |name: &str| {
+            let items = document["items"].as_array().unwrap();
+            items.iter().find(|i| i["metadata"]["name"] == name).unwrap()["versions"][0].clone()
+        };
+        assert_eq!(of("early.io"), json!({ "version": "v1beta1", "freshness": "Stale" }));
+        assert_eq!(of("late.io")["resources"][0]["resource"], "flunders");
     }
 }

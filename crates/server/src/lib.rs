@@ -5,7 +5,10 @@
 //! routing, then for a write `registry::write` (decode, defaults, mutating admission, prepare, validate, validating
 //! admission, store transaction, reply). In-process components call [`Server::call`], which enters the same pipeline.
 
+pub mod access;
 pub mod admission;
+mod aggregate;
+pub mod audit;
 pub mod authn;
 pub mod authz;
 mod bootstrap;
@@ -19,6 +22,7 @@ pub mod http;
 pub mod metrics;
 mod metrics_api;
 mod openapi;
+mod outbound;
 pub mod registry;
 pub mod request;
 pub mod server;

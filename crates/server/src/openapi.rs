@@ -5,10 +5,11 @@ use crate::http::respond;
 use crate::request::{RequestContext, Response};
 use crate::server::Server;
 use arc_swap::ArcSwap;
+use bytes::Bytes;
 use gantry_api::kind::Resource;
 use gantry_api::meta::status::ApiError;
 use gantry_schema::openapi::{
-    Document, Encoding, OpenApi, ServedResource, ServedSubresource, V2_PROTOBUF, V3_PROTOBUF,
+    Document, Encoding, Foreign, OpenApi, ServedResource, ServedSubresource, V2_PROTOBUF, V3_PROTOBUF,
 };
 use http::header::{CACHE_CONTROL, CONTENT_ENCODING, ETAG, IF_NONE_MATCH, LAST_MODIFIED, LOCATION, VARY};
 use http::{HeaderMap, HeaderValue};
@@ -27,9 +28,10 @@ impl Documents {
         Self(ArcSwap::from_pointee(OpenApi::new(served(resources), VERSION)))
     }
 
-    /// From now on these resources are documented. Documents that stay the same are kept.
-    pub fn replace(&self, resources: &[&'static dyn Resource]) {
-        self.0.store(Arc::new(self.0.load().with_resources(served(resources))));
+    /// From now on these resources are documented, and what other servers say of theirs. Documents that stay the same are
+    /// kept.
+    pub fn replace(&self, resources: &[&'static dyn Resource], foreign: Foreign) {
+        self.0.store(Arc::new(self.0.load().with_resources(served(resources), foreign)));
     }
 }
 
@@ -89,7 +91,12 @@ fn encoding(headers: &HeaderMap, protobuf: [&str; 2]) -> Result<Encoding, ApiErr
 ///
 /// # Errors
 /// 404 for paths that are no document, 406 for encodings that are not served.
-pub async fn answer(server: &Server, cx: &RequestContext, path: &str) -> Result<Response, ApiError> {
+pub async fn answer(server: &Server, cx: RequestContext) -> Result<Response, ApiError> {
+    let path = cx.info.path.trim_end_matches('/');
+    // The document of a version that another server serves is there.
+    if let Some(remote) = path.strip_prefix("/openapi/v3").and_then(|below| server.aggregator.route(below)) {
+        return crate::aggregate::pass_on(server, &remote, cx, Bytes::new()).await;
+    }
     let headers = &cx.parts.headers;
     let made = server.openapi.0.load_full();
     let below = path.strip_prefix("/openapi/").unwrap_or_default().to_owned();
@@ -121,7 +128,7 @@ fn send(document: &Document, headers: &HeaderMap, immutable: bool) -> Result<Res
         respond::with_type(304, document.content_type, "")
     } else if respond::accepts_gzip(headers) {
         let mut response =
-            respond::with_type(200, document.content_type, bytes::Bytes::copy_from_slice(&document.gzip));
+            respond::with_type(200, document.content_type, Bytes::copy_from_slice(&document.gzip));
         response.headers_mut().insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
         response
     } else {

@@ -1,6 +1,7 @@
 //! The API server put together: registry, plugins, handlers, documents.
 
 use crate::admission::Chain;
+use crate::aggregate::{self, Aggregator};
 use crate::authn::{UserInfo, issuer_discovery};
 use crate::config::ServerConfig;
 use crate::discovery::Discovery;
@@ -68,6 +69,7 @@ pub struct Server {
     pub(crate) openapi: crate::openapi::Documents,
     pub(crate) issuer: issuer_discovery::Documents,
     pub(crate) kubelet: Arc<KubeletClient>,
+    pub(crate) aggregator: Arc<Aggregator>,
     handlers: HashMap<Target, Box<dyn Handler>>,
     ready: AtomicBool,
     /// Cancelled when the server begins to stop.
@@ -111,7 +113,7 @@ impl Server {
         let cluster = registry.cluster();
         let authorizer = crate::authz::default_authorizer(&cluster);
         let authenticator = crate::authn::default_authenticator(&config, &cluster)?;
-        let admission: Arc<Chain> = Arc::new(crate::admission::default_chain(authorizer.clone()));
+        let admission: Arc<Chain> = Arc::new(crate::admission::chain(authorizer.clone(), &config.admission));
         let hooks: Vec<Arc<dyn Hook>> = crate::admission::hooks(&config, &cluster).await;
         registry.plug(admission.clone(), hooks);
         let services = Services { cluster, admission, authorizer, authenticator, config: config.clone() };
@@ -130,10 +132,11 @@ impl Server {
             services,
             metrics: Metrics::new(),
             flow: Flow::new(clock),
-            discovery: ArcSwap::from_pointee(Discovery::new(&served)),
+            discovery: ArcSwap::from_pointee(Discovery::new(&served, Vec::new())),
             openapi: crate::openapi::Documents::new(&served),
             issuer,
             kubelet: Arc::new(kubelet),
+            aggregator: Arc::default(),
             handlers,
             ready: AtomicBool::new(false),
             stop,
@@ -141,12 +144,15 @@ impl Server {
             config,
         });
         crate::bootstrap::write(&server).await?;
+        let registered = aggregate::registrations::write(&server).await;
+        registered.map_err(|e| StartError::Bootstrap { object: "APIServices".into(), message: e.message })?;
         let object = "priority levels and flow schemas".to_owned();
         flow::keeper::sync(&server).await.map_err(|e| StartError::Bootstrap { object, message: e.message })?;
         // Nobody is asked who may do what before the policy just written is known.
         server.registry.caught_up().await;
         crate::bootstrap::keep(&server);
         flow::keeper::keep(&server);
+        aggregate::start(&server);
         tokio::spawn(definitions.run(Arc::downgrade(&server), server.stop.clone()));
         tokio::spawn(crate::registry::expire::run(server.registry.clone(), server.stop.clone()));
         server.ready.store(true, Ordering::Release);
@@ -175,8 +181,9 @@ impl Server {
     /// Makes the documents that say what is served anew.
     pub(crate) fn republish(&self) {
         let served = served(&self.registry);
-        self.discovery.store(Arc::new(Discovery::new(&served)));
-        self.openapi.replace(&served);
+        self.discovery.store(Arc::new(Discovery::new(&served, self.aggregator.discovered())));
+        self.openapi.replace(&served, self.aggregator.documented());
+        self.aggregator.versions_changed();
     }
 
     /// Whether the server has started and is not stopping.

@@ -174,17 +174,7 @@ impl WebhookClient {
         if let Some(known) = self.configurations.lock().get(ca_bundle) {
             return Ok(known.clone());
         }
-        let mut roots = RootCertStore::empty();
-        if ca_bundle.is_empty() {
-            let system = SYSTEM_ROOTS.iter().find_map(|path| std::fs::read(path).ok()).unwrap_or_default();
-            roots.add_parsable_certificates(CertificateDer::pem_slice_iter(&system).filter_map(Result::ok));
-        } else {
-            let bundle: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(ca_bundle).collect();
-            let (added, _) = roots.add_parsable_certificates(bundle.unwrap_or_default());
-            if added == 0 {
-                return Err("unable to load root certificates: unable to parse bytes as PEM block".into());
-            }
-        }
+        let roots = root_store(ca_bundle)?;
         let mut config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
             .with_safe_default_protocol_versions()
             .map_err(|e| e.to_string())?
@@ -201,6 +191,25 @@ impl WebhookClient {
     }
 }
 
+/// The authorities of a CA bundle (PEM), or those the system trusts where it is empty.
+///
+/// # Errors
+/// Go's sentence where the bundle holds no certificate.
+pub(crate) fn root_store(ca_bundle: &[u8]) -> Result<RootCertStore, String> {
+    let mut roots = RootCertStore::empty();
+    if ca_bundle.is_empty() {
+        let system = SYSTEM_ROOTS.iter().find_map(|path| std::fs::read(path).ok()).unwrap_or_default();
+        roots.add_parsable_certificates(CertificateDer::pem_slice_iter(&system).filter_map(Result::ok));
+        return Ok(roots);
+    }
+    let bundle: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(ca_bundle).collect();
+    let (added, _) = roots.add_parsable_certificates(bundle.unwrap_or_default());
+    if added == 0 {
+        return Err("unable to load root certificates: unable to parse bytes as PEM block".into());
+    }
+    Ok(roots)
+}
+
 /// A number of seconds as Go prints a duration.
 fn go_seconds(seconds: u64) -> String {
     match (seconds / 60, seconds % 60) {
@@ -210,7 +219,7 @@ fn go_seconds(seconds: u64) -> String {
 }
 
 /// Address and port of a Service for a connection from this host.
-async fn resolve(cluster: &Cluster, namespace: &str, name: &str, port: i32) -> Result<(String, u16), String> {
+pub(crate) async fn resolve(cluster: &Cluster, namespace: &str, name: &str, port: i32) -> Result<(String, u16), String> {
     let found = cluster.get::<Service>(namespace, name).await.map_err(|e| e.message)?;
     let spec = found.ok_or_else(|| format!("service {name:?} not found"))?.spec.unwrap_or_default();
     let as_port = |p: i32| u16::try_from(p).map_err(|_| format!("invalid port {p}"));
@@ -231,7 +240,7 @@ fn no_port(service: &str, port: i32) -> String {
 }
 
 /// A failed connection as Go words it.
-fn dial_failed(host: &str, port: u16, error: &std::io::Error) -> String {
+pub(crate) fn dial_failed(host: &str, port: u16, error: &std::io::Error) -> String {
     use std::io::ErrorKind as K;
     let why = match error.kind() {
         K::ConnectionRefused => "connect: connection refused",
@@ -245,12 +254,12 @@ fn dial_failed(host: &str, port: u16, error: &std::io::Error) -> String {
     format!("dial tcp {}: {why}", authority(host, port))
 }
 
-fn authority(host: &str, port: u16) -> String {
+pub(crate) fn authority(host: &str, port: u16) -> String {
     if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
 }
 
 /// A failed handshake as Go words it.
-fn tls_failed(error: &std::io::Error, wanted: &str) -> String {
+pub(crate) fn tls_failed(error: &std::io::Error, wanted: &str) -> String {
     let Some(tls) = error.get_ref().and_then(|e| e.downcast_ref::<rustls::Error>()) else {
         return match error.kind() {
             std::io::ErrorKind::UnexpectedEof => "EOF".into(),

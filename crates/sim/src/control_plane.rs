@@ -123,6 +123,9 @@ fn server_config(keys: &Keys) -> ServerConfig {
         node_port_range: (30000, 32767),
         advertise: Some((IpAddr::V4(Ipv4Addr::new(192, 168, 0, 1)), 6443)),
         request_body_bytes_max: 3 << 20,
+        audit: None,
+        admission: gantry_server::admission::AdmissionConfig::default(),
+        access: gantry_server::access::AccessConfig::default(),
         component_roles: wire::component_roles(),
     }
 }

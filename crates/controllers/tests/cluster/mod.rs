@@ -79,6 +79,9 @@ fn server_config() -> ServerConfig {
         node_port_range: (30000, 32767),
         advertise: None,
         request_body_bytes_max: 3 << 20,
+        audit: None,
+        admission: gantry_server::admission::AdmissionConfig::default(),
+        access: gantry_server::access::AccessConfig::default(),
         component_roles: ALL
             .iter()
             .map(|e| ComponentRole { name: e.name.to_owned(), rules: e.rules.iter().map(PolicyRule::from).collect() })

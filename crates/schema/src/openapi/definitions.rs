@@ -91,6 +91,9 @@ pub(super) fn of_resources(resources: &[&ServedResource]) -> BTreeMap<String, Va
     definitions
 }
 
+/// Where upstream's descriptions of lists point to.
+const CONVENTIONS: &str = "https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md";
+
 fn add_custom(definitions: &mut BTreeMap<String, Value>, resource: &ServedResource, schema: &Value) {
     let name = name_of(&resource.group, &resource.version, &resource.kind);
     let gvk = |kind: &str| serde_json::json!([{"group": resource.group, "version": resource.version, "kind": kind}]);
@@ -100,30 +103,71 @@ fn add_custom(definitions: &mut BTreeMap<String, Value>, resource: &ServedResour
         own = serde_json::json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true});
     }
     own["type"] = "object".into();
+    add_embedded(&mut own);
+    add_object_fields(&mut own);
     own["x-kubernetes-group-version-kind"] = gvk(&resource.kind);
-    own["properties"]["apiVersion"] =
-        serde_json::json!({"type": "string", "description": "Version of the schema of this object."});
-    own["properties"]["kind"] = serde_json::json!({"type": "string", "description": "The type this object has."});
-    own["properties"]["metadata"] =
-        serde_json::json!({"$ref": reference(&meta("ObjectMeta")), "description": "Standard object's metadata."});
     definitions.insert(name.clone(), own);
     if !resource.list_kind.is_empty() {
-        let list = serde_json::json!({
-            "description": format!("{} is a list of {}.", resource.list_kind, resource.kind),
+        let mut list = serde_json::json!({
+            "description": format!("{} is a list of {}", resource.list_kind, resource.kind),
             "type": "object",
             "required": ["items"],
             "properties": {
-                "apiVersion": {"type": "string", "description": "Version of the schema of this object."},
-                "kind": {"type": "string", "description": "The type this object has."},
-                "metadata": {"$ref": reference(&meta("ListMeta")), "description": "Standard list metadata."},
+                "metadata": {
+                    "$ref": reference(&meta("ListMeta")),
+                    "description": format!("Standard list metadata. More info: {CONVENTIONS}#types-kinds"),
+                },
                 "items": {
                     "type": "array",
-                    "description": format!("The {} objects.", resource.kind),
+                    "description": format!("List of {}. More info: {CONVENTIONS}", resource.plural),
                     "items": {"$ref": reference(&name)},
                 },
             },
             "x-kubernetes-group-version-kind": gvk(&resource.list_kind),
         });
+        add_type_fields(&mut list);
         definitions.insert(name_of(&resource.group, &resource.version, &resource.list_kind), list);
+    }
+}
+
+/// A field that every kind has, as a built-in kind describes it.
+fn common_field(field: &str) -> Value {
+    static KIND: LazyLock<Value> = LazyLock::new(|| {
+        let name = name_of("", "v1", "ConfigMap");
+        closure([name.clone()]).remove(&name).unwrap_or_default()
+    });
+    KIND["properties"][field].clone()
+}
+
+fn add_type_fields(schema: &mut Value) {
+    for field in ["apiVersion", "kind"] {
+        schema["properties"][field] = common_field(field);
+    }
+}
+
+fn add_object_fields(schema: &mut Value) {
+    add_type_fields(schema);
+    schema["properties"]["metadata"] = common_field("metadata");
+}
+
+/// Objects in the fields of an object have what every object has.
+fn add_embedded(schema: &mut Value) {
+    let Some(map) = schema.as_object_mut() else { return };
+    for (key, value) in map.iter_mut() {
+        match (key.as_str(), value) {
+            ("properties", Value::Object(properties)) => properties.values_mut().for_each(add_embedded),
+            ("items" | "additionalProperties", value) => add_embedded(value),
+            _ => {}
+        }
+    }
+    if map.get("x-kubernetes-embedded-resource") == Some(&Value::Bool(true)) {
+        add_object_fields(schema);
+        let mut required = schema["required"].as_array().cloned().unwrap_or_default();
+        for field in ["apiVersion", "kind"] {
+            if !required.iter().any(|r| r == field) {
+                required.push(field.into());
+            }
+        }
+        schema["required"] = Value::Array(required);
     }
 }

@@ -16,7 +16,7 @@ pub(super) fn v2(resources: &[&ServedResource], version: &str) -> Value {
         all.extend(paths::discovery(&format!("apis/{}", resource.group)));
     }
     let definitions: Map<String, Value> =
-        definitions::of_resources(resources).into_iter().map(|(name, schema)| (name, v2_schema(schema))).collect();
+        definitions::of_resources(resources).into_iter().map(|(name, schema)| (name, v2_root(schema))).collect();
     json!({
         "swagger": "2.0",
         "info": {"title": "Kubernetes", "version": version},
@@ -27,6 +27,14 @@ pub(super) fn v2(resources: &[&ServedResource], version: &str) -> Value {
         }},
         "security": [{"BearerToken": []}],
     })
+}
+
+/// A type. Of one that keeps unknown fields nothing is said: clients would take the fields they see for all there are.
+fn v2_root(schema: Value) -> Value {
+    if schema["x-kubernetes-preserve-unknown-fields"] != true {
+        return v2_schema(schema);
+    }
+    json!({"type": "object", "x-kubernetes-group-version-kind": schema["x-kubernetes-group-version-kind"]})
 }
 
 /// A custom resource's schema may have what version 2 cannot say.

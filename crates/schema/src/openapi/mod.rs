@@ -18,6 +18,7 @@
 
 mod definitions;
 mod document;
+mod foreign;
 mod operation;
 mod paths;
 mod protobuf;
@@ -26,6 +27,8 @@ mod tests;
 mod v2_protobuf;
 mod v3;
 mod v3_protobuf;
+
+pub use foreign::{Foreign, ForeignV2};
 
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
@@ -165,6 +168,7 @@ enum Key {
 pub struct OpenApi {
     resources: Vec<ServedResource>,
     version: String,
+    foreign: Foreign,
     made: Mutex<BTreeMap<Key, Document>>,
 }
 
@@ -172,12 +176,14 @@ impl OpenApi {
     /// Documents for these resources, of a server of this version (`v1.37.0`). Nothing is made yet.
     pub fn new(mut resources: Vec<ServedResource>, version: &str) -> OpenApi {
         resources.sort_by(|a, b| (&a.group, &a.version, &a.plural).cmp(&(&b.group, &b.version, &b.plural)));
-        OpenApi { resources, version: version.to_owned(), made: Mutex::new(BTreeMap::new()) }
+        let foreign = Foreign::default();
+        OpenApi { resources, version: version.to_owned(), foreign, made: Mutex::new(BTreeMap::new()) }
     }
 
-    /// Documents for these resources instead. Those made already are kept where nothing in them changes.
-    pub fn with_resources(&self, resources: Vec<ServedResource>) -> OpenApi {
-        let new = OpenApi::new(resources, &self.version);
+    /// Documents for these resources and those of other servers instead. Those made already are kept where nothing in
+    /// them changes.
+    pub fn with_resources(&self, resources: Vec<ServedResource>, foreign: Foreign) -> OpenApi {
+        let new = OpenApi { foreign, ..OpenApi::new(resources, &self.version) };
         let made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
         let kept = made.iter().filter(|(key, document)| {
             let hash = match key {
@@ -194,7 +200,7 @@ impl OpenApi {
     pub fn v2(&self, encoding: Encoding) -> Document {
         self.cached(Key::V2(encoding), || {
             let resources: Vec<&ServedResource> = self.resources.iter().collect();
-            let document = document::v2(&resources, &self.version);
+            let document = self.foreign.merge(document::v2(&resources, &self.version));
             let hash = self.hash("v2", &resources);
             match encoding {
                 Encoding::Json => Document::new(document.to_string().as_bytes(), &hash, "application/json"),
@@ -209,6 +215,9 @@ impl OpenApi {
         for path in self.v3_paths() {
             let hash = self.hash(&path, &self.of(&path));
             paths.insert(path.clone(), json!({"serverRelativeURL": format!("/openapi/v3/{path}?hash={hash}")}));
+        }
+        for (path, url) in &self.foreign.v3 {
+            paths.insert(path.clone(), json!({ "serverRelativeURL": url }));
         }
         let index = json!({ "paths": paths });
         let hash = hex(&Sha256::digest(index.to_string().as_bytes()));
@@ -258,6 +267,11 @@ impl OpenApi {
         for resource in resources {
             // The debug form names every field.
             hasher.update(format!("{resource:?}"));
+        }
+        if document == "v2" {
+            for part in &self.foreign.v2 {
+                hasher.update(part.hash());
+            }
         }
         hex(&hasher.finalize())
     }

@@ -270,6 +270,7 @@ fn custom_resources_are_described() {
         json!({"type": "object", "properties": {"spec": {"type": "object", "properties": {
             "port": {"x-kubernetes-int-or-string": true, "anyOf": [{"type": "integer"}, {"type": "string"}]},
             "free": {"type": "object", "x-kubernetes-preserve-unknown-fields": true, "properties": {"a": {"type": "string"}}},
+            "pod": {"type": "object", "x-kubernetes-embedded-resource": true, "properties": {"spec": {"type": "object"}}},
         }}}}),
     ));
     let documents = OpenApi::new(vec![resource], "v1.37.0");
@@ -277,7 +278,11 @@ fn custom_resources_are_described() {
     let spec = &two["definitions"]["com.example.stable.v1.CronTab"]["properties"]["spec"]["properties"];
     assert_eq!(spec["port"], json!({"type": "string", "format": "int-or-string", "x-kubernetes-int-or-string": true}));
     assert!(spec["free"].get("properties").is_none());
+    assert_eq!(spec["pod"]["required"], json!(["apiVersion", "kind"]));
     let three = parse(&documents.v3("apis/stable.example.com/v1", Encoding::Json).unwrap());
+    let own = &three["components"]["schemas"]["com.example.stable.v1.CronTab"]["properties"];
+    assert!(own["apiVersion"]["description"].as_str().unwrap().starts_with("APIVersion defines"), "{own}");
+    assert!(own["metadata"]["description"].as_str().unwrap().starts_with("Standard object's metadata."), "{own}");
     assert!(three["components"]["schemas"]["com.example.stable.v1.CronTabList"].is_object());
     let list = &three["paths"]["/apis/stable.example.com/v1/crontabs"]["get"]["operationId"];
     assert_eq!(list, "listStableExampleComV1CronTabForAllNamespaces");

@@ -38,6 +38,9 @@ pub fn config() -> &'static ServerConfig {
             node_port_range: (30000, 32767),
             advertise: None,
             request_body_bytes_max: 3 << 20,
+            audit: None,
+            admission: crate::admission::AdmissionConfig::default(),
+            access: crate::access::AccessConfig::default(),
             component_roles: Vec::new(),
         }
     })
@@ -133,7 +136,13 @@ impl ObjectSource for MemoryObjects {
         object: Box<dyn Object>,
     ) -> Result<Arc<dyn Object>, ApiError> {
         let object: Arc<dyn Object> = object.into();
-        self.insert(&resource.info().qualified(), object.clone());
+        let (info, meta) = (resource.info(), object.meta());
+        let name = meta.name.clone().unwrap_or_default();
+        let key = key(resource, meta.namespace.as_deref().unwrap_or_default(), &name);
+        if self.state.lock().0.contains_key(&key) {
+            return Err(ApiError::already_exists(info.group, info.plural, &name));
+        }
+        self.insert(&info.qualified(), object.clone());
         Ok(object)
     }
 

@@ -19,7 +19,8 @@ struct Wish {
     extra: BTreeMap<String, Vec<String>>,
 }
 
-fn unescape(key: &str) -> String {
+/// The key of an extra attribute from its header's name.
+pub(super) fn unescape(key: &str) -> String {
     let mut out = Vec::with_capacity(key.len());
     let bytes = key.as_bytes();
     let mut i = 0;

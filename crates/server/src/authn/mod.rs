@@ -1,6 +1,7 @@
 //! Who asks: authenticators are tried in order; the first that recognises the request's credentials decides.
 
 mod bearer;
+mod header_request;
 pub mod impersonation;
 pub mod issuer_discovery;
 pub mod service_account;
@@ -9,6 +10,7 @@ mod union;
 mod x509;
 
 pub use bearer::BearerToken;
+pub use header_request::HeaderRequest;
 pub use static_token::StaticTokens;
 pub use union::{Union, default_authenticator};
 pub use x509::ClientCertificate;
@@ -103,8 +105,12 @@ impl UserInfo {
 pub struct Peer {
     /// Remote address; None in process.
     pub address: Option<SocketAddr>,
-    /// Client certificate chain (DER), leaf first, verified against the client CA by the TLS layer.
+    /// Client certificate chain (DER), leaf first.
     pub certificates: Vec<Vec<u8>>,
+    /// Whether the chain leads to the client CA: the certificate speaks for its own subject.
+    pub is_client: bool,
+    /// Whether the chain leads to the CA of authenticating proxies: the certificate may speak for others.
+    pub is_proxy: bool,
 }
 
 /// Recognises one sort of credentials.

@@ -1,7 +1,7 @@
-//! The authenticators in their order: client certificate, bearer token, and nobody.
+//! The authenticators in their order: proxies, client certificate, bearer token, and nobody.
 
 use super::service_account::{KeyError, TokenAuthenticator};
-use super::{Authenticator, BearerToken, ClientCertificate, Peer, StaticTokens, UserInfo};
+use super::{Authenticator, BearerToken, ClientCertificate, HeaderRequest, Peer, StaticTokens, UserInfo};
 use crate::cluster::Cluster;
 use crate::config::ServerConfig;
 use async_trait::async_trait;
@@ -63,5 +63,11 @@ impl Authenticator for Union {
 pub fn default_authenticator(config: &ServerConfig, cluster: &Cluster) -> Result<Arc<dyn Authenticator>, KeyError> {
     let tokens: Vec<Box<dyn Authenticator>> =
         vec![Box::new(StaticTokens::new(config)), Box::new(TokenAuthenticator::new(config, cluster.clone())?)];
-    Ok(Arc::new(Union::new(vec![Box::new(ClientCertificate::new(cluster.clock)), Box::new(BearerToken::new(tokens))])))
+    let mut members: Vec<Box<dyn Authenticator>> = Vec::new();
+    if let Some(proxies) = &config.access.request_header {
+        members.push(Box::new(HeaderRequest::new(proxies.clone())));
+    }
+    members.push(Box::new(ClientCertificate::new(cluster.clock)));
+    members.push(Box::new(BearerToken::new(tokens)));
+    Ok(Arc::new(Union::new(members)))
 }

@@ -92,6 +92,9 @@ impl Authenticator for ClientCertificate {
         let Some(der) = peer.certificates.first() else {
             return Ok(None);
         };
+        if !peer.is_client {
+            return Err(invalid_credentials("x509: certificate signed by unknown authority"));
+        }
         let Some(holder) = self.holder(der).map_err(invalid_credentials)? else { return Ok(None) };
         user_at(&holder, self.clock.now()).map(Some).map_err(invalid_credentials)
     }

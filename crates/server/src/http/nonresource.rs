@@ -22,7 +22,7 @@ const PATHS: &[&str] = &["/healthz", "/livez", "/metrics", "/openapi/v2", "/open
 ///
 /// # Errors
 /// 404 for paths nothing serves, 405 for writes.
-pub async fn answer(server: &Server, cx: &RequestContext) -> Result<Response, ApiError> {
+pub async fn answer(server: &Server, cx: RequestContext) -> Result<Response, ApiError> {
     let path = cx.info.path.trim_end_matches('/');
     if !matches!(cx.parts.method, Method::GET | Method::HEAD) {
         return Err(ApiError::new(
@@ -31,7 +31,10 @@ pub async fn answer(server: &Server, cx: &RequestContext) -> Result<Response, Ap
             "the server does not allow this method on the requested resource",
         ));
     }
-    let headers = &cx.parts.headers;
+    if path.starts_with("/openapi/") {
+        return crate::openapi::answer(server, cx).await;
+    }
+    let (headers, cx) = (&cx.parts.headers, &cx);
     let plain = |text: String| Ok(respond::with_type(200, "text/plain; charset=utf-8", text));
     match path {
         "" => {
@@ -44,7 +47,7 @@ pub async fn answer(server: &Server, cx: &RequestContext) -> Result<Response, Ap
         "/metrics" => Ok(respond::with_type(
             200,
             "application/openmetrics-text; version=1.0.0; charset=utf-8",
-            server.metrics.render(&server.registry, &server.flow),
+            server.metrics.render(&server.registry, &server.flow, server.config.audit.as_deref()),
         )),
         "/healthz" | "/livez" | "/readyz" => health(server, path, cx),
         issuer_discovery::CONFIGURATION_PATH => {
@@ -58,7 +61,6 @@ pub async fn answer(server: &Server, cx: &RequestContext) -> Result<Response, Ap
             let details = cx.param("includeRequestDetails").is_some_and(|v| !v.is_empty());
             plain(server.flow.dump(name, details).ok_or_else(ApiError::no_such_path)?)
         }
-        _ if path.starts_with("/openapi/") => crate::openapi::answer(server, cx, path).await,
         _ => {
             if let Some(check) = path
                 .strip_prefix("/livez/")

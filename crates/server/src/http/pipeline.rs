@@ -1,6 +1,8 @@
 //! The way of every request, in reading order.
 
 use super::{dispatch, negotiate, nonresource, respond, route};
+use crate::aggregate::{self, PeerAddress};
+use crate::audit::{self, Arrival};
 use crate::authn::{Peer, UserInfo, impersonation};
 use crate::authz::{Attributes, Decision};
 use crate::flow::{self, Seats};
@@ -98,9 +100,9 @@ impl Incoming {
 }
 
 /// Answers a request.
-pub async fn handle(server: &Arc<Server>, parts: Parts, body: Incoming, caller: Caller) -> Response {
+pub async fn handle(server: &Arc<Server>, mut parts: Parts, body: Incoming, caller: Caller) -> Response {
     let started = tokio::time::Instant::now();
-    let audit_id = parts.headers.get(&AUDIT_ID).cloned();
+    let audit_id = parts.headers.get(&AUDIT_ID).filter(|id| !id.is_empty()).cloned();
     let audit_id = audit_id.unwrap_or_else(|| {
         HeaderValue::from_str(&server.registry.entropy.uuid()).unwrap_or(HeaderValue::from_static("unknown"))
     });
@@ -111,17 +113,30 @@ pub async fn handle(server: &Arc<Server>, parts: Parts, body: Incoming, caller: 
     };
     let failure = negotiate::accept_failure(&parts.headers, &query);
     let record = server.metrics.begin(&info);
+    // Whoever the request is passed on to knows it by the same id.
+    parts.headers.insert(AUDIT_ID, audit_id.clone());
     let cx = RequestContext { info, user: UserInfo::default(), parts, resource: None, query };
     let mut seats = None;
     let long_running = flow::is_long_running(&cx.info);
-    let mut response = match steps(server, cx, body, caller, &mut seats).await {
-        Ok(response) => response,
-        Err(e) => {
-            if e.code >= 500 && e.code != 504 {
-                tracing::warn!(code = e.code, reason = e.reason, message = %e.message, "request failed");
+    let peer = match &caller {
+        Caller::Remote(connection) => connection.peer.address,
+        Caller::Component(_) => None,
+    };
+    let arrival = Arrival { id: audit_id.clone(), received: server.registry.clock.micro_time(), peer };
+    let answer = async {
+        match steps(server, cx, body, caller, &arrival, &mut seats).await {
+            Ok(response) => response,
+            Err(e) => {
+                if e.code >= 500 && e.code != 504 {
+                    tracing::warn!(code = e.code, reason = e.reason, message = %e.message, "request failed");
+                }
+                respond::error(&e, &failure)
             }
-            respond::error(&e, &failure)
         }
+    };
+    let mut response = match server.config.audit {
+        Some(_) => audit::trailed(long_running, answer).await,
+        None => answer.await,
     };
     if let Some(seats) = seats {
         seats.class.mark(response.headers_mut());
@@ -142,17 +157,34 @@ async fn steps(
     mut cx: RequestContext,
     body: Incoming,
     caller: Caller,
+    arrival: &Arrival,
     seats: &mut Option<Seats>,
 ) -> Result<Response, ApiError> {
     // Who asks?
     let in_process = matches!(caller, Caller::Component(_));
     cx.user = match caller {
         Caller::Component(user) => user,
-        Caller::Remote(connection) => authenticate(server, &cx.parts, &connection).await?,
+        Caller::Remote(connection) => {
+            if let Some(address) = connection.peer.address {
+                cx.parts.extensions.insert(PeerAddress(address));
+            }
+            match (authenticate(server, &cx.parts, &connection).await, &server.config.audit) {
+                (Ok(user), _) => user,
+                (Err(e), None) => return Err(e),
+                (Err(e), Some(audit)) => {
+                    audit::turn_away(audit, &cx, arrival);
+                    return Err(e);
+                }
+            }
+        }
     };
+    if let Some(audit) = &server.config.audit {
+        audit::begin(audit, &cx, arrival);
+    }
     if let Some(other) =
         impersonation::impersonate(&cx.user, &cx.parts.headers, server.services.authorizer.as_ref()).await?
     {
+        audit::impersonated(&other);
         cx.user = other;
     }
 
@@ -167,8 +199,11 @@ async fn steps(
     // May they?
     let attributes = Attributes::of_request(&cx.info, &cx.user, &cx.query);
     match server.services.authorizer.authorize(&attributes).await {
-        Decision::Allow(_) => {}
-        Decision::Deny(reason) | Decision::NoOpinion(reason) => return Err(attributes.forbidden(&reason)),
+        Decision::Allow(reason) => audit::authorized(true, &reason),
+        Decision::Deny(reason) | Decision::NoOpinion(reason) => {
+            audit::authorized(false, &reason);
+            return Err(attributes.forbidden(&reason));
+        }
     }
 
     // What do they send?
@@ -179,6 +214,11 @@ async fn steps(
         body.read(server.config.request_body_bytes_max).await?
     };
 
+    // What another server serves goes on as it came.
+    if let Some(remote) = server.aggregator.route(cx.parts.uri.path()) {
+        return aggregate::pass_on(server, &remote, cx, body).await;
+    }
+
     let body = if negotiate::media_type(&cx.parts.headers) == protobuf::MEDIA_TYPE && !body.is_empty() {
         let json = protobuf::decode(&body).map_err(|e| unreadable(&cx, &e, &body))?;
         cx.parts.headers.insert(http::header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -187,11 +227,13 @@ async fn steps(
         body
     };
 
+    audit::sent(&cx, &body);
+
     // Who answers?
     if cx.info.is_resource {
         dispatch::resource(server, cx, body).await
     } else {
-        nonresource::answer(server, &cx).await
+        nonresource::answer(server, cx).await
     }
 }
 
@@ -223,8 +265,10 @@ fn objects_read(server: &Server, cx: &RequestContext) -> usize {
 }
 
 async fn authenticate(server: &Server, parts: &Parts, connection: &Connection) -> Result<UserInfo, ApiError> {
-    let by_certificate =
-        !connection.peer.certificates.is_empty() && !parts.headers.contains_key(http::header::AUTHORIZATION);
+    // A proxy's connection brings many users.
+    let by_certificate = connection.peer.is_client
+        && !connection.peer.is_proxy
+        && !parts.headers.contains_key(http::header::AUTHORIZATION);
     if by_certificate {
         let known = connection.known.lock();
         if let Some((_, user)) = known.as_ref().filter(|(since, _)| since.elapsed() < CERTIFICATE_TRUSTED_FOR) {

@@ -1,6 +1,7 @@
 //! Answers: statuses, objects, streamed lists and watches, compression.
 
 use super::negotiate::{Accepted, Form, Media};
+use crate::audit;
 use crate::flow::Refused;
 use crate::registry::read::ListStream;
 use crate::request::{Response, ResponseBody};
@@ -51,6 +52,7 @@ pub fn with_type(code: u16, content_type: &'static str, bytes: impl Into<Bytes>)
 #[must_use]
 pub fn error(e: &ApiError, accepted: &Accepted) -> Response {
     let json = Bytes::from(e.to_json());
+    audit::answered(&json);
     let mut response = match encode(json.clone(), accepted) {
         Ok(bytes) => with_type(e.code, accepted.content_type(), bytes),
         Err(_) => with_type(e.code, "application/json", json),
@@ -133,6 +135,7 @@ pub fn not_marshalable(e: ProtobufError) -> ApiError {
 /// # Errors
 /// Where it cannot be encoded.
 pub fn document(code: u16, json: Bytes, accepted: &Accepted, headers: &HeaderMap) -> Result<Response, ApiError> {
+    audit::answered(&json);
     let bytes = encode(json, accepted)?;
     let size = bytes.len();
     Ok(compressed(with_type(code, accepted.content_type(), bytes), size, headers, accepted))
@@ -192,13 +195,17 @@ pub fn accepts_gzip(headers: &HeaderMap) -> bool {
 /// # Errors
 /// Where an object cannot be shown.
 pub fn list(mut items: ListStream, accepted: &Accepted, headers: &HeaderMap) -> Result<Response, ApiError> {
+    let recorded = audit::wants_answer();
     if accepted.media == Media::Protobuf {
+        if recorded {
+            audit::answered(&whole_json(items.clone())?);
+        }
         return protobuf_list(items, accepted, headers);
     }
     let mut ready = VecDeque::new();
     let mut size = 0;
-    // YAML and pretty printing need the whole.
-    let whole = accepted.media == Media::Yaml || accepted.pretty;
+    // YAML, pretty printing and the audit log need the whole.
+    let whole = accepted.media == Media::Yaml || accepted.pretty || recorded;
     while whole || size <= COMPRESS_BEYOND {
         let Some(chunk) = items.next_chunk()? else {
             let json = join(ready, size);
@@ -208,6 +215,15 @@ pub fn list(mut items: ListStream, accepted: &Accepted, headers: &HeaderMap) -> 
         ready.push_back(chunk);
     }
     streamed(items, ready, accepted, accepts_gzip(headers))
+}
+
+fn whole_json(mut items: ListStream) -> Result<Bytes, ApiError> {
+    let (mut chunks, mut size) = (VecDeque::new(), 0);
+    while let Some(chunk) = items.next_chunk()? {
+        size += chunk.len();
+        chunks.push_back(chunk);
+    }
+    Ok(join(chunks, size))
 }
 
 /// The envelope says how long the list is, so it is counted before the first byte goes out. What fits into

@@ -2,15 +2,17 @@
 
 use super::pipeline::{self, Caller, Connection, Incoming};
 use crate::authn::Peer;
+use crate::config::ServerConfig;
 use crate::server::{Server, StartError};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
 use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::ClientCertVerifier;
 use rustls::{RootCertStore, ServerConfig as TlsConfig};
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -39,13 +41,14 @@ impl Server {
         listeners: Vec<TcpListener>,
         shutdown: CancellationToken,
     ) -> Result<(), StartError> {
-        let acceptor = TlsAcceptor::from(Arc::new(tls_config(self)?));
+        let trust = Arc::new(ClientTrust::new(&self.config)?);
+        let acceptor = TlsAcceptor::from(Arc::new(tls_config(self, &trust)?));
         let connections = Arc::new(GracefulShutdown::new());
         let accepting: Vec<_> = listeners
             .into_iter()
             .map(|listener| {
                 let (server, acceptor) = (self.clone(), acceptor.clone());
-                let (connections, shutdown) = (connections.clone(), shutdown.clone());
+                let (connections, shutdown, trust) = (connections.clone(), shutdown.clone(), trust.clone());
                 tokio::spawn(async move {
                     loop {
                         let accepted = tokio::select! {
@@ -55,7 +58,8 @@ impl Server {
                         match accepted {
                             Ok((stream, address)) => {
                                 let watcher = connections.watcher();
-                                tokio::spawn(connection(server.clone(), acceptor.clone(), stream, address, watcher));
+                                let (server, acceptor, trust) = (server.clone(), acceptor.clone(), trust.clone());
+                                tokio::spawn(connection(server, acceptor, trust, stream, address, watcher));
                             }
                             Err(e) => {
                                 tracing::warn!(error = %e, "cannot accept a connection");
@@ -85,6 +89,7 @@ impl Server {
 async fn connection(
     server: Arc<Server>,
     acceptor: TlsAcceptor,
+    trust: Arc<ClientTrust>,
     stream: TcpStream,
     address: SocketAddr,
     watcher: hyper_util::server::graceful::Watcher,
@@ -103,8 +108,8 @@ async fn connection(
             return;
         }
     };
-    let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default().iter().map(|c| c.to_vec()).collect();
-    let peer = Arc::new(Connection::new(Peer { address: Some(address), certificates }));
+    let peer = trust.peer(address, stream.get_ref().1.peer_certificates().unwrap_or_default());
+    let peer = Arc::new(Connection::new(peer));
     let service = service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
         let (server, peer) = (server.clone(), peer.clone());
         async move {
@@ -130,30 +135,71 @@ async fn connection(
     }
 }
 
-fn tls_config(server: &Server) -> Result<TlsConfig, StartError> {
+/// Whose client certificates are accepted, and what they are good for.
+struct ClientTrust {
+    /// Asks for certificates of either authority.
+    any: Arc<dyn ClientCertVerifier>,
+    client: Arc<dyn ClientCertVerifier>,
+    proxy: Option<Arc<dyn ClientCertVerifier>>,
+}
+
+fn certificates(what: &'static str, pem: &str) -> Result<Vec<CertificateDer<'static>>, StartError> {
+    CertificateDer::pem_slice_iter(pem.as_bytes())
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|e| StartError::Tls { what, message: e.to_string() })
+}
+
+fn verifier(what: &'static str, authorities: &[&str]) -> Result<Arc<dyn ClientCertVerifier>, StartError> {
+    let tls = |message: String| StartError::Tls { what, message };
+    let mut roots = RootCertStore::empty();
+    for pem in authorities {
+        for ca in certificates(what, pem)? {
+            roots.add(ca).map_err(|e| tls(e.to_string()))?;
+        }
+    }
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
+        .allow_unauthenticated()
+        .build()
+        .map_err(|e| tls(e.to_string()))
+}
+
+impl ClientTrust {
+    fn new(config: &ServerConfig) -> Result<Self, StartError> {
+        let client = config.client_ca_pem.as_str();
+        let proxy = config.access.request_header.as_ref().map(|r| r.ca_pem.as_str());
+        let both: Vec<&str> = std::iter::once(client).chain(proxy).collect();
+        Ok(Self {
+            any: verifier("client CA", &both)?,
+            client: verifier("client CA", &[client])?,
+            proxy: proxy.map(|pem| verifier("requestheader client CA", &[pem])).transpose()?,
+        })
+    }
+
+    fn peer(&self, address: SocketAddr, chain: &[CertificateDer<'_>]) -> Peer {
+        let verified = |by: &Arc<dyn ClientCertVerifier>| {
+            chain.split_first().is_some_and(|(leaf, rest)| by.verify_client_cert(leaf, rest, UnixTime::now()).is_ok())
+        };
+        Peer {
+            address: Some(address),
+            is_client: verified(&self.client),
+            is_proxy: self.proxy.as_ref().is_some_and(verified),
+            certificates: chain.iter().map(|c| c.to_vec()).collect(),
+        }
+    }
+}
+
+fn tls_config(server: &Server, trust: &ClientTrust) -> Result<TlsConfig, StartError> {
     let config = &server.config;
     let tls = |what: &'static str, message: String| StartError::Tls { what, message };
-    let certificates = |what: &'static str, pem: &str| {
-        CertificateDer::pem_slice_iter(pem.as_bytes())
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(|e| tls(what, e.to_string()))
-    };
     let chain = certificates("serving certificate", &config.serving_cert_pem)?;
     let key = PrivateKeyDer::from_pem_slice(config.serving_key_pem.as_bytes())
         .map_err(|e| tls("serving key", e.to_string()))?;
-    let mut roots = RootCertStore::empty();
-    for ca in certificates("client CA", &config.client_ca_pem)? {
-        roots.add(ca).map_err(|e| tls("client CA", e.to_string()))?;
-    }
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
-        .allow_unauthenticated()
-        .build()
-        .map_err(|e| tls("client CA", e.to_string()))?;
     let mut out = TlsConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(|e| tls("TLS versions", e.to_string()))?
-        .with_client_cert_verifier(verifier)
+        .with_client_cert_verifier(trust.any.clone())
         .with_single_cert(chain, key)
         .map_err(|e| tls("serving certificate", e.to_string()))?;
     out.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];

@@ -65,6 +65,9 @@ pub fn config() -> (ServerConfig, String) {
         node_port_range: (30000, 32767),
         advertise: Some((Ipv4Addr::new(192, 0, 2, 1).into(), 6443)),
         request_body_bytes_max: 3 << 20,
+        audit: None,
+        admission: gantry_server::admission::AdmissionConfig::default(),
+        access: gantry_server::access::AccessConfig::default(),
         component_roles: vec![],
     };
     (config, ca_key)

@@ -14,6 +14,7 @@ mod tunnel;
 
 pub use backend::{KubeletClient, StatsError};
 pub use tls::TlsError;
+pub(crate) use tunnel::{answer as pass_back, forwarded_request_headers};
 
 use super::{Handler, Services};
 use crate::admission::rounds::Rounds;

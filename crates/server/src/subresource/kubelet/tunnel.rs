@@ -22,7 +22,7 @@ const NOT_FORWARDED: [&str; 8] = [
 ];
 
 /// The headers of a request as a backend gets them. Credentials and impersonation end here.
-pub(super) fn forwarded_request_headers(headers: &HeaderMap, upgrade: bool) -> HeaderMap {
+pub(crate) fn forwarded_request_headers(headers: &HeaderMap, upgrade: bool) -> HeaderMap {
     let mut out = HeaderMap::new();
     for (name, value) in headers {
         let text = name.as_str();
@@ -64,7 +64,7 @@ fn is_listed(headers: &HeaderMap, name: &HeaderName) -> bool {
 }
 
 /// The answer for the client. A switch of protocols is tunnelled until either side ends.
-pub(super) fn answer(mut backend: http::Response<Incoming>, client: Option<OnUpgrade>) -> Response {
+pub(crate) fn answer(mut backend: http::Response<Incoming>, client: Option<OnUpgrade>) -> Response {
     if backend.status() == StatusCode::SWITCHING_PROTOCOLS {
         let to_backend = hyper::upgrade::on(&mut backend);
         let (parts, _) = backend.into_parts();
