@@ -237,8 +237,11 @@ impl Planner<'_> {
             match self.pair(pods) {
                 None | Some((None, None) | (Some(_), Some(_))) => unavailable += 1,
                 Some((Some(new), None)) => unavailable += usize::from(!self.is_available(&new)),
-                // Nothing is lost with a pod that is not available.
-                Some((None, Some(old))) if !self.is_available(&old) => free.push(old),
+                // Nothing is lost with a pod that is not available, but it counts.
+                Some((None, Some(old))) if !self.is_available(&old) => {
+                    unavailable += 1;
+                    free.push(old);
+                }
                 Some((None, Some(old))) => candidates.push(old),
             }
         }
@@ -258,20 +261,20 @@ impl Planner<'_> {
             if let Some(counted) = old.as_ref().or(new.as_ref()) {
                 available += usize::from(self.is_available(counted));
             }
+            let wanted = self.fits.get(node).is_some_and(|f| f.should_run);
             match (new, old) {
                 (_, None) => {}
-                (None, Some(old)) if !self.is_available(&old) => {
-                    if self.fits.get(node).is_some_and(|f| f.should_run) {
-                        free.push((*node).to_owned());
-                    } else {
-                        not_wanted.push(old);
-                    }
-                }
-                (None, Some(_)) => candidates.push((*node).to_owned()),
+                (None, Some(old)) => match (wanted, self.is_available(&old)) {
+                    (true, true) => candidates.push((*node).to_owned()),
+                    (true, false) => free.push((*node).to_owned()),
+                    (false, true) => not_wanted.push(old),
+                    (false, false) => self.plan.delete.push(old),
+                },
                 (Some(new), Some(_)) if !self.is_available(&new) => surging += 1,
                 (Some(_), Some(old)) => self.plan.delete.push(old),
             }
         }
+        // What nodes that are no longer wanted do for availability must be done elsewhere first.
         not_wanted.truncate(available.saturating_sub(desired));
         self.plan.delete.extend(not_wanted);
         candidates.truncate(most.saturating_sub(surging));

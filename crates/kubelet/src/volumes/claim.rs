@@ -159,14 +159,15 @@ fn ready(spec: &PersistentVolumeSpec, name: &str, inside: &Path, root: Option<&P
         return Ok(inside.to_owned());
     }
     if let Some(csi) = &spec.csi {
-        let message = format!(
-            "kubernetes.io/csi: attacher.MountDevice failed to create newCsiDriverClient: driver name {} not found in \
-             the list of registered CSI drivers",
-            csi.driver
-        );
+        let message = no_driver("attacher.MountDevice failed to create newCsiDriverClient", &csi.driver);
         return Err(Failure { stage: super::Stage::MountDevice, message });
     }
     Err(Failure { stage: super::Stage::NewMounter, message: "no volume plugin matched".into() })
+}
+
+/// No storage drivers run on this node: what upstream says where one that is needed has not registered.
+pub(super) fn no_driver(what: &str, driver: &str) -> String {
+    format!("kubernetes.io/csi: {what}: driver name {driver} not found in the list of registered CSI drivers")
 }
 
 /// Makes the directory of a volume, for whichever user the pod runs as.

@@ -208,6 +208,8 @@ impl Volumes {
                 let mounted = tokio::task::spawn_blocking(move || claim::mount_nfs(&nfs, &[], &target));
                 mounted.await.map_err(|e| failed(e.to_string()))?.map_err(failed)?;
                 Ready::Host { path, read_only }
+            } else if let Some(csi) = &volume.csi {
+                return Err(failed(claim::no_driver("mounter.SetUpAt failed to get CSI client", &csi.driver)));
             } else if let Some(image) = &volume.image {
                 Ready::Image(image.reference.clone().unwrap_or_default())
             } else {
@@ -420,7 +422,8 @@ mod tests {
 
     #[test]
     fn kinds_that_are_not_built_are_named() {
-        let v: Volume = serde_json::from_value(json!({"name": "v", "iscsi": {"targetPortal": "p", "iqn": "i", "lun": 0}})).unwrap();
+        let v: Volume =
+            serde_json::from_value(json!({"name": "v", "iscsi": {"targetPortal": "p", "iqn": "i", "lun": 0}})).unwrap();
         assert_eq!(plugin_of(&v), "iscsi");
         let message = "volumes of kind iscsi are not supported by this node".into();
         let e = MountError { volume: "v".into(), message, stage: Stage::SetUp };
