@@ -3,6 +3,7 @@
 use crate::access_options::AccessOptions;
 use crate::admission_options::AdmissionOptions;
 use crate::audit_options::AuditOptions;
+use crate::encryption_options::EncryptionOptions;
 use clap::Args;
 use ipnet::IpNet;
 use std::net::IpAddr;
@@ -90,6 +91,9 @@ pub struct ServerOptions {
     /// Lifetime of the certificates that are signed for nodes, where they ask for none: 8760h0m0s, 30m, 90s
     #[arg(long, value_name = "DURATION", default_value = "8760h0m0s", value_parser = lifetime)]
     pub cluster_signing_duration: Duration,
+    /// How often a HorizontalPodAutoscaler looks at what is measured
+    #[arg(long, value_name = "DURATION", default_value = "15s", value_parser = lifetime)]
+    pub horizontal_pod_autoscaler_sync_period: Duration,
     /// Where to write the admin's kubeconfig
     #[arg(long, value_name = "FILE", default_value = DEFAULT_KUBECONFIG)]
     pub kubeconfig: PathBuf,
@@ -102,6 +106,9 @@ pub struct ServerOptions {
     /// Audit
     #[command(flatten)]
     pub audit: AuditOptions,
+    /// Encryption at rest
+    #[command(flatten)]
+    pub encryption: EncryptionOptions,
 }
 
 fn port_range(text: &str) -> Result<(u16, u16), String> {

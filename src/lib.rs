@@ -7,6 +7,7 @@ pub mod audit_options;
 pub mod bootstrap;
 pub mod cli;
 pub mod config;
+pub mod encryption_options;
 pub mod in_process;
 pub mod roles;
 pub mod wire;

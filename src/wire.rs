@@ -6,6 +6,7 @@ use gantry_api::entropy::Entropy;
 use gantry_controllers::ControllersConfig;
 use gantry_reconcile::Informers;
 use gantry_scheduler::SchedulerConfig;
+use gantry_scheduler::profile::Profile;
 use gantry_server::Server;
 use gantry_server::authn::UserInfo;
 use gantry_server::config::ComponentRole;
@@ -27,6 +28,8 @@ pub struct Components {
     pub entropy: Entropy,
     /// Lifetime of the certificates that are signed; Kubernetes' one year where none is given.
     pub signing_duration: Option<Duration>,
+    /// How often autoscalers look; Kubernetes' fifteen seconds where it is not given.
+    pub autoscaling_period: Option<Duration>,
     /// Address of the cluster's DNS Service, where the nodes serve DNS.
     pub cluster_dns: Option<IpAddr>,
 }
@@ -42,22 +45,25 @@ pub fn component_roles() -> Vec<ComponentRole> {
 
 /// Runs controllers and scheduler, in process and on shared caches, until `cancel`.
 pub async fn run(server: Arc<Server>, components: Components, cancel: CancellationToken) {
-    let Components { ca_cert_pem, ca_key_pem, clock, entropy, signing_duration, cluster_dns } = components;
+    let Components { ca_cert_pem, ca_key_pem, clock, entropy, signing_duration, autoscaling_period, cluster_dns } =
+        components;
     let factory = server.clone();
     let client_for = Arc::new(move |name: &str| in_process::controller_client(&factory, name));
     let mut config = ControllersConfig::new(clock, entropy.clone(), client_for, ca_cert_pem);
     config.ca_key_pem = Some(ca_key_pem);
     config.certificate_duration = signing_duration.unwrap_or(config.certificate_duration);
+    config.autoscaling_period = autoscaling_period.unwrap_or(config.autoscaling_period);
     config.cluster_dns = cluster_dns;
     let manager = "kube-controller-manager";
     let manager = in_process::client(&server, UserInfo::new(&format!("system:{manager}"), &[]), manager);
     let informers = Informers::new(manager);
     let scheduler = in_process::client(&server, UserInfo::new("system:kube-scheduler", &[]), "kube-scheduler");
-    let scheduling = SchedulerConfig { name: "default-scheduler".into(), clock, entropy };
+    let profiles = vec![Profile::new("default-scheduler")];
+    let scheduling = SchedulerConfig { profiles, clock, entropy };
     tokio::join!(
         // In order: an unordered choice draws lots, and two simulations from one seed would differ.
         biased;
-        gantry_controllers::run(&informers, config, cancel.clone()),
-        gantry_scheduler::run(scheduler, &informers, scheduling, cancel.clone()),
+        server.components.run("controller-manager", gantry_controllers::run(&informers, config, cancel.clone())),
+        server.components.run("scheduler", gantry_scheduler::run(scheduler, &informers, scheduling, cancel.clone())),
     );
 }

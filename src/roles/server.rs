@@ -100,6 +100,10 @@ pub async fn start(
     node_ip: IpAddr,
     cancel: &CancellationToken,
 ) -> Result<Running> {
+    let clock = Clock::starting_at(Timestamp::now());
+    let entropy = Entropy::from_seed_bytes(seed()?);
+    let audit = options.audit.open(clock, &entropy)?;
+    let encryption = options.encryption.open(data, &entropy)?;
     let pki = Pki::open(data.path())?;
     let mut addresses = vec![options.bind_address];
     if let Some(gateway) = gateway.filter(|g| !options.bind_address.is_unspecified() && *g != options.bind_address) {
@@ -111,14 +115,12 @@ pub async fn start(
     }
     let store = EmbeddedStore::open(&data.path().join("store"), EmbeddedOptions::default())
         .with_context(|| format!("cannot open the store in {}", data.path().display()))?;
-    let clock = Clock::starting_at(Timestamp::now());
-    let entropy = Entropy::from_seed_bytes(seed()?);
     let local = if options.bind_address.is_unspecified() { node_ip } else { options.bind_address };
     let url = format!("https://{}", SocketAddr::new(local, options.port));
     let advertise = (gateway.unwrap_or(local), options.port);
     let mut config = server_config(options, cluster, &pki, &listeners, advertise, node_ip)?;
-    let audit = options.audit.open(clock, &entropy)?;
     config.audit = audit.audit;
+    config.encryption = Some(encryption);
     let store: Arc<dyn Store> = Arc::new(store);
     let server = Server::new(config, store, clock, entropy.clone()).await.context("cannot start the API server")?;
 
@@ -141,6 +143,7 @@ pub async fn start(
         clock,
         entropy,
         signing_duration: Some(options.cluster_signing_duration),
+        autoscaling_period: Some(options.horizontal_pod_autoscaler_sync_period),
         cluster_dns: Some(cluster.dns_service_ip()),
     };
     tasks.push(tokio::spawn(wire::run(server.clone(), components, cancel.clone())));
@@ -207,6 +210,7 @@ fn server_config(
         advertise: Some(advertise),
         request_body_bytes_max: REQUEST_BODY_BYTES_MAX,
         audit: None,
+        encryption: None,
         admission: options.admission.config()?,
         component_roles: wire::component_roles(),
         access: options.access.config(pki)?,

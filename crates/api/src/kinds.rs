@@ -26,6 +26,7 @@ use k8s_openapi::kube_aggregator::pkg::apis::apiregistration::v1 as apiregistrat
 /// Every built-in resource, in discovery's order within its group.
 pub static ALL: &[&dyn Resource] = &[
     &Erased::<core::Binding>::new(),
+    &Erased::<core::ComponentStatus>::new(),
     &Erased::<core::ConfigMap>::new(),
     &Erased::<core::Endpoints>::new(),
     &Erased::<core::Event>::new(),
@@ -93,7 +94,6 @@ pub static ALL: &[&dyn Resource] = &[
 /// Kinds that are written but not served, since nothing acts on them yet: what is accepted must not be ignored. Serving one
 /// means moving its line to [`ALL`].
 pub static WAITING: &[&dyn Resource] = &[
-    &Erased::<core::ComponentStatus>::new(),
     &Erased::<networking::NetworkPolicy>::new(),
     &Erased::<resource::DeviceClass>::new(),
     &Erased::<resource::DeviceTaintRule>::new(),

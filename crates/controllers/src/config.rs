@@ -29,6 +29,8 @@ pub struct ControllersConfig {
     pub certificate_duration: Duration,
     /// Address of the DNS Service that leads to the nodes' own DNS servers; none is made where it is `None`.
     pub cluster_dns: Option<IpAddr>,
+    /// How often an autoscaler looks (`--horizontal-pod-autoscaler-sync-period`).
+    pub autoscaling_period: Duration,
     /// A node silent for this long is taken for lost (`--node-monitor-grace-period`).
     pub node_grace_period: Duration,
     /// The same for a node that has never reported (`--node-startup-grace-period`).
@@ -49,6 +51,7 @@ impl ControllersConfig {
             ca_key_pem: None,
             certificate_duration: Duration::from_secs(365 * 24 * 3600),
             cluster_dns: None,
+            autoscaling_period: Duration::from_secs(15),
             node_grace_period: Duration::from_secs(50),
             node_startup_grace_period: Duration::from_secs(60),
             terminated_pod_threshold: 12500,

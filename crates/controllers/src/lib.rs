@@ -26,6 +26,7 @@ pub mod resource_quota;
 pub mod root_ca;
 pub mod rules;
 pub mod service_account;
+pub mod service_cidr;
 pub mod statefulset;
 pub mod taint_eviction;
 pub mod ttl_after_finished;

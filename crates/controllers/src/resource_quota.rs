@@ -32,8 +32,13 @@ const REDISCOVER: Duration = Duration::from_secs(30);
 const ALIASES: &[&str] = &["configmaps", "resourcequotas", "replicationcontrollers", "secrets"];
 
 /// What the controller may do.
-pub const RULES: &[Rule] =
-    &[Rule::new(&["*"], &["*"], &["list", "watch"]), Rule::new(&[""], &["resourcequotas/status"], &["update"]), EVENTS];
+pub const RULES: &[Rule] = &[
+    Rule::new(&["*"], &["*"], &["list", "watch"]),
+    // As it is now, and not as a cache has it.
+    Rule::new(&[""], &["resourcequotas"], &["get"]),
+    Rule::new(&[""], &["resourcequotas/status"], &["update"]),
+    EVENTS,
+];
 
 /// The resources of which a quota bounds the number, and the watches on them.
 #[derive(Default)]

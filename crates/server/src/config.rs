@@ -3,6 +3,7 @@
 use crate::admission::AdmissionConfig;
 use crate::access::AccessConfig;
 use crate::audit::Audit;
+use crate::encryption::Encryption;
 use gantry_api::k8s_openapi::api::rbac::v1::PolicyRule;
 use ipnet::IpNet;
 use std::net::{IpAddr, SocketAddr};
@@ -43,6 +44,8 @@ pub struct ServerConfig {
     pub request_body_bytes_max: usize,
     /// What is recorded of requests, and where; None for nothing.
     pub audit: Option<Arc<Audit>>,
+    /// How what is stored is encrypted; None for not at all.
+    pub encryption: Option<Encryption>,
     /// Which admission plugins run and how.
     pub admission: AdmissionConfig,
     /// Extra RBAC: cluster roles of in-process components; each is bound to the ServiceAccount of the same name (without

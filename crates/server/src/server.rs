@@ -3,8 +3,10 @@
 use crate::admission::Chain;
 use crate::aggregate::{self, Aggregator};
 use crate::authn::{UserInfo, issuer_discovery};
+use crate::component_status::Components;
 use crate::config::ServerConfig;
 use crate::discovery::Discovery;
+use crate::encryption::Encryption;
 use crate::flow::{self, Flow};
 use crate::http::pipeline::{self, Caller, Incoming};
 use crate::metrics::Metrics;
@@ -64,6 +66,8 @@ pub struct Server {
     pub services: Services,
     /// Measurements.
     pub metrics: Metrics,
+    /// What else of the control plane runs.
+    pub components: Components,
     pub(crate) flow: Arc<Flow>,
     pub(crate) discovery: ArcSwap<Discovery>,
     pub(crate) openapi: crate::openapi::Documents,
@@ -104,7 +108,8 @@ impl Server {
     ) -> Result<Arc<Self>, StartError> {
         let (stop, gone) = (CancellationToken::new(), CancellationToken::new());
         let config = Arc::new(config);
-        let registry = Registry::new(store, gantry_api::kinds::ALL.iter().copied(), clock, entropy);
+        let encryption = config.encryption.clone().unwrap_or_else(|| Encryption::none(entropy.clone()));
+        let registry = Registry::new(store, encryption, gantry_api::kinds::ALL.iter().copied(), clock, entropy);
         registry.start(gone.clone()).await?;
         let mut definitions = crate::crd::Controller::default();
         let restored = definitions.restore(&registry).await;
@@ -131,6 +136,7 @@ impl Server {
             registry,
             services,
             metrics: Metrics::new(),
+            components: Components::default(),
             flow: Flow::new(clock),
             discovery: ArcSwap::from_pointee(Discovery::new(&served, Vec::new())),
             openapi: crate::openapi::Documents::new(&served),

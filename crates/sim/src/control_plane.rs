@@ -68,6 +68,7 @@ impl ControlPlane {
             clock,
             entropy: running.entropy.clone(),
             signing_duration: None,
+            autoscaling_period: None,
             cluster_dns: None,
         };
         tokio::spawn(wire::run(running.server.clone(), components, running.cancel.clone()));
@@ -124,6 +125,7 @@ fn server_config(keys: &Keys) -> ServerConfig {
         advertise: Some((IpAddr::V4(Ipv4Addr::new(192, 168, 0, 1)), 6443)),
         request_body_bytes_max: 3 << 20,
         audit: None,
+        encryption: None,
         admission: gantry_server::admission::AdmissionConfig::default(),
         access: gantry_server::access::AccessConfig::default(),
         component_roles: wire::component_roles(),

@@ -35,15 +35,16 @@ impl Kind for ComponentStatus {
     }
 }
 
-/// The answer of a component that works.
+/// The answer of a component that works, or the reason why it does not.
 #[must_use]
-pub fn healthy(name: &str) -> ComponentStatus {
+pub fn of(name: &str, fault: Option<String>) -> ComponentStatus {
+    let status = if fault.is_none() { "True" } else { "False" };
     ComponentStatus {
         metadata: crate::ObjectMeta { name: Some(name.to_owned()), ..Default::default() },
         conditions: Some(vec![ComponentCondition {
             type_: "Healthy".to_owned(),
-            status: "True".to_owned(),
-            message: Some("ok".to_owned()),
+            status: status.to_owned(),
+            message: Some(fault.unwrap_or_else(|| "ok".to_owned())),
             error: None,
         }]),
     }
@@ -56,8 +57,10 @@ mod tests {
 
     #[test]
     fn table_row() {
-        let cells = healthy("scheduler").cells(Timestamp::UNIX_EPOCH);
+        let cells = of("scheduler", None).cells(Timestamp::UNIX_EPOCH);
         assert_eq!(cells, [json!("scheduler"), json!("Healthy"), json!("ok"), json!("")]);
+        let cells = of("scheduler", Some("gone".into())).cells(Timestamp::UNIX_EPOCH);
+        assert_eq!(cells, [json!("scheduler"), json!("Unhealthy"), json!("gone"), json!("")]);
         assert_eq!(ComponentStatus::default().cells(Timestamp::UNIX_EPOCH)[1], "Unknown");
     }
 }

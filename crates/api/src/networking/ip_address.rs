@@ -5,9 +5,67 @@ use crate::meta::field::{ErrorList, Path};
 use crate::meta::object::{Meta, immutable};
 use crate::meta::{names, table, text};
 use crate::networking::{addresses, validate_segment};
-use k8s_openapi::api::networking::v1::{IPAddress, ParentReference};
+use crate::ObjectMeta;
+use k8s_openapi::api::networking::v1::{IPAddress, IPAddressSpec, ParentReference};
 use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
+use std::net::IpAddr;
+
+/// Label that tells the address's family.
+const FAMILY: &str = "ipaddress.kubernetes.io/ip-family";
+/// Label that tells who gave the address away.
+const MANAGED_BY: &str = "ipaddress.kubernetes.io/managed-by";
+/// The allocator of cluster IPs.
+const ALLOCATOR: &str = "ipallocator.k8s.io";
+
+/// `IPv4` or `IPv6`.
+#[must_use]
+pub fn family(ip: IpAddr) -> &'static str {
+    if ip.is_ipv4() { "IPv4" } else { "IPv6" }
+}
+
+/// The object by which a Service holds its cluster IP.
+#[must_use]
+pub fn of_service(ip: IpAddr, namespace: &str, name: &str) -> IPAddress {
+    let label = |key: &str, value: &str| (key.to_owned(), value.to_owned());
+    IPAddress {
+        metadata: ObjectMeta {
+            name: Some(ip.to_string()),
+            labels: Some([label(FAMILY, family(ip)), label(MANAGED_BY, ALLOCATOR)].into()),
+            ..Default::default()
+        },
+        spec: IPAddressSpec {
+            parent_ref: ParentReference {
+                // The core group's name is written, though it is empty.
+                group: Some(String::new()),
+                resource: "services".to_owned(),
+                namespace: Some(namespace.to_owned()),
+                name: name.to_owned(),
+            },
+        },
+    }
+}
+
+/// Whether the allocator of cluster IPs has given the address away.
+#[must_use]
+pub fn is_managed(address: &IPAddress) -> bool {
+    address.metadata.label(MANAGED_BY) == Some(ALLOCATOR)
+}
+
+/// Whether the labels are as the allocator writes them.
+#[must_use]
+pub fn is_labelled(address: &IPAddress) -> bool {
+    let right = names::parse_ip(address.metadata.name()).map(family);
+    is_managed(address) && right.is_some() && address.metadata.label(FAMILY) == right
+}
+
+/// Namespace and name of the Service that holds the address; None where something else does.
+#[must_use]
+pub fn service_of(address: &IPAddress) -> Option<(&str, &str)> {
+    let parent = &address.spec.parent_ref;
+    let is_service = text(&parent.group).is_empty() && parent.resource == "services";
+    is_service.then(|| (text(&parent.namespace), parent.name.as_str()))
+}
 
 /// Whose address it is: `services/default/web`.
 fn shown(parent: &ParentReference) -> String {
@@ -91,6 +149,15 @@ mod tests {
         let new = address(json!({"resource": "services", "namespace": "default", "name": "api"}));
         assert!(texts(&new.validate_update(&old))[0].ends_with("field is immutable"));
         assert_eq!(json!(old.cells(Timestamp::UNIX_EPOCH)), json!(["10.0.0.1", "services/default/web"]));
+    }
+
+    #[test]
+    fn a_service_holds_its_address() {
+        let held = of_service("10.0.0.1".parse().unwrap(), "default", "web");
+        assert!(is_labelled(&held) && held.validate().is_empty());
+        assert_eq!(service_of(&held), Some(("default", "web")));
+        let other = address(json!({"group": "gateway.example.com", "resource": "services", "name": "web"}));
+        assert!(service_of(&other).is_none() && !is_managed(&other));
     }
 
     #[test]

@@ -3,9 +3,9 @@
 mod addresses;
 mod ingress;
 mod ingress_class;
-mod ip_address;
+pub mod ip_address;
 mod network_policy;
-mod service_cidr;
+pub mod service_cidr;
 
 use crate::meta::field::{ErrorList, Path};
 use crate::meta::names;

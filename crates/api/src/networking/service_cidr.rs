@@ -5,11 +5,41 @@ use crate::meta::field::{ErrorList, Path};
 use crate::meta::object::{IMMUTABLE, Meta, reset_for_status};
 use crate::meta::{names, table};
 use crate::networking::addresses;
+use ipnet::IpNet;
 use k8s_openapi::api::networking::v1::ServiceCIDR;
 use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
+use std::net::IpAddr;
 
-fn cidrs(c: &ServiceCIDR) -> &[String] {
+/// The range that a cluster starts with.
+pub const DEFAULT: &str = "kubernetes";
+/// Holds a range whose addresses are in use.
+pub const FINALIZER: &str = "networking.k8s.io/service-cidr-finalizer";
+/// Condition: addresses are given out of the range.
+pub const READY: &str = "Ready";
+
+/// Whether addresses may be given out of the range: it is not going, and nobody says that it is not ready.
+#[must_use]
+pub fn is_ready(c: &ServiceCIDR) -> bool {
+    let conditions = c.status.iter().flat_map(|s| s.conditions.iter().flatten());
+    let ready = conditions.into_iter().find(|c| c.type_ == READY).is_none_or(|c| c.status == "True");
+    ready && !c.metadata.is_deleting()
+}
+
+/// The ranges, those that can be read.
+pub fn ranges(c: &ServiceCIDR) -> impl Iterator<Item = IpNet> {
+    cidrs(c).iter().filter_map(|text| text.parse().ok())
+}
+
+/// Whether the address can be given out of the range: the network's own cannot, nor IPv4's broadcast address.
+#[must_use]
+pub fn gives(range: &IpNet, ip: IpAddr) -> bool {
+    range.contains(&ip) && ip != range.network() && (ip.is_ipv6() || ip != range.broadcast())
+}
+
+/// The ranges as written.
+#[must_use]
+pub fn cidrs(c: &ServiceCIDR) -> &[String] {
     c.spec.as_ref().and_then(|s| s.cidrs.as_deref()).unwrap_or_default()
 }
 
@@ -109,6 +139,19 @@ mod tests {
         let both = range(&["10.0.0.0/8", "fd00::/64"]);
         assert!(both.validate().is_empty());
         assert_eq!(json!(both.cells(Timestamp::UNIX_EPOCH)), json!(["r", "10.0.0.0/8,fd00::/64", "<unknown>"]));
+    }
+
+    #[test]
+    fn what_a_range_gives() {
+        let net: IpNet = "10.0.0.0/30".parse().unwrap();
+        let given: Vec<bool> = (0..5).map(|n| gives(&net, IpAddr::from([10, 0, 0, n]))).collect();
+        assert_eq!(given, [false, true, true, false, false]);
+        let mut c = range(&["10.0.0.0/8", "fd00::/64"]);
+        assert_eq!((ranges(&c).count(), is_ready(&c)), (2, true));
+        let status = json!({"conditions": [{"type": "Ready", "status": "False", "reason": "Terminating",
+            "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"}]});
+        c.status = serde_json::from_value(status).unwrap();
+        assert!(!is_ready(&c));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! HorizontalPodAutoscalers: every fifteen seconds what is measured of a workload decides how many replicas it has.
+//! HorizontalPodAutoscalers: every few seconds what is measured of a workload decides how many replicas it has.
 
 mod behavior;
 mod compute;
@@ -29,12 +29,9 @@ use parking_lot::Mutex;
 use replicas::{Pods, Tolerances};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 use target::Targets;
 
 const WORKERS: usize = 5;
-/// How often an autoscaler looks (`--horizontal-pod-autoscaler-sync-period`).
-const PERIOD: Duration = Duration::from_secs(15);
 /// How far off the target is near enough (`--horizontal-pod-autoscaler-tolerance`).
 const TOLERANCE: f64 = 0.1;
 
@@ -368,6 +365,6 @@ impl Controller for Autoscalers {
                 tracing::warn!(autoscaler = key, error = %e, "trying again with the next round");
             }
         }
-        Ok(Outcome::after(PERIOD))
+        Ok(Outcome::after(self.setup.config.autoscaling_period))
     }
 }

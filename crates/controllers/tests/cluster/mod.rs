@@ -80,6 +80,7 @@ fn server_config() -> ServerConfig {
         advertise: None,
         request_body_bytes_max: 3 << 20,
         audit: None,
+        encryption: None,
         admission: gantry_server::admission::AdmissionConfig::default(),
         access: gantry_server::access::AccessConfig::default(),
         component_roles: ALL

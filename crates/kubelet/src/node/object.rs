@@ -2,6 +2,7 @@
 
 use super::machine::{KUBELET_VERSION, Machine, architecture};
 use crate::config::KubeletConfig;
+use crate::pod::sandbox::HANDLERS;
 use gantry_api::clock::Clock;
 use gantry_api::core::pod::resources::Amounts;
 use gantry_api::core::pod::validate::resources::is_extended;
@@ -140,16 +141,21 @@ pub(crate) async fn status(
         images: Some(images(service).await),
         node_info: Some(machine.info.clone()),
         features: Some(NodeFeatures { supplemental_groups_policy: Some(true) }),
-        runtime_handlers: Some(vec![NodeRuntimeHandler {
-            // The default handler: there are no others.
-            name: Some(String::new()),
-            features: Some(NodeRuntimeHandlerFeatures {
-                recursive_read_only_mounts: Some(true),
-                user_namespaces: Some(false),
-            }),
-        }]),
+        runtime_handlers: Some(runtime_handlers()),
         ..NodeStatus::default()
     }
+}
+
+/// The one runtime, by the names that a RuntimeClass may ask for it by; the empty one is for pods that name no class.
+fn runtime_handlers() -> Vec<NodeRuntimeHandler> {
+    let handler = |name: &str| NodeRuntimeHandler {
+        name: Some(name.to_owned()),
+        features: Some(NodeRuntimeHandlerFeatures {
+            recursive_read_only_mounts: Some(true),
+            user_namespaces: Some(false),
+        }),
+    };
+    [""].iter().chain(&HANDLERS).map(|name| handler(name)).collect()
 }
 
 /// Registers the node, or brings an existing object's labels up to date, and its pod ranges where it has none yet.

@@ -14,7 +14,7 @@ pub(crate) mod names;
 pub(crate) mod plan;
 pub(crate) mod resize;
 pub(crate) mod resources;
-mod sandbox;
+pub(crate) mod sandbox;
 mod security;
 mod start;
 pub(crate) mod state;

@@ -2,9 +2,11 @@
 
 use super::worker::Worker;
 use super::{dns, names, resources};
+use gantry_client::Api;
 use gantry_container::runtime::{Namespaces, SandboxConfig, SandboxState, SandboxStatus};
 use gantry_network::{AttachOptions, HostPort, Protocol};
 use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::node::v1::RuntimeClass;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
@@ -40,6 +42,17 @@ fn host_ports(pod: &Pod) -> Vec<HostPort> {
     mapped.collect()
 }
 
+/// The one runtime of the node, by its own name and by the one that nodes elsewhere have for theirs.
+pub(crate) const HANDLERS: [&str; 2] = ["gantry", "runc"];
+
+/// Whether the node has the runtime that a RuntimeClass asks for.
+fn has_runtime(handler: &str) -> Result<(), String> {
+    if HANDLERS.contains(&handler) {
+        return Ok(());
+    }
+    Err(format!("failed to get sandbox runtime: no runtime for {handler:?} is configured"))
+}
+
 impl Worker {
     /// `<uid>_<attempt>`.
     fn next_sandbox_id(&self) -> String {
@@ -56,6 +69,10 @@ impl Worker {
             return Err("can't set `spec.hostUsers: false`, runtime does not support user namespaces".into());
         }
         let agent = self.agent.clone();
+        if let Some(name) = spec.runtime_class_name.as_deref().filter(|n| !n.is_empty()) {
+            let class = Api::<RuntimeClass>::all(agent.client.clone()).get(name).await;
+            has_runtime(&class.map_err(|e| e.to_string())?.handler)?;
+        }
         let host = agent.host_resolver().await;
         let resolver = dns::resolver(spec, names::namespace(&pod), &agent.cluster_dns(), &host);
         let log_dir =

@@ -39,6 +39,7 @@ pub fn config() -> &'static ServerConfig {
             advertise: None,
             request_body_bytes_max: 3 << 20,
             audit: None,
+        encryption: None,
             admission: crate::admission::AdmissionConfig::default(),
             access: crate::access::AccessConfig::default(),
             component_roles: Vec::new(),

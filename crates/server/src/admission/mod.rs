@@ -1,17 +1,29 @@
 //! Admission: plugins that may change (mutating) or refuse (validating) a write, in one visible order.
 
+mod always;
+mod always_pull_images;
 mod certificate;
+mod configuration;
 mod default_class;
 mod default_toleration_seconds;
+mod deny_external_ips;
 pub mod expression;
-mod matching;
+mod extended_resource_toleration;
+mod hard_anti_affinity;
+mod in_use_protection;
 mod limit_ranger;
+mod matching;
 #[cfg(test)]
 pub mod memory_objects;
 mod mirror_pod;
+mod namespace_exists;
 mod namespace_lifecycle;
 mod node_restriction;
+mod owner_references;
+mod plugins;
+mod pod_node_selector;
 mod pod_security;
+mod pod_toleration_restriction;
 pub mod pod_topology_labels;
 mod policy;
 mod priority;
@@ -26,8 +38,11 @@ mod taint_nodes;
 #[cfg(test)]
 mod tests;
 mod token_secret;
-mod webhook;
+mod tolerations;
 mod volume_claim;
+mod webhook;
+
+pub use configuration::AdmissionConfig;
 
 use crate::authz::Authorizer;
 use crate::config::ServerConfig;
@@ -213,44 +228,60 @@ impl Chain {
     }
 }
 
-/// The plugins every cluster has, in upstream's order. `authorizer` is asked about approving, signing, granting and binding.
+/// The plugins that run, in upstream's order. `authorizer` is asked about approving, signing, granting, binding and owning.
 #[must_use]
-pub fn default_chain(authorizer: Arc<dyn Authorizer>) -> Chain {
-    Chain {
-        mutating: vec![
-            Box::new(namespace_lifecycle::NamespaceLifecycle::default()),
-            Box::new(limit_ranger::LimitRanger),
-            Box::new(service_account::ServiceAccountPlugin),
-            Box::new(node_restriction::NodeRestriction),
-            Box::new(taint_nodes::TaintNodesByCondition),
-            Box::new(priority::Priority),
-            Box::new(default_toleration_seconds::DefaultTolerationSeconds),
-            Box::new(default_class::DefaultStorageClass),
-            Box::new(runtime_class::RuntimeClassPlugin),
-            Box::new(certificate::Requestor),
-            Box::new(default_class::DefaultIngressClass),
-            Box::new(pod_topology_labels::PodTopologyLabels),
-            Box::new(policy::MutatingPolicies::new(authorizer.clone())),
-            Box::new(webhook::MutatingWebhooks::new(authorizer.clone())),
-        ],
-        validating: vec![
-            Box::new(limit_ranger::LimitRanger),
-            Box::new(service_account::ServiceAccountPlugin),
-            Box::new(mirror_pod::MirrorPod),
-            Box::new(pod_security::PodSecurity),
-            Box::new(priority::Priority),
-            Box::new(volume_claim::Resize),
-            Box::new(runtime_class::RuntimeClassPlugin),
-            Box::new(certificate::Approval(authorizer.clone())),
-            Box::new(certificate::Signing(authorizer.clone())),
-            Box::new(certificate::SubjectRestriction),
-            Box::new(rbac_escalation::RbacEscalation(authorizer.clone())),
-            Box::new(policy::ValidatingPolicies::new(authorizer.clone())),
-            Box::new(webhook::ValidatingWebhooks::new(authorizer)),
-            // Last: what it charges for is stored next.
-            Box::new(resource_quota::Quota),
-        ],
-    }
+pub fn chain(authorizer: Arc<dyn Authorizer>, config: &AdmissionConfig) -> Chain {
+    let selector = || pod_node_selector::PodNodeSelector(config.node_selectors.clone());
+    let restriction = || pod_toleration_restriction::PodTolerationRestriction(config.tolerations.clone());
+    let mutating: Vec<Box<dyn MutatingPlugin>> = vec![
+        Box::new(namespace_exists::NamespaceAutoProvision),
+        Box::new(namespace_lifecycle::NamespaceLifecycle::default()),
+        Box::new(limit_ranger::LimitRanger),
+        Box::new(service_account::ServiceAccountPlugin),
+        Box::new(node_restriction::NodeRestriction),
+        Box::new(taint_nodes::TaintNodesByCondition),
+        Box::new(always_pull_images::AlwaysPullImages),
+        Box::new(selector()),
+        Box::new(priority::Priority),
+        Box::new(default_toleration_seconds::DefaultTolerationSeconds),
+        Box::new(restriction()),
+        Box::new(extended_resource_toleration::ExtendedResourceToleration),
+        Box::new(default_class::DefaultStorageClass),
+        Box::new(in_use_protection::InUseProtection),
+        Box::new(runtime_class::RuntimeClassPlugin),
+        Box::new(certificate::Requestor),
+        Box::new(default_class::DefaultIngressClass),
+        Box::new(pod_topology_labels::PodTopologyLabels),
+        Box::new(policy::MutatingPolicies::new(authorizer.clone())),
+        Box::new(webhook::MutatingWebhooks::new(authorizer.clone())),
+        Box::new(always::AlwaysDeny),
+    ];
+    let validating: Vec<Box<dyn ValidatingPlugin>> = vec![
+        Box::new(always::AlwaysAdmit),
+        Box::new(namespace_exists::NamespaceExists),
+        Box::new(hard_anti_affinity::HardAntiAffinity),
+        Box::new(limit_ranger::LimitRanger),
+        Box::new(service_account::ServiceAccountPlugin),
+        Box::new(mirror_pod::MirrorPod),
+        Box::new(always_pull_images::AlwaysPullImages),
+        Box::new(pod_security::PodSecurity(config.pod_security.clone())),
+        Box::new(selector()),
+        Box::new(priority::Priority),
+        Box::new(restriction()),
+        Box::new(owner_references::OwnerReferences(authorizer.clone())),
+        Box::new(volume_claim::Resize),
+        Box::new(runtime_class::RuntimeClassPlugin),
+        Box::new(certificate::Approval(authorizer.clone())),
+        Box::new(certificate::Signing(authorizer.clone())),
+        Box::new(certificate::SubjectRestriction),
+        Box::new(deny_external_ips::DenyServiceExternalIps),
+        Box::new(rbac_escalation::RbacEscalation(authorizer.clone())),
+        Box::new(policy::ValidatingPolicies::new(authorizer.clone())),
+        Box::new(webhook::ValidatingWebhooks::new(authorizer)),
+        // Last: what it charges for is stored next.
+        Box::new(resource_quota::Quota),
+    ];
+    plugins::select(mutating, validating, config)
 }
 
 /// The steps of writes that allocate what is unique in the cluster, and those that keep derived objects right.

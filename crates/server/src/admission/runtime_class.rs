@@ -1,10 +1,10 @@
 //! RuntimeClass: a pod gets the overhead and the placement of the runtime class it names, and may not invent its own.
 
-use super::{Attributes, MutatingPlugin, Operation, ValidatingPlugin};
+use super::{Attributes, MutatingPlugin, Operation, ValidatingPlugin, tolerations};
 use crate::cluster::Cluster;
 use async_trait::async_trait;
 use gantry_api::core::pod::resources::amounts;
-use gantry_api::k8s_openapi::api::core::v1::{Pod, PodSpec, Toleration};
+use gantry_api::k8s_openapi::api::core::v1::{Pod, PodSpec};
 use gantry_api::k8s_openapi::api::node::v1::RuntimeClass;
 use gantry_api::meta::quantity::ResourceList;
 use gantry_api::meta::status::ApiError;
@@ -38,53 +38,6 @@ fn overhead(spec: &PodSpec) -> Option<&ResourceList> {
     spec.overhead.as_ref().filter(|o| !o.is_empty())
 }
 
-/// Whether a pod that tolerates what `strong` says also tolerates what `weak` says.
-fn includes(strong: &Toleration, weak: &Toleration) -> bool {
-    let text = |t: &Option<String>| t.clone().unwrap_or_default();
-    if text(&strong.key) == text(&weak.key)
-        && text(&strong.operator) == text(&weak.operator)
-        && text(&strong.value) == text(&weak.value)
-        && text(&strong.effect) == text(&weak.effect)
-        && strong.toleration_seconds == weak.toleration_seconds
-    {
-        return true;
-    }
-    if !text(&strong.key).is_empty() && text(&strong.key) != text(&weak.key) {
-        return false;
-    }
-    if !text(&strong.effect).is_empty() && text(&strong.effect) != text(&weak.effect) {
-        return false;
-    }
-    if text(&strong.effect) == "NoExecute"
-        && let Some(seconds) = strong.toleration_seconds
-        && weak.toleration_seconds.is_none_or(|w| seconds < w)
-    {
-        return false;
-    }
-    match text(&strong.operator).as_str() {
-        "" | "Equal" => {
-            matches!(text(&weak.operator).as_str(), "" | "Equal") && text(&strong.value) == text(&weak.value)
-        }
-        "Exists" => true,
-        _ => false,
-    }
-}
-
-/// Both lists without what another entry says already.
-fn merge(own: Vec<Toleration>, more: Vec<Toleration>) -> Vec<Toleration> {
-    let all: Vec<Toleration> = own.into_iter().chain(more).collect();
-    let mut merged: Vec<Toleration> = Vec::new();
-    for (i, t) in all.iter().enumerate() {
-        let said = merged.iter().any(|m| includes(m, t));
-        // Of two that say the same the later one is dropped, so that only a later, wider one displaces an earlier one.
-        let said_later = all[i + 1..].iter().any(|later| includes(later, t) && !includes(t, later));
-        if !said && !said_later {
-            merged.push(t.clone());
-        }
-    }
-    merged
-}
-
 /// Gives the pod the class's placement.
 ///
 /// # Errors
@@ -101,7 +54,7 @@ fn place(spec: &mut PodSpec, class: &RuntimeClass) -> Result<(), String> {
         selector.insert(key.clone(), value.clone());
     }
     if let Some(more) = scheduling.tolerations.clone().filter(|t| !t.is_empty()) {
-        spec.tolerations = Some(merge(spec.tolerations.take().unwrap_or_default(), more));
+        spec.tolerations = Some(tolerations::merge(spec.tolerations.take().unwrap_or_default(), more));
     }
     Ok(())
 }
@@ -151,28 +104,5 @@ impl ValidatingPlugin for RuntimeClassPlugin {
                 Err(a.forbidden(why))
             }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn tolerations_are_merged_without_repetition() {
-        let t = |key: &str, operator: &str, value: &str| Toleration {
-            key: Some(key.into()),
-            operator: Some(operator.into()),
-            value: Some(value.into()).filter(|v: &String| !v.is_empty()),
-            ..Default::default()
-        };
-        let keys = |merged: &[Toleration]| -> Vec<String> {
-            merged.iter().map(|t| format!("{}{}", t.key.clone().unwrap(), t.operator.clone().unwrap())).collect()
-        };
-        let merged =
-            merge(vec![t("a", "Equal", "1"), t("b", "Exists", "")], vec![t("a", "Exists", ""), t("b", "Equal", "x")]);
-        assert_eq!(keys(&merged), ["bExists", "aExists"]);
-        assert_eq!(merge(vec![t("a", "Equal", "1")], vec![t("a", "Equal", "1")]).len(), 1);
-        assert_eq!(merge(vec![t("a", "Equal", "1")], vec![t("a", "Equal", "2")]).len(), 2);
     }
 }

@@ -1,6 +1,6 @@
 use super::memory_objects::MemoryObjects;
 use super::rounds::Rounds;
-use super::{Attributes, Operation, default_chain};
+use super::{AdmissionConfig, Attributes, Operation, chain};
 use crate::authn::UserInfo;
 use crate::authz::default_authorizer;
 use crate::cluster::{Cluster, resource_of};
@@ -32,7 +32,16 @@ impl Default for Write<'_> {
 }
 
 async fn admit<K: Kind>(cluster: &Cluster, value: Value, write: Write<'_>) -> Result<K, ApiError> {
-    let chain = default_chain(default_authorizer(cluster));
+    admit_with(&AdmissionConfig::default(), cluster, value, write).await
+}
+
+async fn admit_with<K: Kind>(
+    config: &AdmissionConfig,
+    cluster: &Cluster,
+    value: Value,
+    write: Write<'_>,
+) -> Result<K, ApiError> {
+    let chain = chain(default_authorizer(cluster), config);
     let mut object = K::from_value(value).unwrap();
     object.set_defaults();
     let old = write.old.map(|o| K::from_value(o).unwrap());

@@ -70,6 +70,9 @@ pub async fn resource(server: &Arc<Server>, mut cx: RequestContext, body: Bytes)
     };
     let call = Call { server, cx: &cx, resource };
     let mut response = match (verb, info.subresource.as_str()) {
+        (Verb::Get | Verb::List, _) if resource.info().virtual_only => {
+            crate::component_status::answer(server, &cx, resource, verb)
+        }
         (Verb::Get, "scale") => call.get_scale().await,
         (Verb::Update | Verb::Patch, "scale") => call.write_scale(verb, body).await,
         (Verb::Get, _) => call.get().await,

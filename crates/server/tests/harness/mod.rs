@@ -66,6 +66,7 @@ pub fn config() -> (ServerConfig, String) {
         advertise: Some((Ipv4Addr::new(192, 0, 2, 1).into(), 6443)),
         request_body_bytes_max: 3 << 20,
         audit: None,
+        encryption: None,
         admission: gantry_server::admission::AdmissionConfig::default(),
         access: gantry_server::access::AccessConfig::default(),
         component_roles: vec![],

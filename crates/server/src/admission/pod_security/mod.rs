@@ -3,10 +3,12 @@
 
 mod checks;
 mod policy;
+mod settings;
 #[cfg(test)]
 mod tests;
 
 use super::{Attributes, Operation, ValidatingPlugin};
+use crate::audit;
 use crate::cluster::Cluster;
 use async_trait::async_trait;
 use checks::{Violation, violations};
@@ -16,9 +18,12 @@ use gantry_api::k8s_openapi::api::batch::v1::{CronJob, Job};
 use gantry_api::k8s_openapi::api::core::v1::{
     Container, Namespace, Pod, PodSpec, PodTemplate, PodTemplateSpec, ReplicationController,
 };
+use gantry_api::meta::field::ErrorList;
 use gantry_api::meta::object::Meta;
 use gantry_api::meta::status::ApiError;
-use policy::{Level, LevelVersion};
+pub use policy::Level;
+use policy::{LevelVersion, Policy};
+pub use settings::Settings;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Pods of a namespace that are looked at when its labels change.
@@ -26,7 +31,22 @@ const PODS_MAX: usize = 3000;
 /// Subresources of pods that change nothing the standards are about.
 const HARMLESS: &[&str] = &["exec", "attach", "binding", "eviction", "log", "portforward", "proxy", "status"];
 
-pub(super) struct PodSecurity;
+pub(super) struct PodSecurity(pub(super) Settings);
+
+fn note(key: &str, value: &str) {
+    audit::annotate(&format!("pod-security.kubernetes.io/{key}"), value);
+}
+
+/// Tells the audit log what the namespace wants to be told.
+fn note_violations(policy: &Policy, errors: &ErrorList, meta: &ObjectMeta, spec: &PodSpec) {
+    if !errors.is_empty() {
+        let why: Vec<String> = errors.0.iter().map(ToString::to_string).collect();
+        note("error", &format!("Failed to parse policy: {}", why.join(", ")));
+    }
+    if let Some(violations) = warn_of(&policy.audit, meta, spec) {
+        note("audit-violations", &violations);
+    }
+}
 
 fn check(of: &LevelVersion, meta: &ObjectMeta, spec: &PodSpec) -> Vec<Violation> {
     violations(of.level, of.checked_version(), meta, spec)
@@ -88,56 +108,109 @@ async fn namespace_of(a: &Attributes<'_>, cluster: &Cluster) -> Result<Option<Na
     }
 }
 
-async fn validate_pod(a: &mut Attributes<'_>, cluster: &Cluster) -> Result<(), ApiError> {
-    let Some(namespace) = namespace_of(a, cluster).await? else {
-        return Err(ApiError::internal(format!("failed to lookup namespace {:?}", a.namespace)));
-    };
-    let (policy, _) = policy::of_labels(namespace.metadata.labels.as_ref());
-    let Some(pod) = a.object_as::<Pod>() else { return Ok(()) };
-    if a.operation == Operation::Update && a.old_as::<Pod>().is_some_and(|old| !is_significant(pod, old)) {
-        return Ok(());
+impl PodSecurity {
+    fn policy(&self, of: &Namespace) -> (Policy, ErrorList) {
+        policy::of_labels(of.metadata.labels.as_ref(), &self.0.defaults)
     }
-    let Some(spec) = &pod.spec else { return Ok(()) };
-    let found = check(&policy.enforce, &pod.metadata, spec);
-    if !found.is_empty() {
-        return Err(a.forbidden(&format!("violates PodSecurity \"{}\": {}", policy.enforce, details(&found))));
-    }
-    let warning = warn_of(&policy.warn, &pod.metadata, spec);
-    a.warnings.extend(warning);
-    Ok(())
-}
 
-async fn validate_workload(a: &mut Attributes<'_>, cluster: &Cluster) -> Result<(), ApiError> {
-    if template(a).is_none() {
-        return Ok(());
+    /// Whether the pods of the request are let alone, which the audit log tells.
+    fn exempts(&self, a: &Attributes<'_>) -> bool {
+        if !self.0.exempts(a.namespace, &a.user.username) {
+            return false;
+        }
+        note("exempt", if self.0.exempts_namespace(a.namespace) { "namespace" } else { "user" });
+        true
     }
-    let Some(namespace) = namespace_of(a, cluster).await? else { return Ok(()) };
-    let (policy, _) = policy::of_labels(namespace.metadata.labels.as_ref());
-    let warning = template(a).and_then(|t| {
-        let meta = t.metadata.clone().unwrap_or_default();
-        warn_of(&policy.warn, &meta, t.spec.as_ref()?)
-    });
-    a.warnings.extend(warning);
-    Ok(())
-}
 
-async fn validate_namespace(a: &mut Attributes<'_>, cluster: &Cluster) -> Result<(), ApiError> {
-    let Some(namespace) = a.object_as::<Namespace>() else { return Ok(()) };
-    let (new, errors) = policy::of_labels(namespace.metadata.labels.as_ref());
-    let before = a.old_as::<Namespace>().map(|o| policy::of_labels(o.metadata.labels.as_ref()));
-    let texts = |e: &gantry_api::meta::field::ErrorList| e.0.iter().map(ToString::to_string).collect::<Vec<_>>();
-    if !errors.is_empty() && before.as_ref().is_none_or(|(_, old)| texts(old) != texts(&errors)) {
-        return Err(ApiError::invalid("", "Namespace", a.name, &errors));
+    /// The same for their runtime class.
+    fn exempts_class(&self, spec: &PodSpec) -> bool {
+        let exempt = self.0.exempts_class(spec);
+        if exempt {
+            note("exempt", "runtimeClass");
+        }
+        exempt
     }
-    let Some((old, _)) = before else { return Ok(()) };
-    let relaxed = new.enforce.version == old.enforce.version && new.enforce.level <= old.enforce.level;
-    if new.enforce == old.enforce || new.enforce.level == Level::Privileged || relaxed {
-        return Ok(());
+
+    async fn validate_pod(&self, a: &mut Attributes<'_>, cluster: &Cluster) -> Result<(), ApiError> {
+        if self.exempts(a) {
+            return Ok(());
+        }
+        let Some(namespace) = namespace_of(a, cluster).await? else {
+            return Err(ApiError::internal(format!("failed to lookup namespace {:?}", a.namespace)));
+        };
+        let (policy, errors) = self.policy(&namespace);
+        let Some(pod) = a.object_as::<Pod>() else { return Ok(()) };
+        if a.operation == Operation::Update && a.old_as::<Pod>().is_some_and(|old| !is_significant(pod, old)) {
+            return Ok(());
+        }
+        let Some(spec) = pod.spec.as_ref().filter(|s| !self.exempts_class(s)) else { return Ok(()) };
+        note("enforce-policy", &policy.enforce.to_string());
+        note_violations(&policy, &errors, &pod.metadata, spec);
+        let found = check(&policy.enforce, &pod.metadata, spec);
+        if !found.is_empty() {
+            return Err(a.forbidden(&format!("violates PodSecurity \"{}\": {}", policy.enforce, details(&found))));
+        }
+        let warning = warn_of(&policy.warn, &pod.metadata, spec);
+        a.warnings.extend(warning);
+        Ok(())
     }
-    let pods = cluster.list::<Pod>(namespace.metadata.name()).await?;
-    let warnings = warnings_of_pods(namespace.metadata.name(), &new.enforce, pods);
-    a.warnings.extend(warnings);
-    Ok(())
+
+    async fn validate_workload(&self, a: &mut Attributes<'_>, cluster: &Cluster) -> Result<(), ApiError> {
+        if template(a).is_none() || self.exempts(a) {
+            return Ok(());
+        }
+        let Some(namespace) = namespace_of(a, cluster).await? else { return Ok(()) };
+        let (policy, errors) = self.policy(&namespace);
+        let warning = template(a).and_then(|t| {
+            let meta = t.metadata.clone().unwrap_or_default();
+            let spec = t.spec.as_ref().filter(|s| !self.exempts_class(s))?;
+            note_violations(&policy, &errors, &meta, spec);
+            warn_of(&policy.warn, &meta, spec)
+        });
+        a.warnings.extend(warning);
+        Ok(())
+    }
+
+    /// What is answered to labels of a namespace whose pods are not looked at.
+    fn exempt_warning(&self, namespace: &Namespace, policy: &Policy) -> Option<String> {
+        if policy.is_privileged() || *policy == self.0.defaults {
+            return None;
+        }
+        let named = policy::named(namespace.metadata.labels.as_ref(), policy);
+        let name = namespace.metadata.name();
+        Some(format!("namespace {name:?} is exempt from Pod Security, and the policy ({named}) will be ignored"))
+    }
+
+    async fn validate_namespace(&self, a: &mut Attributes<'_>, cluster: &Cluster) -> Result<(), ApiError> {
+        let Some(namespace) = a.object_as::<Namespace>() else { return Ok(()) };
+        let (new, errors) = self.policy(namespace);
+        let before = a.old_as::<Namespace>().map(|o| self.policy(o));
+        let texts = |e: &ErrorList| e.0.iter().map(ToString::to_string).collect::<Vec<_>>();
+        if !errors.is_empty() && before.as_ref().is_none_or(|(_, old)| texts(old) != texts(&errors)) {
+            return Err(ApiError::invalid("", "Namespace", a.name, &errors));
+        }
+        let exempt = self.0.exempts_namespace(namespace.metadata.name());
+        let Some((old, _)) = before else {
+            let warning = self.exempt_warning(namespace, &new).filter(|_| exempt);
+            a.warnings.extend(warning);
+            return Ok(());
+        };
+        let relaxed = new.enforce.version == old.enforce.version && new.enforce.level <= old.enforce.level;
+        if new.enforce == old.enforce || new.enforce.level == Level::Privileged || relaxed {
+            return Ok(());
+        }
+        if exempt {
+            let warning = self.exempt_warning(namespace, &new);
+            a.warnings.extend(warning);
+            return Ok(());
+        }
+        let name = namespace.metadata.name();
+        let mut pods = cluster.list::<Pod>(name).await?;
+        pods.retain(|p| p.spec.as_ref().is_none_or(|s| !self.0.exempts_class(s)));
+        let warnings = warnings_of_pods(name, &new.enforce, pods);
+        a.warnings.extend(warnings);
+        Ok(())
+    }
 }
 
 /// What a newly enforced standard has against the pods that are there already.
@@ -200,9 +273,9 @@ impl ValidatingPlugin for PodSecurity {
         let info = a.resource.info();
         match (info.group, info.plural, a.subresource) {
             ("", "pods", sub) if HARMLESS.contains(&sub) => Ok(()),
-            ("", "pods", _) => validate_pod(a, cluster).await,
-            ("", "namespaces", "") => validate_namespace(a, cluster).await,
-            (_, _, "") => validate_workload(a, cluster).await,
+            ("", "pods", _) => self.validate_pod(a, cluster).await,
+            ("", "namespaces", "") => self.validate_namespace(a, cluster).await,
+            (_, _, "") => self.validate_workload(a, cluster).await,
             _ => Ok(()),
         }
     }

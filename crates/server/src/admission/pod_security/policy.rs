@@ -5,16 +5,17 @@ use gantry_api::meta::labels::Labels;
 use std::fmt;
 
 /// A Pod Security Standard, from the widest to the narrowest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 #[allow(missing_docs)]
 pub enum Level {
+    #[default]
     Privileged,
     Baseline,
     Restricted,
 }
 
 /// A standard and the release whose form of it is meant; none for the newest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LevelVersion {
     /// The standard.
     pub level: Level,
@@ -26,8 +27,6 @@ pub struct LevelVersion {
 const NEWEST: u32 = 37;
 
 impl LevelVersion {
-    const DEFAULT: Self = Self { level: Level::Privileged, version: None };
-
     /// The release whose checks are made.
     #[must_use]
     pub fn checked_version(&self) -> u32 {
@@ -50,7 +49,7 @@ impl fmt::Display for LevelVersion {
 }
 
 /// What a namespace asks for in each mode.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Policy {
     /// Pods that violate this are refused.
     pub enforce: LevelVersion,
@@ -58,6 +57,14 @@ pub struct Policy {
     pub audit: LevelVersion,
     /// Violations of this are answered with a warning.
     pub warn: LevelVersion,
+}
+
+impl Policy {
+    /// Whether nothing is asked for in any mode.
+    #[must_use]
+    pub fn is_privileged(&self) -> bool {
+        [self.enforce, self.audit, self.warn].iter().all(|m| m.level == Level::Privileged)
+    }
 }
 
 fn parse_level(text: &str) -> Result<Level, &'static str> {
@@ -79,40 +86,54 @@ fn parse_version(text: &str) -> Result<Option<u32>, &'static str> {
     if digits { minor.parse().map(Some).map_err(|_| BAD) } else { Err(BAD) }
 }
 
-/// Reads the labels of a namespace. There is always a policy: what cannot be read is taken for `restricted` when enforced
-/// and for `privileged` otherwise.
+/// The namespace's label for a mode.
+fn label(mode: &str) -> String {
+    format!("pod-security.kubernetes.io/{mode}")
+}
+
+/// Reads one mode into `into`; whether its level was named rightly, where it was named, and whether its version was.
+fn read(
+    values: &Labels,
+    key: &str,
+    path: &dyn Fn(&str) -> Path,
+    (into, fallback): (&mut LevelVersion, Level),
+    errors: &mut ErrorList,
+) -> (Option<bool>, bool) {
+    let level = values.get(key).map(|text| match parse_level(text) {
+        Ok(level) => {
+            into.level = level;
+            true
+        }
+        Err(e) => {
+            into.level = fallback;
+            errors.invalid(&path(key), text.as_str(), e);
+            false
+        }
+    });
+    let key = format!("{key}-version");
+    let version = values.get(&key).map(|text| {
+        into.version = parse_version(text).unwrap_or_else(|e| {
+            errors.invalid(&path(&key), text.as_str(), e);
+            None
+        });
+    });
+    (level, version.is_some())
+}
+
+/// Reads the labels of a namespace. There is always a policy: what the labels leave out is as in `defaults`, and what
+/// cannot be read is taken for `restricted` when enforced and for `privileged` otherwise.
 #[must_use]
-pub fn of_labels(labels: Option<&Labels>) -> (Policy, ErrorList) {
+pub fn of_labels(labels: Option<&Labels>, defaults: &Policy) -> (Policy, ErrorList) {
     let mut errors = ErrorList::default();
-    let default = LevelVersion::DEFAULT;
-    let mut policy = Policy { enforce: default, audit: default, warn: default };
+    let mut policy = *defaults;
     let Some(labels) = labels else { return (policy, errors) };
     let at = Path::new("metadata").child("labels");
-    let mut read = |mode: &str, into: &mut LevelVersion, fallback: Level| -> (Option<bool>, bool) {
-        let key = format!("pod-security.kubernetes.io/{mode}");
-        let level = labels.get(&key).map(|text| match parse_level(text) {
-            Ok(level) => {
-                into.level = level;
-                true
-            }
-            Err(e) => {
-                into.level = fallback;
-                errors.invalid(&at.key(&key), text.as_str(), e);
-                false
-            }
-        });
-        let key = format!("pod-security.kubernetes.io/{mode}-version");
-        let version = labels.get(&key).map(|text| {
-            into.version = parse_version(text).unwrap_or_else(|e| {
-                errors.invalid(&at.key(&key), text.as_str(), e);
-                None
-            });
-        });
-        (level, version.is_some())
-    };
-    let (enforced, _) = read("enforce", &mut policy.enforce, Level::Restricted);
-    read("audit", &mut policy.audit, Level::Privileged);
-    let (warned, warned_version) = read("warn", &mut policy.warn, Level::Privileged);
+    let path = |key: &str| at.key(key);
+    let enforce = (&mut policy.enforce, Level::Restricted);
+    let (enforced, _) = read(labels, &label("enforce"), &path, enforce, &mut errors);
+    read(labels, &label("audit"), &path, (&mut policy.audit, Level::Privileged), &mut errors);
+    let warn = (&mut policy.warn, Level::Privileged);
+    let (warned, warned_version) = read(labels, &label("warn"), &path, warn, &mut errors);
     // Who enforces something is warned of the same, unless he says otherwise.
     if warned.is_none() && enforced == Some(true) && policy.enforce.level > policy.warn.level {
         policy.warn.level = policy.enforce.level;
@@ -121,4 +142,28 @@ pub fn of_labels(labels: Option<&Labels>) -> (Policy, ErrorList) {
         }
     }
     (policy, errors)
+}
+
+/// Reads the defaults of a configuration file.
+#[must_use]
+pub fn of_defaults(values: &Labels) -> (Policy, ErrorList) {
+    let mut errors = ErrorList::default();
+    let mut policy = Policy::default();
+    let path = |key: &str| Path::new("defaults").child(key);
+    for (mode, into) in [("enforce", &mut policy.enforce), ("audit", &mut policy.audit), ("warn", &mut policy.warn)] {
+        read(values, mode, &path, (into, Level::Privileged), &mut errors);
+    }
+    (policy, errors)
+}
+
+/// The modes that the labels name and that ask for something: `enforce=baseline:latest, warn=restricted:v1.30`.
+#[must_use]
+pub fn named(labels: Option<&Labels>, policy: &Policy) -> String {
+    let has = |key: &str| labels.is_some_and(|l| l.contains_key(key));
+    let modes = [("enforce", policy.enforce), ("audit", policy.audit), ("warn", policy.warn)];
+    let named = modes.iter().filter(|(mode, of)| {
+        let key = label(mode);
+        of.level != Level::Privileged && (has(&key) || has(&format!("{key}-version")))
+    });
+    named.map(|(mode, of)| format!("{mode}={of}")).collect::<Vec<_>>().join(", ")
 }

@@ -109,7 +109,7 @@ fn a_narrower_check_takes_the_place_of_the_wider() {
 
 #[test]
 fn labels_make_the_policy() {
-    let of = |labels: Value| policy::of_labels(Some(&serde_json::from_value(labels).unwrap()));
+    let of = |labels: Value| policy::of_labels(Some(&serde_json::from_value(labels).unwrap()), &Policy::default());
     let (policy, errors) = of(json!({"pod-security.kubernetes.io/enforce": "baseline",
         "pod-security.kubernetes.io/enforce-version": "v1.25"}));
     assert!(errors.is_empty());

@@ -1,21 +1,38 @@
-use super::ServiceAllocation;
-use super::{AddressPool, Pools, PortPool};
+use super::{Pools, PortPool, ServiceAllocation, repair};
 use crate::admission::memory_objects::MemoryObjects;
 use crate::cluster::Cluster;
 use crate::registry::hooks::Hook;
 use gantry_api::k8s_openapi::api::core::v1::Service;
+use gantry_api::k8s_openapi::api::networking::v1::{IPAddress, ServiceCIDR};
 use gantry_api::kind::{Context, Kind};
+use gantry_api::meta::object::Meta;
 use gantry_api::meta::status::ApiError;
 use serde_json::{Value, json};
+use std::sync::Arc;
 use tokio::sync::Mutex;
 
 fn allocation() -> ServiceAllocation {
-    let pools = Pools {
-        addresses: AddressPool::new("10.96.0.0/24".parse().unwrap()),
-        ports: PortPool::new((30000, 30003)),
-        seeded: false,
-    };
-    ServiceAllocation { pools: Mutex::new(pools) }
+    let pools = Pools { ports: PortPool::new((30000, 30003)), seeded: false };
+    ServiceAllocation { pools: Mutex::new(pools), family: "IPv4" }
+}
+
+fn range(objects: &MemoryObjects, name: &str, cidr: &str) {
+    objects.put::<ServiceCIDR>(json!({"metadata": {"name": name}, "spec": {"cidrs": [cidr]}}));
+}
+
+/// With one range of 254 addresses.
+fn cluster() -> (Cluster, Arc<MemoryObjects>) {
+    let (cluster, objects) = MemoryObjects::cluster();
+    range(&objects, "kubernetes", "10.96.0.0/24");
+    (cluster, objects)
+}
+
+async fn held(cluster: &Cluster) -> Vec<String> {
+    let mut names = Vec::new();
+    for address in cluster.list::<IPAddress>("").await.unwrap() {
+        names.push(address.metadata.name().to_owned());
+    }
+    names
 }
 
 fn service(uid: &str, spec: Value) -> Service {
@@ -59,9 +76,10 @@ fn node_ports(s: &Service) -> Vec<i32> {
 
 #[tokio::test]
 async fn addresses_are_unique_and_kept() {
-    let (cluster, objects) = MemoryObjects::cluster();
+    let (cluster, objects) = cluster();
     objects.put::<Service>(json!({"metadata": {"name": "kubernetes", "namespace": "default", "uid": "k"},
         "spec": {"clusterIP": "10.96.0.1", "clusterIPs": ["10.96.0.1"]}}));
+    repair(&cluster).await.unwrap();
     let a = allocation();
     let taken = write(&a, &cluster, service("x", json!({"clusterIP": "10.96.0.1"})), None).await.unwrap_err();
     assert_eq!(
@@ -70,7 +88,7 @@ async fn addresses_are_unique_and_kept() {
          provided IP is already allocated"
     );
     let outside = write(&a, &cluster, service("x", json!({"clusterIP": "10.97.0.1"})), None).await.unwrap_err();
-    assert!(outside.message.ends_with("is not in the valid range. The range of valid IPs is 10.96.0.0/24"));
+    assert!(outside.message.ends_with("the provided network does not match the current range"), "{}", outside.message);
     let first = write(&a, &cluster, service("1", json!({})), None).await.unwrap();
     let spec = first.spec.clone().unwrap();
     assert_eq!(spec.cluster_ips, Some(vec![ip(&first)]));
@@ -90,25 +108,26 @@ async fn addresses_are_unique_and_kept() {
 
 #[tokio::test]
 async fn refused_writes_and_dry_runs_keep_nothing() {
-    let (cluster, _) = MemoryObjects::cluster();
+    let (cluster, _) = cluster();
     let a = allocation();
     let mut dry =
         prepared("d", json!({"clusterIP": "10.96.0.9", "type": "NodePort", "ports": [{"port": 1, "nodePort": 30001}]}));
     a.before_validate(&mut dry, None, true, &cluster).await.unwrap();
     let mut refused = prepared("e", dry.spec.clone().map(|s| json!(s)).unwrap());
     a.before_validate(&mut refused, None, false, &cluster).await.unwrap();
-    // The same Service written a second time under another UID finds the values taken and gives back nothing of them.
     let mut second = prepared("f", json!({"clusterIP": "10.96.0.9"}));
     assert!(a.before_validate(&mut second, None, false, &cluster).await.is_err());
-    a.abandoned(&second, None, &cluster).await;
-    assert!(write(&a, &cluster, service("g", json!({"clusterIP": "10.96.0.9"})), None).await.is_err());
+    // A port that cannot be had gives the address back that was.
+    let clash = json!({"clusterIP": "10.96.0.10", "type": "NodePort", "ports": [{"port": 1, "nodePort": 30001}]});
+    assert!(a.before_validate(&mut prepared("g", clash), None, false, &cluster).await.is_err());
+    assert_eq!(held(&cluster).await, ["10.96.0.9"]);
     a.abandoned(&refused, None, &cluster).await;
     assert!(write(&a, &cluster, service("h", json!({"clusterIP": "10.96.0.9"})), None).await.is_ok());
 }
 
 #[tokio::test]
 async fn node_ports_follow_the_type() {
-    let (cluster, _) = MemoryObjects::cluster();
+    let (cluster, _) = cluster();
     let a = allocation();
     let spec = json!({"type": "NodePort", "ports": [{"port": 80, "nodePort": 30002},
         {"port": 53, "protocol": "TCP"}, {"port": 53, "protocol": "UDP"}]});
@@ -130,7 +149,7 @@ async fn node_ports_follow_the_type() {
 
 #[tokio::test]
 async fn headless_and_external_services_have_no_address() {
-    let (cluster, _) = MemoryObjects::cluster();
+    let (cluster, _) = cluster();
     let a = allocation();
     let cases = [
         (json!({"clusterIP": "None", "selector": {"a": "b"}}), "None", Some(vec!["IPv4"])),
@@ -145,4 +164,37 @@ async fn headless_and_external_services_have_no_address() {
     }
     let dual = write(&a, &cluster, service("t", json!({"ipFamilyPolicy": "RequireDualStack"})), None).await;
     assert!(dual.unwrap_err().message.ends_with("this cluster is not configured for dual-stack services"));
+}
+
+#[tokio::test]
+async fn addresses_come_from_ranges_that_are_ready() {
+    let (cluster, objects) = MemoryObjects::cluster();
+    let a = allocation();
+    let told = write(&a, &cluster, service("1", json!({})), None).await.unwrap_err().message;
+    assert!(told.contains("failed to allocate a serviceIP: range is full"), "{told}");
+    range(&objects, "kubernetes", "10.96.0.0/30");
+    for name in ["1", "2"] {
+        write(&a, &cluster, service(name, json!({})), None).await.unwrap();
+    }
+    assert!(write(&a, &cluster, service("3", json!({})), None).await.is_err());
+    range(&objects, "more", "10.99.0.0/28");
+    assert!(ip(&write(&a, &cluster, service("3", json!({})), None).await.unwrap()).starts_with("10.99.0."));
+    // One that is going gives nothing.
+    objects.put::<ServiceCIDR>(json!({"metadata": {"name": "more", "deletionTimestamp": "2026-01-01T00:00:00Z"},
+        "spec": {"cidrs": ["10.99.0.0/28"]}}));
+    assert!(write(&a, &cluster, service("4", json!({})), None).await.is_err());
+    assert!(write(&a, &cluster, service("4", json!({"clusterIP": "10.99.0.3"})), None).await.is_err());
+}
+
+#[tokio::test]
+async fn a_crash_leaves_no_address_behind() {
+    let (cluster, objects) = cluster();
+    let a = allocation();
+    let one = write(&a, &cluster, service("1", json!({"clusterIP": "10.96.0.5"})), None).await.unwrap();
+    objects.put::<Service>(json!({"metadata": {"name": "1", "namespace": "a"}, "spec": one.spec}));
+    write(&a, &cluster, service("lost", json!({"clusterIP": "10.96.0.6"})), None).await.unwrap();
+    objects.put::<IPAddress>(json!({"metadata": {"name": "10.96.0.7"},
+        "spec": {"parentRef": {"group": "example.com", "resource": "gateways", "name": "g"}}}));
+    repair(&cluster).await.unwrap();
+    assert_eq!(held(&cluster).await, ["10.96.0.5", "10.96.0.7"], "others' addresses are theirs");
 }
