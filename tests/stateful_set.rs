@@ -21,6 +21,7 @@ fn stateful_sets() {
         the_status_of_a_stateful_set,
         names_resolve_and_kubectl_rolls,
         orphans_are_adopted,
+        claims_follow_their_policy,
     ];
     cluster::api::scenarios(&Api::new(&cluster), all);
 }
@@ -310,4 +311,53 @@ fn orphans_are_adopted(api: &Api<'_>) {
     api.delete(&format!("{pods}/ss-0"));
     api.until(&format!("{pods}/ss-0"), "another", |p| p["metadata"]["uid"] != uid && is_ready(p));
     api.delete(&one);
+}
+
+/// Claims come with their pods, keep their volumes over pods, and go with a scale or the set as the policy says.
+fn claims_follow_their_policy(api: &Api<'_>) {
+    let (sets, pods) = paths(api, "sts-claims");
+    let (one, claims) = (format!("{sets}/ss"), "/api/v1/namespaces/sts-claims/persistentvolumeclaims");
+    let mut set = stateful_set("claims", 2);
+    let spec = &mut set["spec"];
+    spec["podManagementPolicy"] = json!("Parallel");
+    spec["ordinals"] = json!({"start": 3});
+    spec["volumeClaimTemplates"] = json!([{"metadata": {"name": "data"}, "spec": {
+        "accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Mi"}}}}]);
+    spec["persistentVolumeClaimRetentionPolicy"] = json!({"whenScaled": "Delete", "whenDeleted": "Retain"});
+    spec["template"]["spec"]["containers"][0]["volumeMounts"] = json!([{"name": "data", "mountPath": "/data"}]);
+    api.create(&sets, &set);
+    api.until(&one, "ready", ready(2));
+    assert_eq!(names(&api.list(claims)), ["data-ss-3", "data-ss-4"]);
+    let volume = |n: usize| {
+        let claim = api.get(&format!("{claims}/data-ss-{n}"));
+        assert_eq!(
+            (&claim["status"]["phase"], &claim["metadata"]["labels"]["app"]),
+            (&json!("Bound"), &json!("claims"))
+        );
+        format!("/api/v1/persistentvolumes/{}", claim["spec"]["volumeName"].as_str().unwrap())
+    };
+    let (first, second) = (volume(3), volume(4));
+    // Another pod of the name, the same volume.
+    let uid = api.get(&format!("{pods}/ss-3"))["metadata"]["uid"].clone();
+    api.delete(&format!("{pods}/ss-3"));
+    let pod = api.until(&format!("{pods}/ss-3"), "another", |p| p["metadata"]["uid"] != uid && is_ready(p));
+    assert_eq!(pod["spec"]["volumes"][0]["persistentVolumeClaim"]["claimName"], "data-ss-3");
+    assert_eq!(volume(3), first);
+    api.until(&one, "ready", ready(2));
+    api.patch(&one, MERGE, &json!({"spec": {"replicas": 1}}));
+    api.gone(&format!("{claims}/data-ss-4"));
+    api.gone(&second);
+    assert_eq!(names(&api.list(claims)), ["data-ss-3"]);
+    let policy = json!({"spec": {"persistentVolumeClaimRetentionPolicy": {"whenDeleted": "Delete"}}});
+    api.patch(&one, MERGE, &policy);
+    api.until(&format!("{claims}/data-ss-3"), "owned", |c| {
+        let owner = &c["metadata"]["ownerReferences"][0];
+        owner["kind"] == "StatefulSet" && owner["name"] == "ss"
+    });
+    api.delete(&one);
+    api.gone(&format!("{claims}/data-ss-3"));
+    api.gone(&first);
+    let events = api.list("/api/v1/namespaces/sts-claims/events?fieldSelector=reason%3DSuccessfulCreate");
+    let told = "create Claim data-ss-3 Pod ss-3 in StatefulSet ss success";
+    assert!(events.iter().any(|e| e["message"] == told), "{events:?}");
 }

@@ -7,10 +7,11 @@ use crate::rules::{EVENTS, Rule};
 use async_trait::async_trait;
 use gantry_api::kind::Kind;
 use gantry_api::meta::object::Meta;
+use gantry_api::storage::binding::{check_ephemeral, claim_name};
 use gantry_client::{Api, ListParams, PostParams};
 use gantry_reconcile::store::key_of;
 use gantry_reconcile::{Controller, Error, Index, Informer, Outcome, Queue, runner, wait_synced};
-use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod, Volume};
 use std::sync::Arc;
 
 /// Holds a claim that pods use.
@@ -39,9 +40,22 @@ struct Volumes {
     setup: Setup,
 }
 
-/// Whether a pod keeps its claims: it is on a node and has not ended.
-fn uses(pod: &Pod) -> bool {
-    !pod_state::node_name(pod).is_empty() && !pod_state::is_finished(pod)
+/// Whether the node is done with the pod, or was told to be.
+fn is_shut_down(pod: &Pod) -> bool {
+    pod.metadata.is_deleting() && pod.metadata.deletion_grace_period_seconds == Some(0)
+}
+
+/// Whether a pod keeps the claim: it is on a node and names it, though it may have ended. The claim of an ephemeral volume
+/// may go before its pod does, once the node is done with that: deletion in the foreground waits for the claim.
+fn uses(pod: &Pod, claim: &PersistentVolumeClaim) -> bool {
+    let name = claim.metadata.name();
+    let is_its = |v: &Volume| match &v.persistent_volume_claim {
+        Some(named) => named.claim_name == name,
+        None => {
+            !is_shut_down(pod) && claim_name(pod, v).is_some_and(|n| n == name) && check_ephemeral(claim, pod).is_ok()
+        }
+    };
+    !pod_state::node_name(pod).is_empty() && pod.spec.iter().flat_map(|s| s.volumes.iter().flatten()).any(is_its)
 }
 
 /// Runs the controller of claims.
@@ -54,9 +68,10 @@ pub async fn run_claims(setup: Setup) {
     claims.on_change(move |change| keys.add(key_of(change.object().as_ref())));
     let keys = queue.clone();
     pods.on_change(move |change| {
-        let gone = matches!(change, gantry_reconcile::Change::Deleted(_)) || !uses(change.object());
-        if gone {
-            claims_of(change.object()).into_iter().for_each(|key| keys.add(key));
+        let pod = change.object();
+        let gone = matches!(change, gantry_reconcile::Change::Deleted(_));
+        if gone || pod.metadata.is_deleting() || pod_state::is_finished(pod) || pod_state::node_name(pod).is_empty() {
+            claims_of(pod).into_iter().for_each(|key| keys.add(key));
         }
     });
     if !wait_synced(&[&claims, &pods], &setup.cancel).await {
@@ -110,14 +125,14 @@ impl Controller for Claims {
         let (going, held) = (claim.metadata.is_deleting(), has(&claim.metadata, CLAIM_FINALIZER));
         let api = Api::<PersistentVolumeClaim>::namespaced(self.setup.client.clone(), claim.metadata.namespace());
         if going && held {
-            if self.pods_by_claim.get(key).iter().any(|p| uses(p)) {
+            if self.pods_by_claim.get(key).iter().any(|p| uses(p, &claim)) {
                 return Ok(Outcome::done());
             }
             // The cache may not have heard of a pod yet: the server's word counts.
             let pods = Api::<Pod>::namespaced(self.setup.client.clone(), claim.metadata.namespace());
             let live = pods.list(&ListParams::default()).await;
             let live = live.map_err(|e| Error::api(format!("list pods of {}", claim.metadata.namespace()), e))?;
-            if !live.items.iter().any(|p| uses(p) && claims_of(p).iter().any(|k| k == key)) {
+            if !live.items.iter().any(|p| uses(p, &claim)) {
                 set(&api, claim.as_ref(), CLAIM_FINALIZER, false).await?;
             }
         } else if !going && !held {
@@ -144,5 +159,36 @@ impl Controller for Volumes {
             set(&api, volume.as_ref(), VOLUME_FINALIZER, true).await?;
         }
         Ok(Outcome::done())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    #[test]
+    fn scheduled_pods_keep_their_claims_even_when_they_have_ended() {
+        let claim = |owner: &str| {
+            let owners = json!([{"apiVersion": "v1", "kind": "Pod", "name": "p", "uid": owner, "controller": true}]);
+            let meta = json!({"name": "p-data", "namespace": "n", "ownerReferences": owners});
+            PersistentVolumeClaim::from_value(json!({"metadata": meta})).unwrap()
+        };
+        let pod = |volume: Value, node: &str, more: Value| {
+            let mut meta = json!({"name": "p", "namespace": "n", "uid": "u"});
+            meta.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            let spec = json!({"nodeName": node, "containers": [], "volumes": [volume]});
+            let status = json!({"phase": "Succeeded"});
+            Pod::from_value(json!({"metadata": meta, "spec": spec, "status": status})).unwrap()
+        };
+        let named = json!({"name": "v", "persistentVolumeClaim": {"claimName": "p-data"}});
+        let ephemeral = json!({"name": "data", "ephemeral": {"volumeClaimTemplate": {"spec": {}}}});
+        let over = json!({"deletionTimestamp": "2026-01-01T00:00:00Z", "deletionGracePeriodSeconds": 0});
+        assert!(uses(&pod(named.clone(), "node", json!({})), &claim("u")));
+        assert!(!uses(&pod(named.clone(), "", json!({})), &claim("u")), "not on a node yet");
+        assert!(uses(&pod(named, "node", over.clone()), &claim("u")));
+        assert!(uses(&pod(ephemeral.clone(), "node", json!({})), &claim("u")));
+        assert!(!uses(&pod(ephemeral.clone(), "node", json!({})), &claim("other")), "not made for this pod");
+        assert!(!uses(&pod(ephemeral, "node", over), &claim("u")));
     }
 }
