@@ -23,12 +23,15 @@ use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 const WORKERS: usize = 20;
 /// Owners of an unknown kind lead to a new discovery, but not more often than this.
 const REDISCOVER: Duration = Duration::from_secs(30);
+/// How long changes of what is served settle before it is discovered anew: many definitions may come at once.
+const SETTLE: Duration = Duration::from_millis(500);
 /// One kind that cannot be listed must not hold up the others for longer than this.
 const SYNC_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -40,16 +43,26 @@ fn is_ignored(r: &ResourceRef) -> bool {
     r.plural == "events" && (r.group.is_empty() || r.group == "events.k8s.io")
 }
 
+/// What objects of these kinds are decides which kinds there are.
+fn defines_kinds(r: &ResourceRef) -> bool {
+    (r.group.as_str(), r.plural.as_str()) == ("apiextensions.k8s.io", "customresourcedefinitions")
+        || (r.group.as_str(), r.plural.as_str()) == ("apiregistration.k8s.io", "apiservices")
+}
+
 struct Monitors {
     /// By group and kind.
     resources: BTreeMap<(String, String), ResourceRef>,
     informers: Vec<Informer<PartialObject>>,
+    /// Resources and versions whose informers are listened to.
+    registered: BTreeSet<(String, String)>,
     discovered: Option<Instant>,
 }
 
 struct Garbage {
     graph: Arc<Mutex<Graph>>,
     monitors: Mutex<Monitors>,
+    /// Told when what is served may have changed.
+    kinds_changed: Arc<Notify>,
     queue: Queue,
     setup: Setup,
     recorder: EventRecorder,
@@ -59,15 +72,25 @@ struct Garbage {
 pub async fn run(setup: Setup) {
     let (cancel, queue) = (setup.cancel.clone(), Queue::new(setup.name));
     let recorder = setup.recorder("garbage-collector-controller");
-    let monitors = Mutex::new(Monitors { resources: BTreeMap::new(), informers: Vec::new(), discovered: None });
-    let graph = Arc::default();
-    let garbage = Arc::new(Garbage { graph, monitors, queue: queue.clone(), setup, recorder });
+    let monitors = Mutex::new(Monitors {
+        resources: BTreeMap::new(),
+        informers: Vec::new(),
+        registered: BTreeSet::new(),
+        discovered: None,
+    });
+    let (graph, kinds_changed) = (Arc::default(), Arc::default());
+    let garbage = Arc::new(Garbage { graph, monitors, kinds_changed, queue: queue.clone(), setup, recorder });
     tokio::select! {
             biased;
         () = cancel.cancelled() => return,
         () = garbage.begin() => {}
     }
-    runner::run(garbage, queue, WORKERS, cancel).await;
+    let followed = garbage.clone();
+    tokio::select! {
+        biased;
+        () = runner::run(garbage, queue, WORKERS, cancel) => {}
+        () = followed.follow_kinds() => {}
+    }
 }
 
 fn group_of(api_version: &str) -> &str {
@@ -94,16 +117,39 @@ impl Garbage {
         }
     }
 
-    /// Begins to watch kinds that are new.
+    /// Discovers anew whenever what is served may have changed; never ends.
+    async fn follow_kinds(&self) {
+        loop {
+            self.kinds_changed.notified().await;
+            tokio::time::sleep(SETTLE).await;
+            if let Err(e) = self.rediscover().await {
+                warn!(error = %e, "cannot discover resources");
+                tokio::time::sleep(REDISCOVER).await;
+                self.kinds_changed.notify_one();
+            }
+        }
+    }
+
+    /// Begins to watch kinds that are new, and forgets those that are gone.
     async fn rediscover(&self) -> Result<(), Error> {
         let found = discover(&self.setup.client).await.map_err(|e| Error::api("discover resources", e))?;
         for (group, e) in &found.failures {
             warn!(group = %group, error = %e, "cannot discover group");
         }
+        let keys: BTreeSet<_> =
+            found.resources.iter().map(|d| (d.resource.group.clone(), d.resource.kind.clone())).collect();
+        if found.failures.is_empty() {
+            self.monitors.lock().resources.retain(|key, _| keys.contains(key));
+        }
         for d in found.resources {
             let key = (d.resource.group.clone(), d.resource.kind.clone());
             let watched = d.answers(&["delete", "list", "watch"]) && !is_ignored(&d.resource);
-            if !watched || self.monitors.lock().resources.insert(key, d.resource.clone()).is_some() {
+            if !watched || self.monitors.lock().resources.insert(key, d.resource.clone()).as_ref() == Some(&d.resource)
+            {
+                continue;
+            }
+            if !self.monitors.lock().registered.insert((d.resource.qualified(), d.resource.version.clone())) {
+                // A kind that was gone is there again; its informer has never stopped.
                 continue;
             }
             let informer = self.setup.informers.metadata(&d.resource);
@@ -117,7 +163,11 @@ impl Garbage {
     fn register(&self, informer: &Informer<PartialObject>, resource: &ResourceRef) {
         let (graph, queue) = (self.graph.clone(), self.queue.clone());
         let (api_version, kind) = (resource.api_version(), resource.kind.clone());
+        let kinds_changed = defines_kinds(resource).then(|| self.kinds_changed.clone());
         informer.on_change(move |change| {
+            if let Some(changed) = &kinds_changed {
+                changed.notify_one();
+            }
             let meta = &change.object().metadata;
             let mut graph = graph.lock();
             let mut look = BTreeSet::new();

@@ -165,6 +165,8 @@ pub(super) struct Operation<'a> {
     pub(super) answer: Option<&'a str>,
     /// `apps_v1`
     pub(super) tag: &'a str,
+    /// Whether it is of a custom resource: those have no protobuf and nothing to merge strategically by.
+    pub(super) custom: bool,
     /// Query parameters of a connection or log.
     pub(super) extra: &'a [Query],
     pub(super) description: &'a str,
@@ -198,10 +200,12 @@ impl Operation<'_> {
         }
         responses.insert("401".to_owned(), json!({"description": "Unauthorized"}));
         let consumes: Vec<&str> = match self.action {
+            Action::Patch if self.custom => PATCHES.into_iter().filter(|p| !p.contains("strategic")).collect(),
             Action::Patch => PATCHES.to_vec(),
             _ => vec!["*/*"],
         };
         let produces: Vec<&str> = match self.action {
+            _ if self.custom => vec![JSON, YAML],
             Action::Connect => vec!["*/*"],
             Action::Log => vec!["text/plain", JSON, YAML, PROTOBUF],
             Action::List | Action::Watch | Action::WatchList => vec![

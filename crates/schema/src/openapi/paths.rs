@@ -168,6 +168,7 @@ impl<'a> Writer<'a> {
             body,
             answer,
             tag: &self.tag,
+            custom: self.resource.schema.is_some(),
             extra: &[],
             description: &description,
         }
@@ -288,6 +289,7 @@ impl<'a> Writer<'a> {
                 body,
                 answer,
                 tag: &self.tag,
+                custom: self.resource.schema.is_some(),
                 extra: if log { operation::connect_query("log") } else { &[] },
                 description: &format!("{verb} {} of the specified {}", subresource.name, self.resource.kind),
             }
@@ -332,6 +334,7 @@ impl<'a> Writer<'a> {
                     body: None,
                     answer: None,
                     tag: &self.tag,
+                    custom: false,
                     extra: operation::connect_query(&subresource.name),
                     description: &format!(
                         "connect {} requests to {} of {}",

@@ -286,6 +286,11 @@ fn custom_resources_are_described() {
     assert!(three["components"]["schemas"]["com.example.stable.v1.CronTabList"].is_object());
     let list = &three["paths"]["/apis/stable.example.com/v1/crontabs"]["get"]["operationId"];
     assert_eq!(list, "listStableExampleComV1CronTabForAllNamespaces");
+    // By this kubectl knows what it may patch with.
+    let one = &three["paths"]["/apis/stable.example.com/v1/namespaces/{namespace}/crontabs/{name}"];
+    let patches: Vec<&String> = one["patch"]["requestBody"]["content"].as_object().unwrap().keys().collect();
+    let merges = ["application/apply-patch+yaml", "application/json-patch+json", "application/merge-patch+json"];
+    assert_eq!(patches, merges);
 }
 
 /// Reads protobuf far enough to see fields: number to values, each a varint or bytes.

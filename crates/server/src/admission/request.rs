@@ -2,6 +2,8 @@
 
 use super::{Attributes, Operation};
 use crate::authn::UserInfo;
+use crate::cluster::Cluster;
+use crate::crd;
 use crate::registry::scale::scale_of;
 use gantry_api::k8s_openapi::api::authentication::v1::TokenRequest;
 use gantry_api::k8s_openapi::api::core::v1::Binding;
@@ -36,19 +38,13 @@ impl Request {
     ///
     /// # Errors
     /// Where the objects cannot be shown so.
-    pub fn of(a: &Attributes<'_>, equivalent: Option<&'static dyn Resource>) -> Result<Self, ApiError> {
-        let show = |object: Option<&dyn Object>| match (object, equivalent) {
-            (None, _) => Ok(Value::Null),
-            (Some(o), _) if a.subresource == "scale" => {
-                Ok(scale_of(&o.to_value(), crate::crd::custom(a.resource).and_then(crate::crd::CustomResource::scale)))
-            }
-            (Some(o), None) => Ok(o.to_value()),
-            (Some(o), Some(view)) => {
-                view.decode(&o.to_json()).map(|o| o.to_value()).map_err(|e| ApiError::internal(e.to_string()))
-            }
-        };
-        let mut object = show(a.object.as_deref())?;
-        let old_object = show(a.old_object)?;
+    pub async fn of(
+        a: &Attributes<'_>,
+        equivalent: Option<&'static dyn Resource>,
+        cluster: &Cluster,
+    ) -> Result<Self, ApiError> {
+        let mut object = show(a, a.object.as_deref(), equivalent, cluster).await?;
+        let old_object = show(a, a.old_object, equivalent, cluster).await?;
         if a.operation == Operation::Connect {
             object = connect_options(a);
         }
@@ -86,6 +82,35 @@ impl Request {
             head[field] = value.into();
         }
         Ok(Self { head, object, old_object })
+    }
+}
+
+/// An object of the request as it is reviewed.
+async fn show(
+    a: &Attributes<'_>,
+    object: Option<&dyn Object>,
+    equivalent: Option<&'static dyn Resource>,
+    cluster: &Cluster,
+) -> Result<Value, ApiError> {
+    let Some(object) = object else { return Ok(Value::Null) };
+    let value = object.to_value();
+    match equivalent {
+        _ if a.subresource == "scale" => {
+            Ok(scale_of(&value, crd::custom(a.resource).and_then(crd::CustomResource::scale)))
+        }
+        None => Ok(value),
+        Some(view) => Ok(in_version_of(view, value, cluster).await?.to_value()),
+    }
+}
+
+/// An object given in one version as `view` has it.
+async fn in_version_of(view: &dyn Resource, object: Value, cluster: &Cluster) -> Result<Box<dyn Object>, ApiError> {
+    match crd::custom(view) {
+        Some(custom) => {
+            let made = custom.convert(vec![object], cluster).await?;
+            made.into_iter().next().ok_or_else(|| ApiError::internal("the conversion made nothing"))
+        }
+        None => view.decode(object.to_string().as_bytes()).map_err(|e| ApiError::internal(e.to_string())),
     }
 }
 
@@ -164,10 +189,11 @@ fn connect_options(a: &Attributes<'_>) -> Value {
 ///
 /// # Errors
 /// Where it is no object of its kind any more.
-pub fn take_back(
+pub async fn take_back(
     a: &mut Attributes<'_>,
     equivalent: Option<&'static dyn Resource>,
     changed: Value,
+    cluster: &Cluster,
 ) -> Result<bool, ApiError> {
     let resource = a.resource;
     let scale = a.subresource == "scale";
@@ -180,7 +206,7 @@ pub fn take_back(
         resource.assign(object, resource.decode_value(whole).map_err(failed)?.as_ref());
     } else if let Some(view) = equivalent {
         let shown = view.decode_value(changed).map_err(failed)?;
-        let mut own = resource.decode(&shown.to_json()).map_err(failed)?;
+        let mut own = in_version_of(resource, shown.to_value(), cluster).await?;
         resource.set_defaults(own.as_mut());
         resource.assign(object, own.as_ref());
     } else if !(replace_body::<Binding>(object, &changed)?

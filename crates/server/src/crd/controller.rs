@@ -3,6 +3,7 @@
 //!
 //! Source: `k8s.io/apiextensions-apiserver/pkg/controller` (status, establish, apiapproval, finalizer).
 
+use super::conversion::Converter;
 use super::resource::intern;
 use super::version::{State, version_schemas};
 use crate::cluster::resource_of;
@@ -17,6 +18,7 @@ use gantry_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::{DeleteOptions, 
 use gantry_api::kind::{Object, Resource, downcast, downcast_mut};
 use gantry_api::meta::object::Meta;
 use gantry_api::meta::status::ApiError;
+use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, HashSet};
 use std::future::poll_fn;
 use std::sync::{Arc, Weak};
@@ -30,11 +32,19 @@ const RETRY: Duration = Duration::from_secs(5);
 /// Says who approved a kind of a group that is the community's.
 const APPROVAL: &str = "api-approved.kubernetes.io";
 
-/// What is known of a definition.
+/// What is kept of a definition: all of it is in the cache.
 struct Known {
-    crd: Arc<CustomResourceDefinition>,
-    /// What its versions are served by; None where they are not.
-    served: Option<String>,
+    uid: String,
+    group: String,
+    plural: String,
+    /// The names it was given.
+    names: CustomResourceDefinitionNames,
+    /// Whether those are the names it asks for.
+    accepted: bool,
+    /// Whether it is served as one that is going.
+    terminating: bool,
+    /// A digest of what its versions are served by; None where they are not.
+    served: Option<Vec<u8>>,
 }
 
 /// The definitions and what is served of them.
@@ -43,6 +53,10 @@ pub struct Controller {
     known: BTreeMap<String, Known>,
     /// Uids of definitions whose instances are being deleted.
     finalizing: HashSet<String>,
+    /// Whether what is served has changed since it was last told.
+    changed: bool,
+    /// Definitions whose status has yet to be written, with what was taken when it was decided.
+    unwritten: Vec<(String, Taken)>,
 }
 
 fn definitions() -> &'static dyn Resource {
@@ -197,9 +211,10 @@ fn bring_up(crd: &mut CustomResourceDefinition, taken: &Taken, now: &Time) {
 }
 
 /// What of a definition decides what is served and how.
-fn facts(crd: &CustomResourceDefinition) -> String {
+fn facts(crd: &CustomResourceDefinition) -> Vec<u8> {
     let names = crd.status.as_ref().and_then(|s| s.accepted_names.as_ref());
-    serde_json::json!([crd.metadata.uid, crd.spec, names, is_terminating(crd)]).to_string()
+    let facts = serde_json::json!([crd.metadata.uid, crd.spec, names]);
+    Sha256::digest(facts.to_string()).to_vec()
 }
 
 fn is_terminating(crd: &CustomResourceDefinition) -> bool {
@@ -214,6 +229,7 @@ fn resources(crd: &CustomResourceDefinition) -> Vec<&'static dyn Resource> {
         crd.spec.versions.iter().find(|v| v.storage).map_or_else(String::new, |v| format!("{group}/{}", v.name));
     let served: HashSet<String> =
         crd.spec.versions.iter().filter(|v| v.served).map(|v| format!("{group}/{}", v.name)).collect();
+    let converter = Converter::of(crd).map(Arc::new);
     let mut out: Vec<&'static dyn Resource> = Vec::new();
     for v in crd.spec.versions.iter().filter(|v| v.served || v.storage) {
         let Some(own) = versions.get(&format!("{group}/{}", v.name)) else { continue };
@@ -222,6 +238,7 @@ fn resources(crd: &CustomResourceDefinition) -> Vec<&'static dyn Resource> {
             storage: storage.clone(),
             versions: versions.clone(),
             served: served.clone(),
+            converter: converter.clone(),
             terminating: is_terminating(crd),
         };
         out.push(intern(crd, v, state));
@@ -238,7 +255,7 @@ impl Controller {
         let cache = registry.cache(definitions())?;
         for entry in cache.snapshot().iter_after("", "") {
             let Some(crd) = decode(entry) else { continue };
-            self.known.insert(entry.name().to_owned(), Known { crd: crd.clone(), served: None });
+            self.note(&crd);
             self.serve(registry, &crd).await?;
         }
         Ok(())
@@ -254,37 +271,68 @@ impl Controller {
             return;
         };
         let (snapshot, changes) = changes;
-        for entry in snapshot.iter().flat_map(|s| s.iter_after("", "")) {
-            let Some(server) = server.upgrade() else { return };
-            self.take(&server, entry).await;
-        }
-        while let Some(entry) = next(&changes, &stop).await {
-            let Some(server) = server.upgrade() else { return };
-            self.take(&server, &entry).await;
+        let mut entries: Vec<Arc<Entry>> = snapshot.iter().flat_map(|s| s.iter_after("", "").cloned()).collect();
+        loop {
+            let Some(me) = server.upgrade() else { return };
+            for entry in &entries {
+                self.take(&me, entry).await;
+            }
+            self.tell(&me).await;
+            drop(me);
+            let Some(entry) = next(&changes, &stop).await else { return };
+            entries = vec![entry];
+            // Many definitions come at once; what is served is told once for all that are there.
+            while let Some(Next::Event(event, _)) = changes.try_next() {
+                entries.push(event.entry.clone());
+            }
         }
     }
 
+    /// Says what is served, and then which definitions are: whoever reads that one is established may use it.
+    async fn tell(&mut self, server: &Arc<Server>) {
+        if std::mem::take(&mut self.changed) {
+            server.republish();
+        }
+        for (name, taken) in std::mem::take(&mut self.unwritten) {
+            match self.write_status(server, &name, &taken).await {
+                Ok(()) => {}
+                Err(e) if e.is("NotFound") => {}
+                Err(e) => tracing::error!(name, error = %e.message, "definition could not be established"),
+            }
+        }
+    }
+
+    fn note(&mut self, crd: &CustomResourceDefinition) {
+        let before = self.known.get(crd.metadata.name());
+        let known = Known {
+            uid: crd.metadata.uid().to_owned(),
+            group: crd.spec.group.clone(),
+            plural: crd.spec.names.plural.clone(),
+            names: crd.status.as_ref().and_then(|s| s.accepted_names.clone()).unwrap_or_default(),
+            accepted: holds(crd, "NamesAccepted"),
+            terminating: before.is_some_and(|k| k.terminating),
+            served: before.and_then(|k| k.served.clone()),
+        };
+        self.known.insert(crd.metadata.name().to_owned(), known);
+    }
+
     async fn take(&mut self, server: &Arc<Server>, entry: &Entry) {
-        let name = entry.name().to_owned();
         if entry.event() == EventType::Deleted {
-            self.forget(server, &name).await;
+            self.forget(server, entry.name()).await;
             return;
         }
         let Some(crd) = decode(entry) else { return };
-        let served = self.known.remove(&name).and_then(|k| k.served);
-        self.known.insert(name.clone(), Known { crd: crd.clone(), served });
+        self.note(&crd);
         if crd.metadata.deletion_timestamp.is_some() {
             self.terminate(server, &crd).await;
         } else {
-            self.establish(server, &name).await;
+            self.establish(server, &crd).await;
         }
     }
 
     async fn terminate(&mut self, server: &Arc<Server>, crd: &Arc<CustomResourceDefinition>) {
-        match self.serve(&server.registry, crd).await {
-            Ok(true) => server.republish(),
-            Ok(false) => {}
-            Err(e) => tracing::error!(name = crd.metadata.name(), error = %e.message, "custom resource is not served"),
+        if let Err(e) = self.serve(&server.registry, crd).await {
+            tracing::error!(name = crd.metadata.name(), error = %e.message, "custom resource is not served");
         }
         let ours = crd.metadata.finalizers.iter().flatten().any(|f| f == CLEANUP);
         if ours && self.finalizing.insert(crd.metadata.uid().to_owned()) {
@@ -292,56 +340,42 @@ impl Controller {
         }
     }
 
-    /// Accepts the names of a definition, serves it, and says so.
-    async fn establish(&mut self, server: &Arc<Server>, name: &str) {
-        let Some(present) = self.known.get(name).map(|k| k.crd.clone()) else { return };
-        let taken = self.taken(&present.spec.group);
-        let now = server.registry.clock.time();
-        let mut wanted = CustomResourceDefinition::clone(&present);
-        bring_up(&mut wanted, &taken, &now);
-        let result = async {
-            // Served first: whoever reads that it is established may use it.
-            if self.serve(&server.registry, &wanted).await? {
-                server.republish();
-            }
-            if wanted.status != present.status {
-                self.write_status(server, name, &taken, &now).await?;
-            }
-            Ok::<(), ApiError>(())
-        };
-        match result.await {
-            Ok(()) => {}
-            Err(e) if e.is("NotFound") => {}
-            Err(e) => tracing::error!(name, error = %e.message, "definition could not be established"),
+    /// Accepts the names of a definition and serves it.
+    async fn establish(&mut self, server: &Arc<Server>, present: &CustomResourceDefinition) {
+        let name = present.metadata.name();
+        let taken = self.taken(&present.spec.group, name);
+        let mut wanted = CustomResourceDefinition::clone(present);
+        bring_up(&mut wanted, &taken, &server.registry.clock.time());
+        self.note(&wanted);
+        if let Err(e) = self.serve(&server.registry, &wanted).await {
+            tracing::error!(name, error = %e.message, "definition could not be served");
+            return;
+        }
+        if wanted.status != present.status {
+            self.unwritten.push((name.to_owned(), taken));
         }
     }
 
-    async fn write_status(
-        &mut self,
-        server: &Arc<Server>,
-        name: &str,
-        taken: &Taken,
-        now: &Time,
-    ) -> Result<(), ApiError> {
+    async fn write_status(&mut self, server: &Arc<Server>, name: &str, taken: &Taken) -> Result<(), ApiError> {
+        let now = server.registry.clock.time();
         let mut change = |object: &mut dyn Object| {
             let crd = downcast_mut::<CustomResourceDefinition>(object);
             let Some(crd) = crd.filter(|c| c.metadata.deletion_timestamp.is_none()) else { return Ok(()) };
-            bring_up(crd, taken, now);
+            bring_up(crd, taken, &now);
             Ok(())
         };
         let stored = server.registry.update_as_server(definitions(), "", name, false, &mut change).await?;
-        if let (Some(crd), Some(known)) =
-            (downcast::<CustomResourceDefinition>(stored.as_ref()), self.known.get_mut(name))
-        {
-            known.crd = Arc::new(crd.clone());
+        if let Some(crd) = downcast::<CustomResourceDefinition>(stored.as_ref()) {
+            self.note(crd);
         }
         Ok(())
     }
 
-    fn taken(&self, group: &str) -> Taken {
+    /// The names that others of the group have.
+    fn taken(&self, group: &str, except: &str) -> Taken {
         let mut taken = Taken::default();
-        for known in self.known.values().filter(|k| k.crd.spec.group == group) {
-            let Some(names) = known.crd.status.as_ref().and_then(|s| s.accepted_names.as_ref()) else { continue };
+        for (_, known) in self.known.iter().filter(|(name, k)| k.group == group && *name != except) {
+            let names = &known.names;
             let resources = [Some(&names.plural), names.singular.as_ref()].into_iter().flatten();
             taken.resources.extend(resources.chain(names.short_names.iter().flatten()).cloned());
             taken.kinds.extend([Some(&names.kind), names.list_kind.as_ref()].into_iter().flatten().cloned());
@@ -351,39 +385,45 @@ impl Controller {
         taken
     }
 
-    /// Serves a definition as it is now. Returns whether that changed anything.
-    async fn serve(&mut self, registry: &Registry, crd: &CustomResourceDefinition) -> Result<bool, ApiError> {
-        let Some(known) = self.known.get_mut(crd.metadata.name()) else { return Ok(false) };
+    /// Serves a definition as it is now.
+    async fn serve(&mut self, registry: &Registry, crd: &CustomResourceDefinition) -> Result<(), ApiError> {
+        let Some(known) = self.known.get_mut(crd.metadata.name()) else { return Ok(()) };
         let (group, plural) = (&crd.spec.group, &crd.spec.names.plural);
         let built_in = gantry_api::kinds::ALL.iter().any(|r| r.info().group == group && r.info().plural == plural);
         if built_in || !(holds(crd, "NamesAccepted") || holds(crd, "Established")) {
-            return Ok(false);
+            return Ok(());
         }
         let facts = facts(crd);
-        if known.served.as_ref() == Some(&facts) {
-            return Ok(false);
+        if known.served.as_ref() != Some(&facts) {
+            registry.serve(group, plural, resources(crd)).await.map_err(ApiError::internal)?;
+            known.served = Some(facts);
+            self.changed = true;
+        } else if is_terminating(crd) && !known.terminating {
+            // The same resources, of which no more objects are made. Watches go on, and see the objects go.
+            drop(resources(crd));
+            self.changed = true;
         }
-        registry.serve(group, plural, resources(crd)).await.map_err(ApiError::internal)?;
-        known.served = Some(facts);
-        Ok(true)
+        known.terminating = is_terminating(crd);
+        Ok(())
     }
 
     async fn forget(&mut self, server: &Arc<Server>, name: &str) {
         let Some(known) = self.known.remove(name) else { return };
-        self.finalizing.remove(known.crd.metadata.uid());
-        let (group, plural) = (&known.crd.spec.group, &known.crd.spec.names.plural);
+        self.finalizing.remove(&known.uid);
         if known.served.is_some() {
-            if let Err(e) = server.registry.serve(group, plural, Vec::new()).await {
+            if let Err(e) = server.registry.serve(&known.group, &known.plural, Vec::new()).await {
                 tracing::error!(name, error = %e, "custom resource is still served");
             }
-            server.republish();
+            self.changed = true;
         }
         // Names may have become free.
-        let same_group = self.known.iter().filter(|(_, k)| k.crd.spec.group == *group);
-        let waiting: Vec<String> =
-            same_group.filter(|(_, k)| !holds(&k.crd, "NamesAccepted")).map(|(name, _)| name.clone()).collect();
+        let same_group = self.known.iter().filter(|(_, k)| k.group == known.group && !k.accepted);
+        let waiting: Vec<String> = same_group.map(|(name, _)| name.clone()).collect();
+        let Ok(cache) = server.registry.cache(definitions()) else { return };
         for name in waiting {
-            self.establish(server, &name).await;
+            if let Some(crd) = cache.get(&name).and_then(|e| decode(&e)) {
+                self.establish(server, &crd).await;
+            }
         }
     }
 }

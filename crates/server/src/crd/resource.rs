@@ -4,11 +4,13 @@
 //! that lives as long as the process and is found again by its facts ([`intern`]); what may change without changing the
 //! facts (schemas, conversion) is [`State`], swapped whole.
 
+use super::conversion::Converter;
 use super::json_path::JsonPath;
 use super::rules::Rules;
 use super::schema::Node;
-use super::version::{Part, State};
+use super::version::{Part, State, version_order};
 use super::{shape, validation};
+use crate::cluster::Cluster;
 use arc_swap::ArcSwap;
 use gantry_api::ObjectMeta;
 use gantry_api::k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
@@ -18,6 +20,7 @@ use gantry_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::DeleteOptions;
 use gantry_api::k8s_openapi::jiff::Timestamp;
 use gantry_api::kind::{ALL_VERBS, Column, Context, Object, Resource, ResourceInfo, SCALE, STATUS, Subresource};
 use gantry_api::meta::field::{ErrorList, Path};
+use gantry_api::meta::status::ApiError;
 use gantry_api::meta::table;
 use parking_lot::Mutex;
 use serde_json::{Map, Value, json};
@@ -158,8 +161,7 @@ pub fn intern(
         v.subresources,
         v.additional_printer_columns,
         v.selectable_fields,
-        v.deprecated,
-        v.deprecation_warning
+        deprecation(crd, v)
     ])
     .to_string();
     let mut resources = RESOURCES.lock();
@@ -187,11 +189,6 @@ impl CustomResource {
         let mut served: Vec<Subresource> = Vec::new();
         served.extend(scale.map(|_| SCALE));
         served.extend(subresources.and_then(|s| s.status.as_ref()).map(|_| STATUS));
-        let deprecation = match (v.deprecated, &v.deprecation_warning) {
-            (Some(true), Some(warning)) => warning.clone(),
-            (Some(true), None) => format!("{group}/{} {} is deprecated", v.name, names.kind),
-            _ => String::new(),
-        };
         let singular = names.singular.as_deref().unwrap_or_default();
         let info = ResourceInfo {
             short_names: texts(names.short_names.as_ref()),
@@ -199,7 +196,7 @@ impl CustomResource {
             verbs: ALL_VERBS,
             subresources: Box::leak(served.into_boxed_slice()),
             unconditional_update: false,
-            deprecation: text(&deprecation),
+            deprecation: text(&deprecation(crd, v)),
             own_list_kind: text(names.list_kind.as_deref().unwrap_or_default()),
             ..ResourceInfo::new(
                 group,
@@ -248,11 +245,25 @@ impl CustomResource {
         self.scale.as_ref()
     }
 
+    /// Admission may have added what the schema does not know.
+    fn prune_again(&self, object: &mut CustomObject) {
+        let mut body = Value::Object(std::mem::take(&mut object.body));
+        self.state.load().own.prune(&mut body);
+        if let Value::Object(body) = body {
+            object.body = body;
+        }
+    }
+
     fn has_status(&self) -> bool {
         self.info.subresources.iter().any(|s| s.name == "status")
     }
 
-    fn object(&self, mut value: Value) -> Result<CustomObject, serde_json::Error> {
+    /// An object of this version.
+    fn object(&self, value: Value) -> Result<CustomObject, serde_json::Error> {
+        self.object_in(self.api_version, value)
+    }
+
+    fn object_in(&self, api_version: &'static str, mut value: Value) -> Result<CustomObject, serde_json::Error> {
         let Some(map) = value.as_object_mut() else {
             return Err(<serde_json::Error as serde::de::Error>::custom("an object is expected"));
         };
@@ -263,19 +274,78 @@ impl CustomResource {
             None | Some(Value::Null) => ObjectMeta::default(),
             Some(meta) => serde_json::from_value(meta)?,
         };
-        Ok(CustomObject { api_version: self.api_version, kind: self.info.kind, meta, body })
+        Ok(CustomObject { api_version, kind: self.info.kind, meta, body })
     }
 
-    /// An object as it is stored: in whatever version it was written last.
+    /// An object as it is stored: in whatever version it was written last. It stays in that version where a webhook has to
+    /// be asked for this one.
     fn stored(&self, mut value: Value) -> Result<CustomObject, serde_json::Error> {
         let state = self.state.load();
-        let written_in = value["apiVersion"].as_str().and_then(|v| state.versions.get(v));
-        if let Some(version) = written_in.filter(|v| v.api_version != self.api_version) {
-            version.complete(&mut value);
+        let written_in = value["apiVersion"].as_str().and_then(|v| state.versions.get(v)).unwrap_or(&state.own);
+        written_in.complete(&mut value);
+        if written_in.api_version == self.api_version {
+            return self.object(value);
         }
-        state.own.complete(&mut value);
+        if state.converter.is_some() {
+            return self.object_in(text(&written_in.api_version), value);
+        }
+        state.own.prune(&mut value);
         self.object(value)
     }
+
+    /// The webhook that makes objects of one version those of another, where there is one.
+    #[must_use]
+    pub fn converter(&self) -> Option<Arc<Converter>> {
+        self.state.load().converter.clone()
+    }
+
+    /// Objects of any version of the definition in this one.
+    ///
+    /// # Errors
+    /// Where the webhook that has to be asked fails, or makes something that is no object.
+    pub async fn convert(&self, objects: Vec<Value>, cluster: &Cluster) -> Result<Vec<Box<dyn Object>>, ApiError> {
+        let objects = match self.converter() {
+            Some(converter) => converter.convert(cluster, objects, self.api_version).await?,
+            None => objects,
+        };
+        let own = self.state().own.clone();
+        let adopt = |mut value: Value| -> Result<Box<dyn Object>, ApiError> {
+            own.prune(&mut value);
+            Ok(Box::new(self.object(value).map_err(ApiError::internal)?))
+        };
+        objects.into_iter().map(adopt).collect()
+    }
+
+    /// An object as it is to be stored.
+    ///
+    /// # Errors
+    /// Where the webhook that has to be asked fails, or makes something that is no object.
+    pub async fn encode(&self, object: &dyn Object, cluster: &Cluster) -> Result<Vec<u8>, ApiError> {
+        let state = self.state();
+        let storage = state.versions.get(&state.storage).filter(|s| s.api_version != self.api_version);
+        let (Some(converter), Some(storage)) = (&state.converter, storage) else { return Ok(self.to_stored(object)) };
+        let converted = converter.convert(cluster, vec![object.to_value()], &storage.api_version).await?;
+        let mut value = converted.into_iter().next().unwrap_or_default();
+        storage.prune(&mut value);
+        let object = self.object(value).map_err(ApiError::internal)?;
+        Ok(object.text(&storage.api_version, &object.body))
+    }
+}
+
+/// What clients of a deprecated version are told; empty where it is not deprecated.
+fn deprecation(crd: &CustomResourceDefinition, v: &CustomResourceDefinitionVersion) -> String {
+    if v.deprecated != Some(true) {
+        return String::new();
+    }
+    if let Some(warning) = &v.deprecation_warning {
+        return warning.clone();
+    }
+    let (group, kind) = (&crd.spec.group, &crd.spec.names.kind);
+    let fine = crd.spec.versions.iter().filter(|o| o.served && o.deprecated != Some(true)).map(|o| o.name.as_str());
+    let better =
+        fine.filter(|name| version_order(name) < version_order(&v.name)).min_by_key(|name| version_order(name));
+    let instead = better.map(|name| format!("; use {group}/{name} {kind}")).unwrap_or_default();
+    format!("{group}/{} {kind} is deprecated{instead}", v.name)
 }
 
 fn columns_of(v: &CustomResourceDefinitionVersion) -> (&'static [Column], Vec<JsonPath>) {
@@ -401,6 +471,7 @@ impl Resource for CustomResource {
     }
     fn prepare_for_create(&self, object: &mut dyn Object, _: &Context<'_>) {
         let object = of_mut(object);
+        self.prune_again(object);
         if self.has_status() {
             object.body.remove("status");
         }
@@ -421,6 +492,7 @@ impl Resource for CustomResource {
     }
     fn prepare_for_update(&self, object: &mut dyn Object, old: &dyn Object, _: &Context<'_>) {
         let (object, old) = (of_mut(object), of(old));
+        self.prune_again(object);
         if self.has_status() {
             match old.body.get("status") {
                 Some(status) => object.body.insert("status".into(), status.clone()),
@@ -439,6 +511,7 @@ impl Resource for CustomResource {
     }
     fn prepare_for_status_update(&self, object: &mut dyn Object, old: &dyn Object, _: &Context<'_>) {
         let (object, old) = (of_mut(object), of(old));
+        self.prune_again(object);
         let managed = object.meta.managed_fields.take();
         let version = object.meta.resource_version.take();
         let status = object.body.remove("status");

@@ -1,9 +1,11 @@
 //! What happens to a custom object before it is judged: unknown fields go, defaults come.
 
 use super::schema::{Additional, Node};
+use gantry_schema::{Definitions, strict};
 use serde_json::Value;
 use std::fmt::Write as _;
 
+const OBJECT_META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta";
 const META_FIELDS: [&str; 3] = ["apiVersion", "kind", "metadata"];
 
 /// Drops what the schema does not know. Returns the paths of what was dropped, sorted. The top is an object with
@@ -48,6 +50,10 @@ fn walk(
             let names: Vec<String> = map.keys().cloned().collect();
             for name in names {
                 if embedded && META_FIELDS.contains(&name.as_str()) {
+                    // The object's own metadata was looked at when it was decoded.
+                    if let (false, "metadata", Some(metadata)) = (top, name.as_str(), map.get_mut(&name)) {
+                        step(path, &name, |p| prune_metadata(metadata, p, unknown));
+                    }
                     continue;
                 }
                 let known = schema.and_then(|s| s.properties.get(&name));
@@ -85,6 +91,17 @@ fn walk(
         }
         _ => {}
     }
+}
+
+/// Drops from the metadata of an embedded object what no object has there.
+fn prune_metadata(metadata: &mut Value, path: &str, unknown: &mut Vec<String>) {
+    let Some(schema) = Definitions::builtin().definition(OBJECT_META) else { return };
+    // What has the wrong type is for validation to say.
+    for found in strict::check(metadata, schema).unwrap_or_default() {
+        let name = found.strip_prefix("unknown field \"").and_then(|f| f.strip_suffix('"'));
+        unknown.extend(name.map(|name| format!("{path}.{name}")));
+    }
+    strict::prune(metadata, schema);
 }
 
 /// Fills in defaults. Nulls that the schema does not allow give way to the default, or go where there is none.
@@ -170,7 +187,7 @@ mod tests {
         let mut value = json!({"apiVersion": "g/v1", "kind": "K", "metadata": {"name": "n"}, "top": 1, "spec": {
             "a": "1", "b": 2, "list": [{"p": 1, "q": 2}], "map": {"m": {"k": "v", "z": 1}},
             "free": {"any": {"thing": [1]}, "strict": {"x": "1", "y": 2}},
-            "pod": {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": {"c": 1}, "status": {}},
+            "pod": {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p", "odd": 1}, "spec": {"c": 1}, "status": {}},
         }});
         let unknown = prune(&mut value, &schema(), true);
         assert_eq!(
@@ -180,6 +197,7 @@ mod tests {
                 "spec.free.strict.y",
                 "spec.list[0].q",
                 "spec.map.m.z",
+                "spec.pod.metadata.odd",
                 "spec.pod.spec.c",
                 "spec.pod.status",
                 "top"

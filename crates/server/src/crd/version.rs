@@ -1,5 +1,6 @@
 //! One version of a definition: its schemas, and what they say of objects.
 
+use super::conversion::Converter;
 use super::resource::CustomObject;
 use super::rules::Rules;
 use super::schema::Node;
@@ -39,6 +40,8 @@ pub struct State {
     pub versions: HashMap<String, Arc<VersionSchema>>,
     /// Versions that clients may use.
     pub served: HashSet<String>,
+    /// The webhook that converts between versions; None where nothing but the apiVersion changes.
+    pub converter: Option<Arc<Converter>>,
     /// Whether the definition is going: no objects come any more.
     pub terminating: bool,
 }

@@ -5,7 +5,6 @@ use super::{Registry, Stored, key_of, store_error};
 use crate::admission::rounds::Rounds;
 use crate::admission::{Attributes, Operation};
 use crate::authn::UserInfo;
-use crate::watch_cache::Selection;
 use bytes::Bytes;
 use gantry_api::k8s_openapi::api::core::v1::Namespace;
 use gantry_api::k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
@@ -93,7 +92,9 @@ impl Registry {
                         return Ok(Deleted { object, removed: false, warnings });
                     }
                     object.meta_mut().resource_version = None;
-                    let put = |key| Write::Put(key, resource.to_stored(object.as_ref()).into());
+                    let json = self.encode(resource, object.as_ref()).await?;
+                    let sealed = self.sealed(resource, &key_of(resource, namespace, name), &json.into())?;
+                    let put = |key| Write::Put(key, sealed);
                     if let Some(revision) = self.replace(resource, &stored, put).await? {
                         object.meta_mut().resource_version = Some(revision.to_string());
                         return Ok(Deleted { object, removed: false, warnings });
@@ -131,9 +132,9 @@ impl Registry {
     ) -> Result<Vec<Deleted>, ApiError> {
         self.caught_up().await;
         let cache = self.cache(resource)?;
-        let selection = Selection::new(namespace, list.labels.clone(), &list.fields, &cache.field_names)
-            .map_err(ApiError::bad_request)?;
-        let snapshot = cache.snapshot();
+        let selection = cache.selection(namespace, list.labels.clone(), &list.fields)?;
+        self.check_readable(resource, namespace)?;
+        let snapshot = self.shown_snapshot(resource, cache.snapshot()).await?;
         let mut deleted = Vec::new();
         let paths: Vec<(String, String)> = snapshot
             .iter_after(namespace, "")
@@ -297,6 +298,7 @@ pub(super) fn finished_by_update(_resource: &dyn Resource, new: &dyn Object, old
     waiting && new.meta().finalizers_or_empty().is_empty() && namespace_done
 }
 
+/// Upstream names the kind here where other conflicts name the resource.
 fn check_preconditions(
     resource: &dyn Resource,
     name: &str,
@@ -307,16 +309,20 @@ fn check_preconditions(
     let info = resource.info();
     let differs = |wanted: &Option<String>, actual: &str| wanted.as_deref().filter(|w| *w != actual).map(str::to_owned);
     if let Some(uid) = differs(&p.uid, object.meta().uid()) {
-        let why =
-            format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {}", object.meta().uid());
-        return Err(ApiError::conflict(info.group, info.plural, name, &why));
+        let why = format!(
+            "the UID in the precondition ({uid}) does not match the UID in record ({}). The object might have been \
+             deleted and then recreated",
+            object.meta().uid()
+        );
+        return Err(ApiError::conflict(info.group, info.kind, name, &why));
     }
     if let Some(version) = differs(&p.resource_version, object.meta().resource_version()) {
         let why = format!(
-            "Precondition failed: ResourceVersion in precondition: {version}, ResourceVersion in object meta: {}",
+            "the ResourceVersion in the precondition ({version}) does not match the ResourceVersion in record ({}). The \
+             object might have been modified",
             object.meta().resource_version()
         );
-        return Err(ApiError::conflict(info.group, info.plural, name, &why));
+        return Err(ApiError::conflict(info.group, info.kind, name, &why));
     }
     Ok(())
 }

@@ -4,7 +4,7 @@
 use super::Registry;
 use super::options::FieldValidation;
 use super::write::Target;
-use crate::crd::State;
+use crate::crd::Recalled;
 use bytes::Bytes;
 use gantry_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::StatusCause;
 use gantry_api::kind::{Object, Resource};
@@ -87,16 +87,32 @@ pub struct Draft {
 
 impl Registry {
     /// Makes the object that `change` asks for, given the present one.
-    pub(super) fn draft(
+    pub(super) async fn draft(
+        &self,
+        target: &Target<'_>,
+        change: &Change,
+        old: Option<&dyn Object>,
+    ) -> Result<Draft, ApiError> {
+        let Some(custom) = crate::crd::custom(target.resource) else {
+            return self.draft_of_built_in(target, change, old);
+        };
+        let mut versions = Recalled::new(custom.state());
+        loop {
+            let draft = self.draft_of_custom(target, change, old, &versions);
+            // Fields may have owners that know other versions of the object only.
+            if !versions.ask(&self.cluster()).await? {
+                return draft;
+            }
+        }
+    }
+
+    fn draft_of_built_in(
         &self,
         target: &Target<'_>,
         change: &Change,
         old: Option<&dyn Object>,
     ) -> Result<Draft, ApiError> {
         let info = target.resource.info();
-        if let Some(custom) = crate::crd::custom(target.resource) {
-            return self.draft_of_custom(target, change, old, &custom.state());
-        }
         let schema = Definitions::builtin().schema_for(info.group, info.version, info.kind);
         let mut warnings = Vec::new();
         let live = || old.map(Object::to_value).ok_or_else(|| target.not_found(target.name));
@@ -149,20 +165,16 @@ impl Registry {
         body: &Bytes,
         old: Option<&dyn Object>,
         schema: Option<Schema<'_>>,
-        custom: Option<&State>,
+        custom: Option<&Recalled>,
         now: &str,
     ) -> Result<Draft, ApiError> {
         let mut warnings = Vec::new();
         if old.is_none() && !target.subresource.is_empty() {
             return Err(target.not_found(target.name));
         }
-        let read_as = custom.map_or(schema, |c| c.own.envelope());
-        let mut decoded = strict::decode_yaml(body, read_as)
+        let read_as = custom.map_or(schema, |c| c.state().own.envelope());
+        let decoded = strict::decode_yaml(body, read_as)
             .map_err(|e| ApiError::bad_request(format!("error decoding YAML: {e}")))?;
-        if let Some(custom) = custom {
-            decoded.strict_errors.extend(custom.own.prune(&mut decoded.value));
-        }
-        unknown_fields(target, decoded.strict_errors, &mut warnings)?;
         let config = decoded.value;
         check_type(target.resource, &config, body)?;
         let live = old.map(Object::to_value);
@@ -175,6 +187,9 @@ impl Registry {
                 ApiError::new(415, "UnsupportedMediaType", "server-side apply is not supported for this resource")
             })?
             .map_err(apply_error)?;
+        // Unknown fields are the field manager's to refuse; that a key stands there twice only the text tells.
+        let twice = decoded.strict_errors.into_iter().filter(|e| e.starts_with(TWICE)).collect();
+        repeated_keys(target, twice, &mut warnings)?;
         if let (Some(schema), None) = (schema, custom) {
             schema.drop_empty(&mut merged);
         }
@@ -190,8 +205,9 @@ impl Registry {
         target: &Target<'_>,
         change: &Change,
         old: Option<&dyn Object>,
-        custom: &State,
+        versions: &Recalled,
     ) -> Result<Draft, ApiError> {
+        let custom = versions.state();
         let mut warnings = Vec::new();
         let live = || old.map(Object::to_value).ok_or_else(|| target.not_found(target.name));
         let now = self.clock.time().0.to_string();
@@ -204,14 +220,14 @@ impl Registry {
         };
         let (value, live) = match change {
             Change::Patch(PatchType::Apply, body) => {
-                return self.draft_of_apply(target, body, old, schema, Some(custom), &now);
+                return self.draft_of_apply(target, body, old, schema, Some(versions), &now);
             }
             Change::Create(body) => (read(body, &mut warnings)?, None),
             Change::Update(body) => (read(body, &mut warnings)?, old.map(Object::to_value)),
             Change::Patch(PatchType::Strategic, _) => return Err(no_strategic_merge()),
             Change::Patch(kind, body) => {
                 let live = live()?;
-                (patched(target, *kind, &live, body, custom.own.envelope(), Some(custom), &mut warnings)?, Some(live))
+                (patched(target, *kind, &live, body, custom.own.envelope(), Some(versions), &mut warnings)?, Some(live))
             }
             Change::Edit(edit) => {
                 let live = live()?;
@@ -228,7 +244,7 @@ impl Registry {
         let managed = match change {
             // The edit has recorded what it did itself.
             Change::Edit(_) => None,
-            _ => with_manager(target, schema, Some(custom), |manager| {
+            _ => with_manager(target, schema, Some(versions), |manager| {
                 manager.map(|m| m.update(live.as_ref(), new, &target.options.field_manager, &now))
             }),
         };
@@ -251,7 +267,7 @@ fn no_strategic_merge() -> ApiError {
 fn with_manager<R>(
     target: &Target<'_>,
     schema: Option<Schema<'_>>,
-    custom: Option<&State>,
+    custom: Option<&Recalled>,
     use_it: impl FnOnce(Option<&FieldManager<'_>>) -> R,
 ) -> R {
     let Some(schema) = schema else { return use_it(None) };
@@ -353,6 +369,28 @@ fn check_type(resource: &dyn Resource, value: &Value, body: &[u8]) -> Result<(),
     Ok(())
 }
 
+/// How the reader of YAML begins to say that a key stands there twice.
+const TWICE: &str = "yaml: unmarshal errors:";
+
+/// What an applied configuration says twice.
+fn repeated_keys(target: &Target<'_>, errors: Vec<String>, warnings: &mut Vec<String>) -> Result<(), ApiError> {
+    let line = |e: &String| e.strip_prefix(TWICE).unwrap_or(e).trim().to_owned();
+    let lines: Vec<String> = errors.iter().map(line).collect();
+    match target.options.validation {
+        FieldValidation::Strict if !lines.is_empty() => {
+            let all = lines.join("\n  ");
+            Err(ApiError::bad_request(format!(
+                "error strict decoding YAML: error converting YAML to JSON: {TWICE}\n  {all}"
+            )))
+        }
+        FieldValidation::Warn => {
+            warnings.extend(lines);
+            Ok(())
+        }
+        _ => Ok(()),
+    }
+}
+
 fn unknown_fields(target: &Target<'_>, errors: Vec<String>, warnings: &mut Vec<String>) -> Result<(), ApiError> {
     if errors.is_empty() {
         return Ok(());
@@ -377,7 +415,7 @@ fn patched(
     live: &Value,
     body: &[u8],
     schema: Option<Schema<'_>>,
-    custom: Option<&State>,
+    custom: Option<&Recalled>,
     warnings: &mut Vec<String>,
 ) -> Result<Value, ApiError> {
     let result = match (kind, schema) {
@@ -394,7 +432,7 @@ fn patched(
         errors.extend(found.into_iter().filter(|f| !errors.contains(f)).collect::<Vec<_>>());
     }
     if let Some(custom) = custom {
-        errors.extend(custom.own.prune(&mut value));
+        errors.extend(custom.state().own.prune(&mut value));
     }
     if target.options.validation == FieldValidation::Strict && !errors.is_empty() {
         return Err(patch_unprocessable(body, &strict::strict_error_message(&errors)));

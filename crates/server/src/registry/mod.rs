@@ -1,5 +1,6 @@
 //! The generic registry: reads from watch caches, writes through one ordered function, deletion with finalizers and grace.
 
+mod conversion;
 pub mod delete;
 pub mod draft;
 pub mod expire;
@@ -13,9 +14,11 @@ pub mod write;
 
 use crate::admission::Chain;
 use crate::cluster::Cluster;
+use crate::encryption::Encryption;
 use crate::watch_cache::dispatch::prefix_of;
 use crate::watch_cache::{Dispatcher, WatchCache};
 use arc_swap::ArcSwap;
+use bytes::Bytes;
 use gantry_api::clock::Clock;
 use gantry_api::entropy::Entropy;
 use gantry_api::kind::{Object, Resource, ResourceInfo};
@@ -31,6 +34,8 @@ type Gvr = (&'static str, &'static str, &'static str);
 pub struct Registry {
     /// The store. Nothing outside the registry uses it.
     store: Arc<dyn Store>,
+    /// How what is stored is encrypted.
+    encryption: Encryption,
     /// The caches.
     dispatcher: Arc<Dispatcher>,
     /// The caches by what they hold; those of custom resources come and go.
@@ -49,14 +54,16 @@ impl Registry {
     #[must_use]
     pub fn new(
         store: Arc<dyn Store>,
+        encryption: Encryption,
         resources: impl Iterator<Item = &'static dyn Resource>,
         clock: Clock,
         entropy: Entropy,
     ) -> Arc<Self> {
-        let dispatcher = Arc::new(Dispatcher::new(store.clone(), resources));
+        let dispatcher = Arc::new(Dispatcher::new(store.clone(), encryption.clone(), resources));
         let caches = ArcSwap::from_pointee(by_gvr(&dispatcher));
         Arc::new_cyclic(|me| Self {
             store,
+            encryption,
             dispatcher,
             caches,
             clock,
@@ -182,13 +189,30 @@ impl Registry {
         self.store.revision()
     }
 
+    /// JSON as it is stored under a key.
+    fn sealed(&self, resource: &dyn Resource, key: &str, json: &Bytes) -> Result<Bytes, ApiError> {
+        self.encryption.of(resource).seal(key.as_bytes(), json).map_err(ApiError::internal)
+    }
+
+    /// Refuses to read a collection of which not everything can be decrypted: it would look as if that were not there.
+    fn check_readable(&self, resource: &dyn Resource, namespace: &str) -> Result<(), ApiError> {
+        match self.cache(resource)?.first_unreadable(namespace) {
+            Some((key, why)) => Err(ApiError::internal(format!("unable to transform key {key:?}: {why}"))),
+            None => Ok(()),
+        }
+    }
+
     /// The stored object, as it is now and not as the cache has it.
     async fn stored(&self, resource: &dyn Resource, namespace: &str, name: &str) -> Result<Option<Stored>, ApiError> {
         let key = key_of(resource, namespace, name);
-        let Some(kv) = self.store.get(key.as_bytes()).await.map_err(|e| store_error(&key, &e))? else {
+        let Some(mut kv) = self.store.get(key.as_bytes()).await.map_err(|e| store_error(&key, &e))? else {
             return Ok(None);
         };
-        Ok(Some(Stored::decode(resource, kv)?))
+        let (value, stale) = self.encryption.of(resource).open(&kv.key, &kv.value).map_err(ApiError::internal)?;
+        kv.value = value;
+        let mut stored = Stored::decode(resource, kv, stale)?;
+        stored.object = self.in_own_version(resource, stored.object).await?;
+        Ok(Some(stored))
     }
 }
 
@@ -225,15 +249,17 @@ pub struct Stored {
     pub kv: KeyValue,
     /// The object, with its resourceVersion.
     pub object: Box<dyn Object>,
+    /// Whether it would be stored differently now: with another key, or encrypted at all.
+    pub stale: bool,
 }
 
 impl Stored {
-    fn decode(resource: &dyn Resource, kv: KeyValue) -> Result<Self, ApiError> {
+    fn decode(resource: &dyn Resource, kv: KeyValue, stale: bool) -> Result<Self, ApiError> {
         let mut object = resource
             .decode(&kv.value)
             .map_err(|e| ApiError::internal(format!("stored object {}: {e}", String::from_utf8_lossy(&kv.key))))?;
         object.meta_mut().resource_version = Some(kv.mod_revision.to_string());
-        Ok(Self { kv, object })
+        Ok(Self { kv, object, stale })
     }
 }
 

@@ -29,12 +29,17 @@ impl ObjectSource for Registry {
         if linearizable {
             self.caught_up().await;
         }
-        let entry = cache.get(&path_of(resource, namespace, name));
-        entry.map(|e| decode(resource, &e)).transpose()
+        let path = path_of(resource, namespace, name);
+        let Some(entry) = cache.get(&path) else {
+            return cache.unreadable(&path).map_or(Ok(None), |why| Err(ApiError::internal(why)));
+        };
+        let shown = self.shown(resource, vec![entry]).await?;
+        shown.first().map(|e| decode(resource, e)).transpose()
     }
 
     async fn list(&self, resource: &'static dyn Resource, namespace: &str) -> Result<Vec<Arc<dyn Object>>, ApiError> {
-        let snapshot = self.cache(resource)?.snapshot();
+        self.check_readable(resource, namespace)?;
+        let snapshot = self.shown_snapshot(resource, self.cache(resource)?.snapshot()).await?;
         snapshot.iter_after(namespace, "").map(|e| decode(resource, e)).collect()
     }
 
@@ -47,7 +52,8 @@ impl ObjectSource for Registry {
     ) -> Result<Vec<Arc<dyn Object>>, ApiError> {
         let cache = self.cache(resource)?;
         let Some(index) = cache.field_names.iter().position(|f| *f == field) else { return Ok(Vec::new()) };
-        let snapshot = cache.snapshot();
+        let snapshot = self.shown_snapshot(resource, cache.snapshot()).await?;
+        self.check_readable(resource, namespace)?;
         // Only what matches is decoded.
         snapshot.iter_after(namespace, "").filter(|e| e.field(index) == value).map(|e| decode(resource, e)).collect()
     }

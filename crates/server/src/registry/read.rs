@@ -15,6 +15,7 @@ use gantry_api::kind::Resource;
 use gantry_api::meta::object::split_api_version;
 use gantry_api::meta::status::ApiError;
 use gantry_schema::protobuf::{self, Message};
+use gantry_schema::strict;
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::Duration;
@@ -168,7 +169,16 @@ impl Registry {
         let info = resource.info();
         let cache = self.cache(resource)?;
         self.fresh(version).await?;
-        cache.get(&path_of(resource, namespace, name)).ok_or_else(|| ApiError::not_found(info.group, info.plural, name))
+        let path = path_of(resource, namespace, name);
+        let entry = cache.get(&path);
+        if let Some(why) = cache.unreadable(&path) {
+            return Err(ApiError::internal(why));
+        }
+        let entry = entry.ok_or_else(|| ApiError::not_found(info.group, info.plural, name))?;
+        if !entry.is_foreign() {
+            return Ok(entry);
+        }
+        Ok(self.shown(resource, vec![entry.clone()]).await?.pop().unwrap_or(entry))
     }
 
     /// Waits until the caches are as fresh as asked: None is linearizable, 0 anything.
@@ -200,12 +210,14 @@ impl Registry {
         form: Form,
     ) -> Result<Listed, ApiError> {
         let cache = self.cache(resource)?;
-        let selection = Selection::new(namespace, options.labels.clone(), &options.fields, &cache.field_names)
-            .map_err(ApiError::bad_request)?;
+        let selection = cache.selection(namespace, options.labels.clone(), &options.fields)?;
         let (snapshot, after) = match self.starting_point(&cache, options).await? {
             Ok(start) => start,
             Err(status) => return Ok(Listed::Expired(status)),
         };
+        self.check_readable(resource, namespace)?;
+        let stored = snapshot.clone();
+        let snapshot = self.shown_snapshot(resource, snapshot).await?;
         let revision = snapshot.revision;
         let mut metadata = json!({ "resourceVersion": revision.to_string() });
         let source = if options.limit == 0 {
@@ -219,7 +231,7 @@ impl Registry {
                 if selection.selects_all_of_namespace() {
                     metadata["remainingItemCount"] = (1 + items.count()).into();
                 }
-                cache.pin(&snapshot);
+                cache.pin(&stored);
             }
             Source::Page(page.into_iter())
         };
@@ -326,7 +338,7 @@ fn parse_token(text: &str) -> Result<(i64, String), ApiError> {
         };
         bad(&format!("illegal base64 data at input byte {at}"))
     })?;
-    let value: Value = serde_json::from_slice(&bytes).map_err(|e| bad(&e.to_string()))?;
+    let value = strict::decode_json(&bytes, None).map_err(|e| bad(&e.to_string()))?.value;
     if value["v"] != "meta.k8s.io/v1" {
         let version = value["v"].as_str().unwrap_or_default();
         return Err(bad(&format!("server does not recognize this encoded version {version}")));

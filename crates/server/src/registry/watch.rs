@@ -1,20 +1,22 @@
 //! Watch: a stream of changes from any version still held.
 
 use super::Registry;
+use super::conversion::{is_converted, of_any_version};
 use super::options::ListOptions;
 use crate::http::negotiate::Form;
 use crate::http::respond::not_marshalable;
 use crate::table;
-use crate::watch_cache::{Entry, EventType, Next, Selection, Snapshot, Subscription};
+use crate::watch_cache::{Entry, Event, EventType, Next, Selection, Snapshot, Subscription};
 use bytes::Bytes;
 use gantry_api::clock::Clock;
 use gantry_api::kind::Resource;
 use gantry_api::meta::status::ApiError;
 use gantry_schema::protobuf;
 use http_body::{Body, Frame};
+use parking_lot::Mutex;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::time::{Instant, Sleep};
@@ -37,14 +39,16 @@ impl Registry {
         form: Form,
     ) -> Result<WatchBody, ApiError> {
         let cache = self.cache(resource)?;
-        let selection = Selection::new(namespace, options.labels.clone(), &options.fields, &cache.field_names)
-            .map_err(ApiError::bad_request)?;
+        let selection = cache.selection(namespace, options.labels.clone(), &options.fields)?;
         let version = options.resource_version;
         let initial = match (options.send_initial_events, version) {
             (Some(initial), _) => initial,
             (None, version) => version.unwrap_or(0) == 0,
         };
         // A list-and-watch is as fresh as a list; a watch from a version starts there at once.
+        if initial {
+            self.check_readable(resource, namespace)?;
+        }
         let current = if initial || version.is_none() {
             self.fresh(version).await?;
             cache.applied_revision()
@@ -59,11 +63,23 @@ impl Registry {
         let timeout =
             options.timeout_seconds.filter(|s| *s > 0).unwrap_or_else(|| TIMEOUT_MIN + self.entropy.below(TIMEOUT_MIN));
         let end = Instant::now() + Duration::from_secs(timeout);
-        let state = match cache.subscribe(selection, after) {
-            Ok((snapshot, subscription)) => State::Running {
-                initial: snapshot.map(|snapshot| Initial { snapshot, after: String::new() }),
-                subscription,
-            },
+        let conversion = is_converted(resource).then(|| Conversion {
+            registry: self.me.clone(),
+            selection: selection.clone(),
+            pending: Mutex::default(),
+        });
+        let subscribed = if conversion.is_some() { of_any_version(&selection) } else { selection };
+        let state = match cache.subscribe(subscribed, after) {
+            Ok((snapshot, subscription)) => {
+                let initial = match snapshot {
+                    Some(snapshot) => {
+                        let snapshot = self.shown_snapshot(resource, snapshot).await?;
+                        Some(Initial { snapshot, after: String::new() })
+                    }
+                    None => None,
+                };
+                State::Running { initial, subscription }
+            }
             Err(e) => {
                 let e = ApiError::expired(format!("too old resource version: {} ({})", e.asked, e.oldest));
                 State::Failed(e)
@@ -75,6 +91,7 @@ impl Registry {
             form,
             protobuf: false,
             clock: self.clock,
+            conversion,
             state,
             floor: after.unwrap_or(0),
             columns_sent: false,
@@ -103,6 +120,7 @@ pub struct WatchBody {
     form: Form,
     protobuf: bool,
     clock: Clock,
+    conversion: Option<Conversion>,
     state: State,
     /// Events up to this version are not for this watch.
     floor: u64,
@@ -113,10 +131,63 @@ pub struct WatchBody {
     timer: Pin<Box<Sleep>>,
 }
 
+type Making = Pin<Box<dyn Future<Output = Result<Arc<Event>, ApiError>> + Send>>;
+
+/// A watch of objects that a webhook may have to convert, one change after the other.
+struct Conversion {
+    registry: Weak<Registry>,
+    /// What the watch is about; what is subscribed to is wider, for labels and fields may differ between versions.
+    selection: Selection,
+    /// The change under way. Behind a lock only because bodies are shared between threads, which this is not.
+    pending: Mutex<Option<Making>>,
+}
+
 enum Step {
     Send(Bytes),
     Wait,
+    /// Until the webhook has answered.
+    Convert,
     End,
+}
+
+enum Converted {
+    Next(Result<Poll<Next>, ApiError>),
+    UnderWay,
+}
+
+impl Conversion {
+    /// The next change that the watch is about, in its version.
+    fn poll_next(
+        &mut self,
+        subscription: &Subscription,
+        resource: &'static dyn Resource,
+        floor: u64,
+        cx: &mut Context<'_>,
+    ) -> Converted {
+        loop {
+            if let Some(pending) = self.pending.get_mut() {
+                let Poll::Ready(made) = pending.as_mut().poll(cx) else { return Converted::UnderWay };
+                *self.pending.get_mut() = None;
+                match made {
+                    Err(e) => return Converted::Next(Err(e)),
+                    Ok(event) => {
+                        if let Some(shown) = event.shown_to(&self.selection) {
+                            return Converted::Next(Ok(Poll::Ready(Next::Event(event, shown))));
+                        }
+                    }
+                }
+            }
+            match subscription.poll_next(cx) {
+                Poll::Ready(Next::Event(event, _)) if event.revision() <= floor => {}
+                Poll::Ready(Next::Event(event, _)) => {
+                    let Some(registry) = self.registry.upgrade() else { return Converted::Next(Ok(Poll::Pending)) };
+                    let made = async move { registry.shown_event(resource, &event).await };
+                    *self.pending.get_mut() = Some(Box::pin(made));
+                }
+                other => return Converted::Next(Ok(other)),
+            }
+        }
+    }
 }
 
 impl WatchBody {
@@ -143,7 +214,7 @@ impl WatchBody {
             State::Running { initial, subscription } => (initial, subscription),
         };
         if let Some(position) = initial {
-            let selection = subscription.selection();
+            let selection = self.conversion.as_ref().map_or(subscription.selection(), |c| &c.selection);
             let found = position
                 .snapshot
                 .iter_after(&selection.namespace, &position.after)
@@ -169,7 +240,14 @@ impl WatchBody {
         // Read before the queue is: all events up to here have been queued.
         let applied = subscription.cache().applied_revision();
         loop {
-            match subscription.poll_next(cx) {
+            let next = match &mut self.conversion {
+                None => subscription.poll_next(cx),
+                Some(conversion) => match conversion.poll_next(subscription, self.resource, self.floor, cx) {
+                    Converted::Next(next) => next?,
+                    Converted::UnderWay => return Ok(Step::Convert),
+                },
+            };
+            match next {
                 Poll::Ready(Next::Event(event, _)) if event.revision() <= self.floor => {}
                 Poll::Ready(Next::Event(event, shown)) => {
                     let frame = event.frame(shown);
@@ -289,6 +367,7 @@ impl Body for WatchBody {
             match step {
                 Ok(Step::Send(bytes)) => return Poll::Ready(Some(Ok(Frame::data(bytes)))),
                 Ok(Step::End) => return Poll::Ready(None),
+                Ok(Step::Convert) => return Poll::Pending,
                 Ok(Step::Wait) => match this.timer.as_mut().poll(cx) {
                     Poll::Ready(()) => {
                         let next = this.bookmark_at.unwrap_or(this.end).min(this.end);

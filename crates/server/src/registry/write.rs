@@ -15,6 +15,7 @@ use gantry_api::meta::object::{self, Meta};
 use gantry_api::meta::status::ApiError;
 use gantry_store::{Compare, Txn, TxnOutcome, Write};
 use serde_json::{Value, json};
+use std::num::IntErrorKind;
 use tokio::time::Instant;
 
 /// Longest base of a generated name, so that base and suffix fit in 63 characters.
@@ -93,14 +94,14 @@ impl Registry {
             let old = stored.as_ref().map(|s| s.object.as_ref());
 
             // decode (strict fields, warnings), defaults, managed fields
-            let Draft { mut object, mut warnings } = self.draft(target, change, old)?;
+            let Draft { mut object, mut warnings } = self.draft(target, change, old).await?;
             if old.is_none() && !matches!(change, Change::Create(_)) {
                 self.may_create(target).await?;
             }
             check_versions(target, object.as_mut(), old)?;
             if old.is_none() && crate::crd::custom(target.resource).is_some_and(|c| c.state().terminating) {
                 let why = "create not allowed while custom resource definition is terminating";
-                return Err(ApiError::forbidden(info.group, info.plural, object.meta().name(), why));
+                return Err(ApiError::new(405, "MethodNotAllowed", why));
             }
 
             // mutating admission
@@ -279,9 +280,9 @@ impl Registry {
         dry_run: bool,
     ) -> Result<Committed, ApiError> {
         object.meta_mut().resource_version = None;
-        let json = Bytes::from(resource.to_stored(object));
+        let json = Bytes::from(self.encode(resource, object).await?);
         let key = key_of(resource, object.meta().namespace(), object.meta().name());
-        let unchanged = stored.is_some_and(|s| s.kv.value == json);
+        let unchanged = stored.is_some_and(|s| s.kv.value == json && !s.stale);
         let deletes = stored.is_some_and(|s| super::delete::finished_by_update(resource, object, s.object.as_ref()));
         if unchanged && !deletes {
             return Ok(Committed::At(stored.map_or(0, |s| s.kv.mod_revision), json));
@@ -297,11 +298,12 @@ impl Registry {
             Some(s) => Compare::ModRevision(bytes.clone(), s.kv.mod_revision),
             None => Compare::Absent(bytes.clone()),
         };
-        let write = if deletes { Write::Delete(bytes) } else { Write::Put(bytes, json.clone()) };
+        let sealed = self.sealed(resource, &key, &json)?;
+        let write = if deletes { Write::Delete(bytes) } else { Write::Put(bytes, sealed.clone()) };
         let txn = Txn { compares: vec![compare], writes: vec![write] };
         let announcement = (!deletes && resource.learned().is_none()).then(|| {
-            self.dispatcher.announce(&json, Selectable::of(resource, object));
-            Announcement { dispatcher: &self.dispatcher, value: &json, kept: false }
+            self.dispatcher.announce(&sealed, Selectable::of(resource, object));
+            Announcement { dispatcher: &self.dispatcher, value: &sealed, kept: false }
         });
         let outcome = self.store.txn(txn).await.map_err(|e| store_error(&key, &e))?;
         if let (Some(mut announcement), TxnOutcome::Applied(_)) = (announcement, &outcome) {
@@ -340,7 +342,8 @@ impl Registry {
             let mut object = stored.object.boxed_clone();
             change(object.as_mut())?;
             carry_over(object.meta_mut(), stored.object.meta());
-            let errors = object::validate_update(object.meta(), stored.object.meta());
+            let mut errors = object::validate_update(object.meta(), stored.object.meta());
+            errors.extend(unknown_finalizers(resource, object.meta()));
             invalid_unless_empty(resource, name, &errors)?;
             if let Committed::At(revision, _) = self.commit(resource, object.as_mut(), Some(&stored), dry_run).await? {
                 object.meta_mut().resource_version = Some(revision.to_string());
@@ -475,16 +478,13 @@ fn check_versions(target: &Target<'_>, object: &mut dyn Object, old: Option<&dyn
         }
         let mut errors = ErrorList::default();
         errors.invalid(&Path::new("metadata").child("resourceVersion"), 0, "must be specified for an update");
-        return invalid_unless_empty(target.resource, target.name, &errors);
+        // As upstream: the resource where other errors of validation have the kind.
+        return Err(ApiError::invalid(info.group, info.plural, target.name, &errors));
     }
-    if version.parse::<u64>().is_err() {
-        let mut errors = ErrorList::default();
-        errors.invalid(
-            &Path::new("metadata").child("resourceVersion"),
-            version.as_str(),
-            "must be an unsigned integer",
-        );
-        return invalid_unless_empty(target.resource, target.name, &errors);
+    if let Err(e) = version.parse::<u64>() {
+        let why = if *e.kind() == IntErrorKind::PosOverflow { "value out of range" } else { "invalid syntax" };
+        // Upstream has no reason for what its storage cannot read.
+        return Err(ApiError::new(500, "", format!("strconv.ParseUint: parsing {version:?}: {why}")));
     }
     if version != old.meta().resource_version() {
         return Err(ApiError::modified(info.group, info.plural, target.name));
@@ -514,6 +514,14 @@ fn carry_over(new: &mut gantry_api::ObjectMeta, old: &gantry_api::ObjectMeta) {
     }
 }
 
+/// Field errors of finalizers that no built-in kind may have.
+fn unknown_finalizers(resource: &dyn Resource, meta: &gantry_api::ObjectMeta) -> ErrorList {
+    if resource.learned().is_some() || resource.info().group == "apiextensions.k8s.io" {
+        return ErrorList::default();
+    }
+    object::validate_known_finalizers(meta)
+}
+
 fn validate(
     resource: &dyn Resource,
     subresource: &str,
@@ -527,6 +535,7 @@ fn validate(
         }),
         Some(old) => object::validate_update(object.meta(), old.meta()),
     };
+    errors.extend(unknown_finalizers(resource, object.meta()));
     errors.extend(match old {
         None => resource.validate(object),
         Some(old) if subresource.is_empty() => resource.validate_update(object, old),

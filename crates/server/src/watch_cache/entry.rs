@@ -6,7 +6,7 @@ use gantry_api::meta::fields::FieldSelector;
 use gantry_api::meta::labels::Selector;
 use std::borrow::Borrow;
 use std::cmp::Ordering;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 const TAIL: &[u8] = b"}\n";
 
@@ -101,6 +101,8 @@ pub struct Entry {
     pub revision: u64,
     labels: Packed,
     fields: Packed,
+    /// The object in the version of its resource, where it was stored in another and a webhook has converted it.
+    converted: OnceLock<Arc<Entry>>,
 }
 
 impl Entry {
@@ -116,7 +118,7 @@ impl Entry {
     ) -> Self {
         let (frame, head, type_meta) = encode(event, json, revision, resource);
         let Selectable { labels, fields } = selectable;
-        Self { frame, head, type_meta, event, path: path.into(), revision, labels, fields }
+        Self { frame, head, type_meta, event, path: path.into(), revision, labels, fields, converted: OnceLock::new() }
     }
 
     /// The last state of a deleted object, at the revision of its deletion.
@@ -131,7 +133,25 @@ impl Entry {
             revision,
             labels: Packed(self.labels.0.clone()),
             fields: Packed(self.fields.0.clone()),
+            converted: OnceLock::new(),
         }
+    }
+
+    /// Whether the object is in another version than its resource: a webhook has to convert it before it is shown.
+    #[must_use]
+    pub fn is_foreign(&self) -> bool {
+        self.type_meta == 0
+    }
+
+    /// The object in the version of its resource, where [`Entry::keep_converted`] was told.
+    #[must_use]
+    pub fn converted(&self) -> Option<&Arc<Entry>> {
+        self.converted.get()
+    }
+
+    /// Keeps the object in the version of its resource. The first one stays.
+    pub fn keep_converted(&self, converted: Entry) {
+        self.converted.get_or_init(|| Arc::new(converted));
     }
 
     /// The event this state came with.
@@ -156,7 +176,7 @@ impl Entry {
             out.extend_from_slice(&json);
         } else {
             let old = format!("\"resourceVersion\":\"{}\"", self.revision);
-            match find(&json, old.as_bytes()) {
+            match metadata_at(&json).filter(|at| json[*at..].starts_with(old.as_bytes())) {
                 Some(at) => {
                     out.extend_from_slice(&json[..at]);
                     out.extend_from_slice(format!("\"resourceVersion\":\"{revision}\"").as_bytes());
@@ -230,11 +250,8 @@ fn encode(event: EventType, json: &[u8], revision: u64, resource: &dyn Resource)
     let version = format!("\"resourceVersion\":\"{revision}\",");
     let mut out = BytesMut::with_capacity(head.len() + json.len() + version.len() + TAIL.len());
     out.extend_from_slice(head);
-    // The codec writes apiVersion, kind, metadata in this order, so the first match is the object's own metadata.
-    const METADATA: &[u8] = b"\"metadata\":{";
-    match find(json, METADATA) {
+    match metadata_at(json) {
         Some(at) => {
-            let at = at + METADATA.len();
             out.extend_from_slice(&json[..at]);
             let version = if json.get(at) == Some(&b'}') { version.trim_end_matches(',') } else { &version };
             out.extend_from_slice(version.as_bytes());
@@ -256,8 +273,27 @@ pub fn type_prefix(resource: &dyn Resource) -> String {
     format!("\"apiVersion\":\"{}\",\"kind\":\"{}\",", info.api_version(), info.kind)
 }
 
-fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
-    haystack.windows(needle.len()).position(|w| w == needle)
+/// Where the fields of the object's own metadata begin. Not the first `metadata` in the text: a field before it in the
+/// alphabet may have one inside, as the data of a ControllerRevision has.
+fn metadata_at(json: &[u8]) -> Option<usize> {
+    const METADATA: &[u8] = b"\"metadata\":{";
+    let (mut depth, mut at) = (0_usize, 0);
+    while at < json.len() {
+        match json[at] {
+            b'{' | b'[' => depth += 1,
+            b'}' | b']' => depth = depth.saturating_sub(1),
+            b'"' if depth == 1 && json[at..].starts_with(METADATA) => return Some(at + METADATA.len()),
+            b'"' => {
+                at += 1;
+                while at < json.len() && json[at] != b'"' {
+                    at += if json[at] == b'\\' { 2 } else { 1 };
+                }
+            }
+            _ => {}
+        }
+        at += 1;
+    }
+    None
 }
 
 /// An entry ordered by its path.
@@ -314,7 +350,7 @@ impl Selection {
     /// Resolves selectors for a resource whose selectable fields are `known`, in order.
     ///
     /// # Errors
-    /// `field label not supported: x`.
+    /// The first field that is not among them.
     pub fn new(
         namespace: &str,
         labels: Selector,
@@ -334,7 +370,7 @@ impl Selection {
                 "metadata.namespace" => out.meta.push((MetaField::Namespace, term.value.clone(), term.equal)),
                 field => match known.iter().position(|k| *k == field) {
                     Some(index) => out.fields.push((index, term.value.clone(), term.equal)),
-                    None => return Err(gantry_api::meta::fields::unsupported_field(field)),
+                    None => return Err(field.to_owned()),
                 },
             }
         }

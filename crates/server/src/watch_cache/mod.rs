@@ -15,10 +15,15 @@ pub use entry::{ByPath, Entry, EventType, MetaField, Selectable, Selection, type
 pub use watcher::{Closed, Next, Shown, Subscription};
 
 use bytes::Bytes;
+use crate::encryption::Transformer;
 use gantry_api::kind::Resource;
+use gantry_api::kinds;
+use gantry_api::meta::fields::{FieldSelector, unsupported_field};
+use gantry_api::meta::labels::Selector;
+use gantry_api::meta::status::ApiError;
 use imbl::OrdSet;
 use parking_lot::RwLock;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::ops::Bound;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -49,6 +54,12 @@ pub struct Event {
 }
 
 impl Event {
+    /// A change to a state.
+    #[must_use]
+    pub fn new(entry: Arc<Entry>, previous: Option<Arc<Entry>>) -> Self {
+        Self { entry, previous, added: OnceLock::new(), removed: OnceLock::new() }
+    }
+
     /// Revision of the change.
     #[must_use]
     pub fn revision(&self) -> u64 {
@@ -98,6 +109,12 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
+    /// These objects at a revision.
+    #[must_use]
+    pub fn of(entries: Vec<Arc<Entry>>, revision: u64) -> Self {
+        Self { items: entries.into_iter().map(ByPath).collect(), revision }
+    }
+
     /// Number of objects.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -157,12 +174,20 @@ pub struct WatchCache {
     prefix: String,
     type_prefix: String,
     applied: Arc<Applied>,
+    transformer: Transformer,
     state: RwLock<State>,
+    /// Objects that are stored but cannot be decrypted, by path, and why.
+    unreadable: RwLock<BTreeMap<String, String>>,
     generation: AtomicU64,
 }
 
 impl WatchCache {
-    fn new(resource: &'static dyn Resource, prefix: String, applied: Arc<Applied>) -> Self {
+    fn new(
+        resource: &'static dyn Resource,
+        prefix: String,
+        applied: Arc<Applied>,
+        transformer: Transformer,
+    ) -> Self {
         let blank = resource.decode(b"{\"metadata\":{}}");
         let field_names = match blank {
             Ok(object) => resource.selectable_fields(object.as_ref()).into_iter().map(|(k, _)| k).collect(),
@@ -175,6 +200,7 @@ impl WatchCache {
             prefix,
             type_prefix: type_prefix(resource),
             applied,
+            transformer,
             state: RwLock::new(State {
                 items: OrdSet::new(),
                 last: 0,
@@ -184,8 +210,33 @@ impl WatchCache {
                 pinned: VecDeque::new(),
                 watchers: Watchers::new(indexed),
             }),
+            unreadable: RwLock::default(),
             generation: AtomicU64::new(0),
         }
+    }
+
+    /// Resolves the selectors of a request.
+    ///
+    /// # Errors
+    /// 400 with the sentence upstream has for a field that objects of this resource cannot be selected by: it depends on
+    /// whether the kind has fields of its own.
+    pub fn selection(
+        &self,
+        namespace: &str,
+        labels: Selector,
+        fields: &FieldSelector,
+    ) -> Result<Selection, ApiError> {
+        Selection::new(namespace, labels, fields, &self.field_names).map_err(|field| {
+            let info = self.resource.info();
+            let built_in = kinds::find(info.group, info.version, info.plural).is_some();
+            ApiError::bad_request(match (info.group, info.kind) {
+                ("batch", "Job") => format!("field label {field:?} not supported for batchv1.Job"),
+                _ if built_in && self.field_names.is_empty() => {
+                    format!("{field:?} is not a known field selector: only \"metadata.name\", \"metadata.namespace\"")
+                }
+                _ => unsupported_field(&field),
+            })
+        })
     }
 
     /// The prefix of the resource's keys in the store, `/registry/<group>/<plural>/`.
@@ -317,6 +368,27 @@ impl WatchCache {
         self.state.write().watchers.close_all(Closed::Shutdown);
     }
 
+    /// Why the object at a path cannot be shown although it is stored.
+    #[must_use]
+    pub fn unreadable(&self, path: &str) -> Option<String> {
+        self.unreadable.read().get(path).cloned()
+    }
+
+    /// The first object in a namespace (empty for all) that cannot be shown although it is stored: its key, and why.
+    #[must_use]
+    pub fn first_unreadable(&self, namespace: &str) -> Option<(String, String)> {
+        let unreadable = self.unreadable.read();
+        let inside = |path: &str| {
+            namespace.is_empty() || path.strip_prefix(namespace).is_some_and(|rest| rest.starts_with('/'))
+        };
+        let (path, why) = unreadable.iter().find(|(path, _)| inside(path))?;
+        Some((format!("{}{path}", self.prefix), why.clone()))
+    }
+
+    fn mark_unreadable(&self, path: String, why: String) {
+        self.unreadable.write().insert(path, why);
+    }
+
     fn load(&self, entries: Vec<Entry>, revision: u64) {
         let mut state = self.state.write();
         for entry in entries {
@@ -336,6 +408,7 @@ impl WatchCache {
             state.pinned.retain(|(since, _)| now - *since < PINNED_FOR);
         }
         for (path, entry) in changes {
+            self.unreadable.write().remove(&path);
             let previous = state.items.get(path.as_str()).map(|e| e.0.clone());
             let entry = match (entry, &previous) {
                 (Some(entry), _) => Arc::new(entry),
@@ -347,7 +420,7 @@ impl WatchCache {
             } else {
                 state.items.insert(ByPath(entry.clone()));
             }
-            let event = Arc::new(Event { entry, previous, added: OnceLock::new(), removed: OnceLock::new() });
+            let event = Arc::new(Event::new(entry, previous));
             state.watchers.deliver(&event);
             state.push(event);
             self.generation.fetch_add(1, Ordering::AcqRel);

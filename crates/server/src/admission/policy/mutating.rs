@@ -222,36 +222,31 @@ impl MutatingPolicies {
         Self { source: Source::default(), authorizer }
     }
 
-    fn input(
-        &self,
-        i: &Invocation<'_>,
-        a: &Attributes<'_>,
-        namespace: Option<&Value>,
-    ) -> Result<(Request, Input), ApiError> {
-        let request = Request::of(a, i.matched.equivalent)?;
-        let input = Input::new(&request)
+    fn input(&self, i: &Invocation<'_>, a: &Attributes<'_>, request: &Request, namespace: Option<&Value>) -> Input {
+        Input::new(request)
             .with_authorizer(a, &self.authorizer)
             .with_params(i.params.as_ref())
-            .with_namespace(namespace);
-        Ok((request, input))
+            .with_namespace(namespace)
     }
 
     /// Carries out one mutation. Whether it changed the object.
-    fn mutate(
+    async fn mutate(
         &self,
         i: &Invocation<'_>,
         mutation: &(bool, Compiled),
         a: &mut Attributes<'_>,
         namespace: Option<&Value>,
+        cluster: &Cluster,
     ) -> Result<bool, Failure> {
-        let (request, input) = self.input(i, a, namespace)?;
-        let input = input.with_variables(&i.policy.variables);
-        let mut budget = BUDGET;
-        let value = input.evaluate(&mutation.1, &mut budget).and_then(|v| v).map_err(Failure::Policy)?;
-        let changed =
-            if mutation.0 { Some(apply(&request.object, &value)?) } else { patched(&request.object, &value)? };
+        let request = Request::of(a, i.matched.equivalent, cluster).await?;
+        let changed = {
+            let input = self.input(i, a, &request, namespace).with_variables(&i.policy.variables);
+            let mut budget = BUDGET;
+            let value = input.evaluate(&mutation.1, &mut budget).and_then(|v| v).map_err(Failure::Policy)?;
+            if mutation.0 { Some(apply(&request.object, &value)?) } else { patched(&request.object, &value)? }
+        };
         Ok(match changed {
-            Some(changed) => take_back(a, i.matched.equivalent, changed)?,
+            Some(changed) => take_back(a, i.matched.equivalent, changed, cluster).await?,
             None => false,
         })
     }
@@ -327,8 +322,12 @@ impl MutatingPlugin for MutatingPolicies {
             }
             let namespace = namespace_object(a, cluster).await?;
             for i in &invocations {
-                let (_, input) = self.input(i, a, namespace.as_ref())?;
-                match i.policy.conditions.hold(&input, i.policy.ignore_failures) {
+                let request = Request::of(a, i.matched.equivalent, cluster).await?;
+                let held = {
+                    let input = self.input(i, a, &request, namespace.as_ref());
+                    i.policy.conditions.hold(&input, i.policy.ignore_failures)
+                };
+                match held {
                     Ok(true) => {}
                     Ok(false) => continue,
                     Err(why) => {
@@ -345,7 +344,7 @@ impl MutatingPlugin for MutatingPolicies {
                     if a.object.is_none() {
                         break;
                     }
-                    match self.mutate(i, mutation, a, namespace.as_ref()) {
+                    match self.mutate(i, mutation, a, namespace.as_ref(), cluster).await {
                         Ok(now) => changed |= now,
                         Err(Failure::Request(e)) => return Err(e),
                         Err(Failure::Policy(why)) => blame(i.policy, Some(&i.binding.name), &why, true),

@@ -6,6 +6,7 @@ use crate::admission::matching::Criteria;
 use crate::admission::request::Request;
 use crate::admission::webhook::is_exempt;
 use crate::admission::{Attributes, ValidatingPlugin};
+use crate::audit;
 use crate::authz::Authorizer;
 use crate::cluster::Cluster;
 use async_trait::async_trait;
@@ -17,6 +18,7 @@ use gantry_api::meta::expression::Role;
 use gantry_api::meta::object::Meta;
 use gantry_api::meta::status::ApiError;
 use gantry_cel::Value;
+use serde_json::json;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -24,6 +26,9 @@ use std::sync::Arc;
 const MESSAGE_BYTES_MAX: usize = 5 << 10;
 /// Longest value of an audit annotation in bytes; a longer one is cut.
 const ANNOTATION_BYTES_MAX: usize = 10 << 10;
+
+/// Most refusals that are noted of one request.
+const AUDITED_MAX: usize = 50;
 
 /// What only validating policies have.
 pub struct Judgement {
@@ -43,11 +48,13 @@ struct Rule {
 struct Denial {
     message: String,
     reason: &'static str,
+    /// Which of the policy's validations it comes from.
+    index: usize,
 }
 
 impl Denial {
     fn error(message: String) -> Self {
-        Self { message, reason: "Invalid" }
+        Self { message, reason: "Invalid", index: 0 }
     }
 }
 
@@ -165,15 +172,17 @@ impl Policy<Judgement> {
                 Err(out_of_budget) => return self.undecided(verdict, out_of_budget),
             }
         }
-        for (rule, result) in results {
+        for (index, (rule, result)) in results.into_iter().enumerate() {
+            let before = verdict.denials.len();
             match result {
                 Err(why) => verdict = self.undecided(verdict, why),
                 Ok(Value::Bool(true)) => {}
                 Ok(_) => match message(rule, &input, &mut budget) {
-                    Ok(message) => verdict.denials.push(Denial { message, reason: rule.reason }),
+                    Ok(message) => verdict.denials.push(Denial { message, reason: rule.reason, index }),
                     Err(why) => verdict = self.undecided(verdict, why),
                 },
             }
+            verdict.denials[before..].iter_mut().for_each(|d| d.index = index);
         }
         let mut budget = BUDGET;
         for (key, expression) in &self.body.annotations {
@@ -200,6 +209,8 @@ impl Policy<Judgement> {
 struct Outcome {
     /// The first refusal: its sentence and reason.
     denied: Option<(String, &'static str)>,
+    /// Refusals that are to be noted in the audit log.
+    audited: Vec<serde_json::Value>,
 }
 
 impl Outcome {
@@ -249,7 +260,7 @@ impl ValidatingPolicies {
                 return Ok(());
             }
         };
-        let request = Request::of(a, matched.equivalent)?;
+        let request = Request::of(a, matched.equivalent, cluster).await?;
         let mut annotations = BTreeMap::<String, Vec<String>>::new();
         for (binding, params) in applications {
             let params = match params {
@@ -277,7 +288,7 @@ impl ValidatingPolicies {
         }
         for (key, values) in annotations {
             let (annotation, value) = (format!("{}/{key}", policy.name), values.join(", "));
-            tracing::debug!(annotation, value, "audit annotation");
+            audit::annotate(&annotation, &value);
         }
         Ok(())
     }
@@ -299,10 +310,13 @@ fn settle(
                     "Validation failed for ValidatingAdmissionPolicy '{}' with binding '{}': {}",
                     policy.name, binding.name, denial.message
                 )),
-                _ => {
-                    let (policy, binding, value) = (&policy.name, &binding.name, &denial.message);
-                    tracing::debug!(policy, binding, value, "audit annotation of a failed validation");
-                }
+                _ => outcome.audited.push(json!({
+                    "message": denial.message,
+                    "policy": policy.name,
+                    "binding": binding.name,
+                    "expressionIndex": denial.index,
+                    "validationActions": binding.actions,
+                })),
             }
         }
     }
@@ -325,6 +339,11 @@ impl ValidatingPlugin for ValidatingPolicies {
         let mut outcome = Outcome::default();
         for policy in policies.iter() {
             self.apply(policy, a, cluster, &mut outcome).await?;
+        }
+        if !outcome.audited.is_empty() {
+            outcome.audited.truncate(AUDITED_MAX);
+            let failures = serde_json::Value::Array(outcome.audited);
+            audit::annotate("validation.policy.admission.k8s.io/validation_failure", &failures.to_string());
         }
         let Some((message, reason)) = outcome.denied else { return Ok(()) };
         let mut refusal = ApiError { code: code(reason), reason, ..a.forbidden(&message) };

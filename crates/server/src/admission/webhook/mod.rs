@@ -150,7 +150,7 @@ impl Hook {
         authorizer: &Arc<dyn Authorizer>,
     ) -> Result<Option<(Matched, Request)>, ApiError> {
         let Some(matched) = self.criteria.matches(a, cluster).await? else { return Ok(None) };
-        let request = Request::of(a, matched.equivalent)?;
+        let request = Request::of(a, matched.equivalent, cluster).await?;
         if !self.conditions.is_empty() {
             let input = Input::new(&request).with_authorizer(a, authorizer);
             match self.conditions.hold(&input, self.ignore_failures) {

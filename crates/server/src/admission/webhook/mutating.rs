@@ -5,6 +5,7 @@ use super::review::{self, Patch};
 use super::{Hook, Source, is_exempt};
 use crate::admission::request::{Request, take_back};
 use crate::admission::{Attributes, MutatingPlugin};
+use crate::audit::{self, policy::Level};
 use crate::authz::Authorizer;
 use crate::cluster::Cluster;
 use crate::webhook_client::WebhookClient;
@@ -13,7 +14,7 @@ use gantry_api::k8s_openapi::api::admissionregistration::v1::MutatingWebhookConf
 use gantry_api::kind::{Object, Resource};
 use gantry_api::meta::status::ApiError;
 use gantry_schema::patch::{self, PatchError};
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::sync::Arc;
 
 /// The plugin.
@@ -37,6 +38,7 @@ impl MutatingWebhooks {
         a: &mut Attributes<'_>,
         equivalent: Option<&'static dyn Resource>,
         request: &Request,
+        place: &str,
         cluster: &Cluster,
     ) -> Result<bool, Failure> {
         let answer = hook.ask(a, request, true, &self.client, cluster).await?;
@@ -46,7 +48,11 @@ impl MutatingWebhooks {
         }
         let Some(patch) = answer.patch else { return Ok(false) };
         let Some(changed) = patched(hook, a, request, &patch)? else { return Ok(false) };
-        Ok(take_back(a, equivalent, changed)?)
+        let note = json!({"configuration": hook.configuration, "webhook": hook.name,
+            "patch": serde_json::from_slice::<Value>(&patch.bytes).unwrap_or_default(), "patchType": "JSONPatch"});
+        let annotation = format!("patch.webhook.admission.k8s.io/{place}");
+        audit::annotate_at(Level::Request, &annotation, &note.to_string());
+        Ok(take_back(a, equivalent, changed, cluster).await?)
     }
 }
 
@@ -92,14 +98,18 @@ impl MutatingPlugin for MutatingWebhooks {
             let now = object(a);
             a.rounds.webhooks.begin_again(&now);
         }
-        for hook in hooks.iter() {
+        for (i, hook) in hooks.iter().enumerate() {
             // One that was not called in the first round is not called in the second.
             if a.rounds.again && !a.rounds.webhooks.is_due(&hook.id) {
                 continue;
             }
             let Some((matched, request)) = hook.wants(a, cluster, &self.authorizer).await? else { continue };
-            let outcome = self.call(hook, a, matched.equivalent, &request, cluster).await;
-            if matches!(outcome, Ok(true)) {
+            let place = format!("round_{}_index_{i}", u8::from(a.rounds.again));
+            let outcome = self.call(hook, a, matched.equivalent, &request, &place, cluster).await;
+            let mutated = matches!(outcome, Ok(true));
+            let note = json!({"configuration": hook.configuration, "webhook": hook.name, "mutated": mutated});
+            audit::annotate(&format!("mutation.webhook.admission.k8s.io/{place}"), &note.to_string());
+            if mutated {
                 a.rounds.webhooks.changed();
                 a.rounds.wanted = true;
             }
@@ -107,7 +117,7 @@ impl MutatingPlugin for MutatingWebhooks {
                 a.rounds.webhooks.called(&hook.id);
             }
             if let Err(failure) = outcome {
-                hook.settle(a, failure)?;
+                hook.settle(a, failure, &format!("failed-open.mutation.webhook.admission.k8s.io/{place}"))?;
             }
         }
         let now = object(a);

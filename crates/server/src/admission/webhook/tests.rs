@@ -144,13 +144,14 @@ async fn conditions() {
     assert_eq!(wanted(hook("object.nothing == 1", "Ignore"), &create, map()).await, Ok(false));
 }
 
-#[test]
-fn what_is_sent() {
+#[tokio::test]
+async fn what_is_sent() {
+    let (cluster, _) = MemoryObjects::cluster();
     let user = UserInfo::new("alice", &["devs"]);
     let mut map = ConfigMap::from_value(json!({"metadata": {"name": "m"}})).unwrap();
     let asked = on::<ConfigMap>("a", Operation::Update);
     let old = map.clone();
-    let request = Request::of(&attributes(&asked, &user, Some(&mut map), Some(&old)), None).unwrap();
+    let request = Request::of(&attributes(&asked, &user, Some(&mut map), Some(&old)), None, &cluster).await.unwrap();
     let kind = json!({"group": "", "version": "v1", "kind": "ConfigMap"});
     let resource = json!({"group": "", "version": "v1", "resource": "configmaps"});
     assert_eq!(
@@ -163,14 +164,15 @@ fn what_is_sent() {
     assert_eq!((&request.object, &request.object), (&request.old_object, &Kind::to_value(&map)));
 }
 
-#[test]
-fn connections_show_their_options() {
+#[tokio::test]
+async fn connections_show_their_options() {
+    let (cluster, _) = MemoryObjects::cluster();
     let user = UserInfo::new("alice", &[]);
     let asked =
         Asked { resource: resource_of::<Pod>(), subresource: "exec", namespace: "a", operation: Operation::Connect };
     let mut a = attributes(&asked, &user, None, None);
     a.options = json!({"stdin": ["true"], "tty": ["false"], "command": ["a", "b"], "container": ["c"]});
-    let request = Request::of(&a, None).unwrap();
+    let request = Request::of(&a, None, &cluster).await.unwrap();
     assert_eq!(
         request.object,
         json!({"kind": "PodExecOptions", "apiVersion": "v1", "stdin": true, "tty": false, "command": ["a", "b"],
@@ -180,8 +182,9 @@ fn connections_show_their_options() {
     assert_eq!((&request.head["options"], &request.head["subResource"]), (&Value::Null, &json!("exec")));
 }
 
-#[test]
-fn a_scale_is_shown_and_taken_back() {
+#[tokio::test]
+async fn a_scale_is_shown_and_taken_back() {
+    let (cluster, _) = MemoryObjects::cluster();
     let user = UserInfo::new("alice", &[]);
     let asked = Asked { subresource: "scale", ..on::<Deployment>("a", Operation::Update) };
     let mut deployment = Deployment::from_value(json!({"metadata": {"name": "m", "labels": {"l": "1"}},
@@ -189,11 +192,11 @@ fn a_scale_is_shown_and_taken_back() {
     .unwrap();
     deployment.set_defaults();
     let mut a = attributes(&asked, &user, Some(&mut deployment), None);
-    let mut scale = Request::of(&a, None).unwrap().object;
+    let mut scale = Request::of(&a, None, &cluster).await.unwrap().object;
     assert_eq!((&scale["kind"], &scale["spec"]["replicas"]), (&json!("Scale"), &json!(2)));
-    assert!(!take_back(&mut a, None, scale.clone()).unwrap());
+    assert!(!take_back(&mut a, None, scale.clone(), &cluster).await.unwrap());
     scale["spec"]["replicas"] = 5.into();
-    assert!(take_back(&mut a, None, scale).unwrap());
+    assert!(take_back(&mut a, None, scale, &cluster).await.unwrap());
     assert_eq!(deployment.spec.replicas, Some(5));
 }
 
