@@ -1,5 +1,6 @@
 //! Measurements under the names Kubernetes uses, in the OpenMetrics text format.
 
+use crate::audit::Audit;
 use crate::flow::{Flow, is_long_running, is_read_only};
 use crate::registry::Registry;
 use crate::request::RequestInfo;
@@ -174,13 +175,15 @@ impl Metrics {
 
     /// The text of `/metrics`.
     #[must_use]
-    pub fn render(&self, registry: &Registry, flow: &Flow) -> String {
+    pub fn render(&self, registry: &Registry, flow: &Flow, audit: Option<&Audit>) -> String {
         let mut out = String::new();
         if let Err(e) = encode(&mut out, &self.registry) {
             tracing::error!(error = %e, "metrics cannot be written");
         }
         let mut more = String::new();
-        if let Err(e) = self.render_gauges(&mut more, registry).and_then(|()| flow.render(&mut more)) {
+        let written = self.render_gauges(&mut more, registry).and_then(|()| flow.render(&mut more));
+        let written = written.and_then(|()| audit.map_or(Ok(()), |audit| audit.render(&mut more)));
+        if let Err(e) = written {
             tracing::error!(error = %e, "metrics cannot be written");
         }
         let end = out.rfind("# EOF").unwrap_or(out.len());

@@ -302,9 +302,9 @@ impl QueueSet {
         self.note_demand(now);
     }
 
-    /// Starts what can start, the queue that would be done first leading.
+    /// Starts what can start, the queue that would be done first leading. A level without seats holds what waits.
     fn dispatch(&mut self, now: Instant) {
-        while self.waiting > 0 {
+        while self.waiting > 0 && self.limit.is_none_or(|limit| self.seats_in_use < limit) {
             let mut best: Option<(usize, f64)> = None;
             let count = self.queues.len();
             for i in (1..=count).map(|step| (self.robin + step) % count) {
@@ -507,14 +507,25 @@ mod tests {
     #[test]
     fn queues_too_many_go_when_empty() {
         let now = Instant::now();
-        let mut set = QueueSet::new(Some(0), Queuing { queues: 4, hand: 1, length: 9 }, now);
-        assert!(is_running(&set.start(1, 3, request(1), now)), "wider than the level, but alone");
+        let mut set = QueueSet::new(Some(1), Queuing { queues: 4, hand: 1, length: 9 }, now);
+        assert!(is_running(&set.start(1, 3, request(2), now)), "wider than the level, but alone");
         assert!(matches!(set.start(2, 3, request(1), now), Start::Waiting(_)));
-        set.configure(Some(0), Queuing { queues: 1, hand: 1, length: 9 }, now);
+        set.configure(Some(1), Queuing { queues: 1, hand: 1, length: 9 }, now);
         assert_eq!(set.queues.len(), 4);
         set.leave(1, now);
         assert!(set.is_running(2));
         set.leave(2, now);
         assert_eq!(set.queues.len(), 1);
+    }
+
+    #[test]
+    fn a_level_without_seats_holds_requests_until_it_gets_some() {
+        let now = Instant::now();
+        let queuing = Queuing { queues: 1, hand: 1, length: 1 };
+        let mut set = QueueSet::new(Some(0), queuing, now);
+        assert!(matches!(set.start(1, 0, request(1), now), Start::Waiting(_)));
+        assert!(matches!(set.start(2, 0, request(1), now), Start::Refused("queue-full")));
+        set.configure(Some(1), queuing, now);
+        assert!(set.is_running(1));
     }
 }

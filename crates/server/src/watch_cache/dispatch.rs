@@ -1,6 +1,7 @@
 //! Feeds the caches from the store.
 
 use super::{Entry, EventType, Selectable, WatchCache};
+use crate::encryption::Encryption;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use gantry_api::kind::Resource;
@@ -62,6 +63,7 @@ struct Replace {
 /// All watch caches and the task that feeds them.
 pub struct Dispatcher {
     store: Arc<dyn Store>,
+    encryption: Encryption,
     applied: Arc<Applied>,
     /// By `<group>/<plural>` of the key; two served resources may share stored objects.
     by_key: ArcSwap<ByKey>,
@@ -88,18 +90,25 @@ pub fn prefix_of(resource: &dyn Resource) -> String {
 impl Dispatcher {
     /// Empty caches for every stored resource.
     #[must_use]
-    pub fn new(store: Arc<dyn Store>, resources: impl Iterator<Item = &'static dyn Resource>) -> Self {
+    pub fn new(
+        store: Arc<dyn Store>,
+        encryption: Encryption,
+        resources: impl Iterator<Item = &'static dyn Resource>,
+    ) -> Self {
         let applied = Arc::new(Applied::default());
         let mut by_key: HashMap<String, Vec<Arc<WatchCache>>> = HashMap::new();
         for resource in resources.filter(|r| !r.info().virtual_only) {
             let prefix = prefix_of(resource);
             let key = prefix[REGISTRY.len()..prefix.len() - 1].to_owned();
-            by_key.entry(key).or_default().push(Arc::new(WatchCache::new(resource, prefix, applied.clone())));
+            let transformer = encryption.of(resource);
+            let cache = WatchCache::new(resource, prefix, applied.clone(), transformer);
+            by_key.entry(key).or_default().push(Arc::new(cache));
         }
         let by_key: ByKey = by_key.into_iter().map(|(key, caches)| (key, Arc::new(caches))).collect();
         let (replace, replaced) = mpsc::unbounded_channel();
         Self {
             store,
+            encryption,
             applied,
             by_key: ArcSwap::from_pointee(by_key),
             replace,
@@ -128,7 +137,9 @@ impl Dispatcher {
     }
 
     async fn take_replacement(&self, key: &str, resources: Vec<&'static dyn Resource>) -> Result<(), StoreError> {
-        let new = |r: &'static dyn Resource| Arc::new(WatchCache::new(r, prefix_of(r), self.applied.clone()));
+        let new = |r: &'static dyn Resource| {
+            Arc::new(WatchCache::new(r, prefix_of(r), self.applied.clone(), self.encryption.of(r)))
+        };
         let caches: Vec<Arc<WatchCache>> = resources.into_iter().map(new).collect();
         if !caches.is_empty() {
             self.fill(key, &caches, self.applied.get()).await?;
@@ -204,13 +215,7 @@ impl Dispatcher {
             let page = self.store.range(range).await?;
             for kv in &page.items {
                 for (cache, entries) in caches.iter().zip(&mut entries) {
-                    match entry_of(cache, kv, None) {
-                        Ok((_, entry)) => entries.push(entry),
-                        Err(e) => {
-                            let key = String::from_utf8_lossy(&kv.key);
-                            tracing::error!(%key, error = %e, "stored object cannot be decoded; it is left out");
-                        }
-                    }
+                    entries.extend(entry_of(cache, kv, None).map(|(_, entry)| entry));
                 }
             }
             match page.items.last() {
@@ -317,37 +322,53 @@ fn change_of(
 ) -> Option<(String, Option<Entry>)> {
     match &event.value {
         None => Some((String::from_utf8_lossy(&event.key[prefix..]).into_owned(), None)),
-        Some(kv) => match entry_of(cache, kv, announced) {
-            Ok((path, entry)) => Some((path, Some(entry))),
-            Err(e) => {
-                tracing::error!(key = %String::from_utf8_lossy(&kv.key), error = %e, "stored object cannot be decoded; it is left out");
-                None
-            }
-        },
+        Some(kv) => entry_of(cache, kv, announced).map(|(path, entry)| (path, Some(entry))),
     }
 }
 
-fn entry_of(
+/// An object as the cache holds it. What cannot be decrypted is told to the cache, what cannot be decoded is left out.
+fn entry_of(cache: &WatchCache, kv: &KeyValue, announced: Option<Selectable>) -> Option<(String, Entry)> {
+    let path = String::from_utf8_lossy(&kv.key[cache.prefix().len()..]).into_owned();
+    let json = match cache.transformer.open(&kv.key, &kv.value) {
+        Ok((json, _)) => json,
+        Err(why) => {
+            tracing::error!(key = %String::from_utf8_lossy(&kv.key), error = why, "stored object cannot be decrypted");
+            cache.mark_unreadable(path, why);
+            return None;
+        }
+    };
+    match decoded(cache, kv, &path, &json, announced) {
+        Ok(entry) => Some((path, entry)),
+        Err(e) => {
+            let key = String::from_utf8_lossy(&kv.key);
+            tracing::error!(%key, error = %e, "stored object cannot be decoded; it is left out");
+            None
+        }
+    }
+}
+
+fn decoded(
     cache: &WatchCache,
     kv: &KeyValue,
+    path: &str,
+    json: &Bytes,
     announced: Option<Selectable>,
-) -> Result<(String, Entry), serde_json::Error> {
-    let path = String::from_utf8_lossy(&kv.key[cache.prefix().len()..]).into_owned();
+) -> Result<Entry, serde_json::Error> {
     let event = if kv.version == 1 { EventType::Added } else { EventType::Modified };
     let resource = cache.resource;
     // What is stored of a learned resource may lack defaults, or have what its schema does not know any more.
     let own = resource.learned().is_none()
-        && kv.value.get(1..).is_some_and(|v| v.starts_with(cache.type_prefix().as_bytes()));
+        && json.get(1..).is_some_and(|v| v.starts_with(cache.type_prefix().as_bytes()));
     let entry = match announced.filter(|_| own) {
-        Some(selectable) => Entry::new(&path, event, &kv.value, kv.mod_revision, resource, selectable),
+        Some(selectable) => Entry::new(path, event, json, kv.mod_revision, resource, selectable),
         None => {
-            let object = resource.decode(&kv.value)?;
+            let object = resource.decode(json)?;
             let selectable = Selectable::of(resource, object.as_ref());
             // An object written through another group or version that shares the storage is shown in this one's form.
             let foreign = if own { None } else { Some(object.to_json()) };
-            let json = foreign.as_deref().unwrap_or(&kv.value);
-            Entry::new(&path, event, json, kv.mod_revision, resource, selectable)
+            let json = foreign.as_deref().unwrap_or(json);
+            Entry::new(path, event, json, kv.mod_revision, resource, selectable)
         }
     };
-    Ok((path, entry))
+    Ok(entry)
 }

@@ -1,13 +1,16 @@
 //! The cache by itself, fed by hand.
 
 use super::*;
+use crate::encryption::Encryption;
+use gantry_api::entropy::Entropy;
 use gantry_api::meta::fields::FieldSelector;
 use gantry_api::meta::labels::Selector;
 use serde_json::{Value, json};
 
 fn pods() -> Arc<WatchCache> {
     let resource = gantry_api::kinds::find("", "v1", "pods").unwrap();
-    Arc::new(WatchCache::new(resource, "/registry/core/pods/".into(), Arc::new(Applied::default())))
+    let plain = Encryption::none(Entropy::seeded(1)).of(resource);
+    Arc::new(WatchCache::new(resource, "/registry/core/pods/".into(), Arc::new(Applied::default()), plain))
 }
 
 fn pod(name: &str, node: &str) -> Value {
@@ -152,4 +155,19 @@ fn an_entry_takes_at_most_half_again_its_json() {
     put(&cache, 1, EventType::Added, filled.to_value());
     let size = cache.get("ns/some-deployment-5d8f7c9b4-x2x7k").unwrap().size();
     assert!(size * 2 <= json.len() * 3, "{size} bytes for {} of JSON", json.len());
+}
+
+#[test]
+fn the_version_goes_into_the_metadata_of_the_object_itself() {
+    let resource = gantry_api::kinds::find("apps", "v1", "controllerrevisions").unwrap();
+    let data = json!({"note": "\"metadata\":{", "spec": {"template": {"metadata": {"name": "x"}}}});
+    let value = json!({"metadata": {"name": "r", "namespace": "ns"}, "data": data, "revision": 1});
+    let object = resource.decode_value(value).unwrap();
+    let selectable = Selectable::of(resource, object.as_ref());
+    let entry = Entry::new("ns/r", EventType::Added, &object.to_json(), 7, resource, selectable);
+    let shown = |json: &[u8]| -> Value { serde_json::from_slice(json).unwrap() };
+    assert_eq!(shown(&entry.json())["metadata"]["resourceVersion"], "7");
+    assert_eq!(shown(&entry.json())["data"], data);
+    let gone = shown(&entry.reframed(EventType::Deleted, 9));
+    assert_eq!((&gone["object"]["metadata"]["resourceVersion"], &gone["object"]["data"]), (&json!("9"), &data));
 }

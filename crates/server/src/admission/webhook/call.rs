@@ -4,6 +4,7 @@ use super::Hook;
 use super::review::{self, Answer, Malformed, Version};
 use crate::admission::Attributes;
 use crate::admission::request::Request;
+use crate::audit;
 use crate::cluster::Cluster;
 use crate::webhook_client::{Destination, WebhookClient};
 use gantry_api::meta::status::ApiError;
@@ -64,17 +65,19 @@ impl Hook {
             Malformed::Invalid(why) => failed(format!("received invalid webhook response: {why}")),
         })?;
         for (key, value) in &answer.audit_annotations {
-            tracing::debug!(annotation = format!("{}/{key}", self.name), value, "audit annotation");
+            audit::annotate(&format!("{}/{key}", self.name), value);
         }
         Ok(answer)
     }
 
-    /// What a failed call comes to: consent, or the failure the client is told.
-    pub(super) fn settle(&self, a: &Attributes<'_>, failure: Failure) -> Result<(), ApiError> {
+    /// What a failed call comes to: consent, or the failure the client is told. Consent is noted in the audit log under
+    /// `annotation`.
+    pub(super) fn settle(&self, a: &Attributes<'_>, failure: Failure, annotation: &str) -> Result<(), ApiError> {
         match failure {
             Failure::Refused(e) => Err(*e),
             Failure::Call(why) if self.ignore_failures => {
                 tracing::warn!(configuration = self.configuration, why, "failing open");
+                audit::annotate(annotation, &self.name);
                 if Instant::now() >= a.rounds.deadline { Err(super::timed_out()) } else { Ok(()) }
             }
             Failure::Call(why) => {

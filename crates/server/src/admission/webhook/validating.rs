@@ -55,13 +55,15 @@ impl ValidatingPlugin for ValidatingWebhooks {
         let answers =
             join_all(wanted.iter().map(|(hook, request)| hook.ask(seen, request, false, &self.client, cluster))).await;
         let mut first = Ok(());
-        for ((hook, _), answer) in wanted.iter().zip(answers) {
+        for (i, ((hook, _), answer)) in wanted.iter().zip(answers).enumerate() {
             let outcome = match answer {
                 Ok(answer) => {
                     a.warnings.extend(answer.warnings);
                     if answer.allowed { Ok(()) } else { Err(review::refusal(&hook.name, answer.status)) }
                 }
-                Err(failure) => hook.settle(a, failure),
+                Err(failure) => {
+                    hook.settle(a, failure, &format!("failed-open.validating.webhook.admission.k8s.io/round_0_index_{i}"))
+                }
             };
             // Upstream answers with the first one, too.
             first = first.and(outcome);

@@ -1,0 +1,351 @@
+//! Audit: a record of who asked for what, and what came of it, as a policy says (`k8s.io/apiserver/pkg/audit`).
+//!
+//! The record of a request goes with the task that answers it, so that whoever has something to note (authorization,
+//! admission, the writers of answers) finds it without being handed it. Without a policy there is none, and nothing of
+//! this costs anything.
+
+pub mod batch;
+mod event;
+pub mod log;
+mod origin;
+pub mod policy;
+
+use crate::authn::UserInfo;
+use crate::authz::Attributes;
+use crate::http::respond;
+use crate::request::{RequestContext, Response};
+use event::{Event, ObjectReference};
+use gantry_api::clock::Clock;
+use gantry_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+use gantry_schema::strict;
+use http::HeaderValue;
+use parking_lot::Mutex;
+use policy::{Level, Policy, Stage, Verdict};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+
+/// Answers up to this size are looked at for whether they are a `Status`.
+const STATUS_BYTES_MAX: usize = 16 << 10;
+
+tokio::task_local! {
+    static TRAIL: Trail;
+}
+
+/// A back end.
+pub trait Sink: Send + Sync {
+    /// Name in messages.
+    fn name(&self) -> &'static str;
+    /// Takes an event, and its JSON without a type.
+    ///
+    /// # Errors
+    /// Why it is lost.
+    fn write(&self, event: &Event, json: &str) -> Result<(), String>;
+}
+
+/// The policy and where events go.
+pub struct Audit {
+    policy: Policy,
+    sinks: Vec<Box<dyn Sink>>,
+    clock: Clock,
+    events: AtomicU64,
+}
+
+impl std::fmt::Debug for Audit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Audit")
+    }
+}
+
+/// A failure of a back end, which loses events.
+pub(crate) fn report(plugin: &str, why: &str, events: usize) {
+    tracing::error!("Error in audit plugin '{plugin}' affecting {events} audit events: {why}");
+}
+
+impl Audit {
+    /// Records what `policy` says, in all of `sinks`.
+    #[must_use]
+    pub fn new(policy: Policy, sinks: Vec<Box<dyn Sink>>, clock: Clock) -> Arc<Self> {
+        Arc::new(Self { policy, sinks, clock, events: AtomicU64::new(0) })
+    }
+
+    /// Appends the measurements, without an end mark.
+    ///
+    /// # Errors
+    /// None that a string can have.
+    pub fn render(&self, out: &mut String) -> std::fmt::Result {
+        let help = "Counter of audit events generated and sent to the audit backend.";
+        let name = "apiserver_audit_event";
+        writeln!(out, "# HELP {name} {help}\n# TYPE {name} counter")?;
+        writeln!(out, "{name}_total {}", self.events.load(Ordering::Relaxed))
+    }
+
+    fn write(&self, event: &Event) {
+        self.events.fetch_add(1, Ordering::Relaxed);
+        let json = match event.item() {
+            Ok(json) => json,
+            Err(e) => return report("encoding", &e.to_string(), 1),
+        };
+        for sink in &self.sinks {
+            if let Err(why) = sink.write(event, &json) {
+                report(sink.name(), &why, 1);
+            }
+        }
+    }
+}
+
+/// The place for the record of the request that a task answers.
+#[derive(Clone, Default)]
+struct Trail(Arc<OnceLock<Record>>);
+
+struct Record {
+    audit: Arc<Audit>,
+    verdict: Verdict,
+    is_resource: bool,
+    /// The request was turned away at the door: the one event of it is that of the answer's beginning.
+    turned_away: bool,
+    event: Mutex<Event>,
+}
+
+impl Record {
+    fn emit(&self, stage: Stage) {
+        if self.verdict.omit_stages.contains(&stage) {
+            return;
+        }
+        let mut event = self.event.lock();
+        event.stage = stage.as_str();
+        event.stage_timestamp = match stage {
+            Stage::RequestReceived => event.request_received_timestamp.clone(),
+            _ => self.audit.clock.micro_time(),
+        };
+        self.audit.write(&event);
+    }
+
+    fn object(&self, mut object: Value) -> Value {
+        if self.verdict.omit_managed_fields {
+            event::drop_managed_fields(&mut object);
+        }
+        object
+    }
+}
+
+/// What is known of a request when it arrives.
+pub struct Arrival {
+    /// Its id.
+    pub id: HeaderValue,
+    /// When it came.
+    pub received: MicroTime,
+    /// Where from; None for this process.
+    pub peer: Option<SocketAddr>,
+}
+
+/// Answers a request with a place for its record, and ends the record with the answer.
+pub async fn trailed(long_running: bool, work: impl Future<Output = Response>) -> Response {
+    let mut end = End { trail: Trail::default(), long_running, ended: false };
+    let mut response = TRAIL.scope(end.trail.clone(), work).await;
+    let Some(record) = end.trail.0.get() else { return response };
+    record.event.lock().end_with_code(response.status().as_u16());
+    if long_running || record.turned_away {
+        record.emit(Stage::ResponseStarted);
+    }
+    if record.turned_away {
+        end.ended = true;
+    } else if long_running {
+        response = response.map(|body| respond::holding(body, end));
+    } else {
+        record.emit(Stage::ResponseComplete);
+        end.ended = true;
+    }
+    response
+}
+
+/// Dropped when a request is over, however that came about.
+struct End {
+    trail: Trail,
+    long_running: bool,
+    ended: bool,
+}
+
+impl Drop for End {
+    fn drop(&mut self) {
+        let Some(record) = self.trail.0.get().filter(|_| !self.ended) else { return };
+        if std::thread::panicking() {
+            let status =
+                json!({"status": "Failure", "reason": "InternalError", "message": "APIServer panic'd", "code": 500});
+            record.event.lock().end_with(&status);
+            record.emit(Stage::Panic);
+            return;
+        }
+        let unanswered = record.event.lock().response_status.is_none();
+        if unanswered {
+            let status = json!({"status": "Success", "message": "Connection closed early", "code": 200});
+            record.event.lock().end_with(&status);
+            if self.long_running {
+                record.emit(Stage::ResponseStarted);
+            }
+        }
+        record.emit(Stage::ResponseComplete);
+    }
+}
+
+/// Begins the record of an authenticated request, where the policy wants one.
+pub fn begin(audit: &Arc<Audit>, cx: &RequestContext, arrival: &Arrival) {
+    start(audit, cx, arrival, false);
+}
+
+/// Begins the record of a request that is turned away because its credentials are not valid.
+pub fn turn_away(audit: &Arc<Audit>, cx: &RequestContext, arrival: &Arrival) {
+    start(audit, cx, arrival, true);
+}
+
+fn start(audit: &Arc<Audit>, cx: &RequestContext, arrival: &Arrival, turned_away: bool) {
+    let attributes = Attributes::of_request(&cx.info, &cx.user, &cx.query);
+    let verdict = audit.policy.judge(&attributes);
+    if verdict.level == Level::None {
+        return;
+    }
+    let info = &cx.info;
+    let object_ref = info.is_resource.then(|| ObjectReference {
+        resource: info.resource.clone(),
+        namespace: info.namespace.clone(),
+        name: info.name.clone(),
+        api_group: info.group.clone(),
+        api_version: info.version.clone(),
+        subresource: info.subresource.clone(),
+        ..ObjectReference::default()
+    });
+    let event = Event {
+        level: verdict.level.as_str(),
+        audit_id: String::from_utf8_lossy(arrival.id.as_bytes()).into_owned(),
+        stage: Stage::RequestReceived.as_str(),
+        request_uri: cx.parts.uri.path_and_query().map_or_else(|| info.path.clone(), ToString::to_string),
+        verb: info.verb.clone(),
+        user: event::shown(&cx.user),
+        impersonated_user: None,
+        source_ips: origin::source_ips(&cx.parts.headers, arrival.peer),
+        user_agent: origin::user_agent(&cx.parts.headers),
+        object_ref,
+        response_status: None,
+        request_object: None,
+        response_object: None,
+        request_received_timestamp: arrival.received.clone(),
+        stage_timestamp: arrival.received.clone(),
+        annotations: BTreeMap::new(),
+    };
+    let is_resource = info.is_resource;
+    let record = Record { audit: audit.clone(), verdict, is_resource, turned_away, event: Mutex::new(event) };
+    // Outside of `trailed` nothing is recorded, and nothing runs there that calls this.
+    let _ = TRAIL.try_with(|trail| {
+        let record = trail.0.get_or_init(|| record);
+        if !record.turned_away {
+            record.emit(Stage::RequestReceived);
+        }
+    });
+}
+
+/// Looks at the record of the request that this task answers, if there is one.
+fn with<T>(look: impl FnOnce(&Record) -> T) -> Option<T> {
+    TRAIL.try_with(|trail| trail.0.get().map(look)).ok().flatten()
+}
+
+/// Notes something about the request this task answers. What was noted first under a key stays.
+pub fn annotate(key: &str, value: &str) {
+    annotate_at(Level::Metadata, key, value);
+}
+
+/// The same for what only records of at least this level show.
+pub fn annotate_at(level: Level, key: &str, value: &str) {
+    with(|record| {
+        if record.verdict.level < level {
+            return;
+        }
+        let mut event = record.event.lock();
+        match event.annotations.get(key) {
+            Some(present) if present != value => {
+                let id = &event.audit_id;
+                tracing::warn!(
+                    "Failed to set annotations[{key:?}] to {value:?} for audit:{id:?}, it has already been set to {present:?}"
+                );
+            }
+            Some(_) => {}
+            None => drop(event.annotations.insert(key.to_owned(), value.to_owned())),
+        }
+    });
+}
+
+/// Notes whether the request may be made, and why.
+pub fn authorized(allowed: bool, reason: &str) {
+    annotate("authorization.k8s.io/decision", if allowed { "allow" } else { "forbid" });
+    annotate("authorization.k8s.io/reason", reason);
+}
+
+/// Notes as whom the request acts.
+pub fn impersonated(user: &UserInfo) {
+    with(|record| record.event.lock().impersonated_user = Some(event::shown(user)));
+}
+
+/// Notes what was sent (JSON or YAML).
+pub fn sent(cx: &RequestContext, body: &[u8]) {
+    if body.is_empty() || !cx.info.is_resource {
+        return;
+    }
+    with(|record| {
+        let is_patch = cx.info.verb == "patch";
+        let shown = record.verdict.level >= Level::Request;
+        if is_patch && !shown
+            || !matches!(cx.info.verb.as_str(), "create" | "update" | "patch" | "delete" | "deletecollection")
+        {
+            return;
+        }
+        // What cannot be read is refused with an error that says so.
+        let Ok(object) =
+            serde_json::from_slice::<Value>(body).or_else(|_| strict::decode_yaml(body, None).map(|d| d.value))
+        else {
+            return;
+        };
+        let mut event = record.event.lock();
+        if !is_patch {
+            event.refer_to(&object);
+        }
+        if shown {
+            event.request_object = Some(if is_patch { object } else { record.object(object) });
+        }
+    });
+}
+
+/// Whether what is answered is recorded, so that it has to be there as a whole.
+#[must_use]
+pub fn wants_answer() -> bool {
+    with(|record| record.is_resource && record.verdict.level >= Level::RequestResponse).unwrap_or(false)
+}
+
+/// Notes an object that is answered (JSON), before it is encoded.
+pub fn answered(json: &[u8]) {
+    with(|record| {
+        let whole = record.is_resource && record.verdict.level >= Level::RequestResponse;
+        let maybe_status = json.len() <= STATUS_BYTES_MAX && holds_status(json);
+        if !whole && !maybe_status {
+            return;
+        }
+        let Ok(object) = serde_json::from_slice::<Value>(json) else { return };
+        let mut event = record.event.lock();
+        if object["kind"] == "Status" && object["apiVersion"] == "v1" {
+            event.end_with(&object);
+        }
+        if whole {
+            event.response_object = Some(record.object(object));
+        }
+    });
+}
+
+fn holds_status(json: &[u8]) -> bool {
+    const KIND: &[u8] = br#""kind":"Status""#;
+    json.windows(KIND.len()).any(|w| w == KIND)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,163 @@
+use super::*;
+use crate::request::RequestInfo;
+use gantry_api::k8s_openapi::jiff::Timestamp;
+use http::Request;
+
+/// Keeps events.
+#[derive(Default)]
+struct Kept(Arc<Mutex<Vec<Value>>>);
+
+impl Sink for Kept {
+    fn name(&self) -> &'static str {
+        "kept"
+    }
+
+    fn write(&self, _event: &Event, json: &str) -> Result<(), String> {
+        self.0.lock().push(serde_json::from_str(json).map_err(|e| e.to_string())?);
+        Ok(())
+    }
+}
+
+type Events = Arc<Mutex<Vec<Value>>>;
+
+fn audit(rule: &str) -> (Arc<Audit>, Events) {
+    let text = format!("apiVersion: audit.k8s.io/v1\nkind: Policy\nomitManagedFields: true\nrules:\n- {rule}\n");
+    let (kept, clock) = (Kept::default(), Clock::starting_at(Timestamp::UNIX_EPOCH));
+    let events = kept.0.clone();
+    (Audit::new(Policy::parse(text.as_bytes()).unwrap(), vec![Box::new(kept)], clock), events)
+}
+
+fn context(verb: &str) -> RequestContext {
+    let (parts, ()) = Request::post("/api/v1/namespaces/n/pods?x=1").body(()).unwrap().into_parts();
+    RequestContext {
+        info: RequestInfo {
+            is_resource: true,
+            verb: verb.into(),
+            version: "v1".into(),
+            namespace: "n".into(),
+            resource: "pods".into(),
+            ..RequestInfo::default()
+        },
+        user: UserInfo::new("jane", &[]),
+        parts,
+        resource: None,
+        query: Vec::new(),
+    }
+}
+
+fn arrival(audit: &Audit) -> Arrival {
+    Arrival { id: HeaderValue::from_static("id-1"), received: audit.clock.micro_time(), peer: None }
+}
+
+fn stages(events: &Events) -> Vec<String> {
+    events.lock().iter().map(|e| e["stage"].as_str().unwrap().to_owned()).collect()
+}
+
+fn ok() -> Response {
+    respond::with_type(201, "application/json", "{}")
+}
+
+#[tokio::test]
+async fn a_write_with_everything() {
+    let (audit, events) = audit("level: RequestResponse");
+    let cx = context("create");
+    let object = br#"{"kind": "Pod", "apiVersion": "v1", "metadata": {"name": "p", "managedFields": []}}"#;
+    let work = async {
+        begin(&audit, &cx, &arrival(&audit));
+        impersonated(&UserInfo::new("joe", &[]));
+        annotate("a", "1");
+        annotate("a", "2");
+        sent(&cx, object);
+        assert!(wants_answer());
+        answered(object);
+        ok()
+    };
+    trailed(false, work).await;
+    assert_eq!(stages(&events), ["RequestReceived", "ResponseComplete"]);
+    let event = events.lock()[1].clone();
+    assert_eq!(event["annotations"], json!({"a": "1"}));
+    assert_eq!((&event["user"]["username"], &event["impersonatedUser"]["username"]), (&json!("jane"), &json!("joe")));
+    let shown = json!({"kind": "Pod", "apiVersion": "v1", "metadata": {"name": "p"}});
+    assert_eq!((&event["requestObject"], &event["responseObject"]), (&shown, &shown));
+    assert_eq!(event["responseStatus"], json!({"metadata": {}, "code": 201}));
+    assert_eq!(event["objectRef"]["name"], "p");
+    assert_eq!((&event["requestURI"], &event["auditID"]), (&json!("/api/v1/namespaces/n/pods?x=1"), &json!("id-1")));
+}
+
+#[tokio::test]
+async fn levels_say_how_much() {
+    let object = br#"{"metadata": {"name": "p"}}"#;
+    for (level, sends, answers) in [("Metadata", false, false), ("Request", true, false), ("None", false, false)] {
+        let (audit, events) = audit(&format!("{{level: {level}, omitStages: [RequestReceived]}}"));
+        let cx = context("create");
+        let work = async {
+            begin(&audit, &cx, &arrival(&audit));
+            sent(&cx, object);
+            answered(object);
+            annotate_at(Level::Request, "patch", "x");
+            ok()
+        };
+        trailed(false, work).await;
+        let events = events.lock();
+        assert_eq!(events.len(), usize::from(level != "None"), "{level}");
+        if let Some(event) = events.first() {
+            assert_eq!((event.get("requestObject").is_some(), event.get("responseObject").is_some()), (sends, answers));
+            assert_eq!(event["annotations"]["patch"] == "x", sends, "{level}");
+            assert_eq!(event["objectRef"]["name"], "p");
+        }
+    }
+}
+
+#[tokio::test]
+async fn failures_are_told_at_every_level() {
+    let (audit, events) = audit("level: Metadata");
+    let cx = context("get");
+    let work = async {
+        begin(&audit, &cx, &arrival(&audit));
+        answered(
+            br#"{"kind":"Status","apiVersion":"v1","status":"Failure","reason":"NotFound","message":"m","code":404}"#,
+        );
+        respond::with_type(404, "application/json", "{}")
+    };
+    trailed(false, work).await;
+    let wanted = json!({"metadata": {}, "status": "Failure", "reason": "NotFound", "message": "m", "code": 404});
+    assert_eq!(events.lock()[1]["responseStatus"], wanted);
+}
+
+#[tokio::test]
+async fn what_lasts_has_a_beginning_and_an_end() {
+    let (audit, events) = audit("level: Metadata");
+    let cx = context("watch");
+    let work = async {
+        begin(&audit, &cx, &arrival(&audit));
+        respond::with_type(200, "application/json", "{}")
+    };
+    let response = trailed(true, work).await;
+    assert_eq!(stages(&events), ["RequestReceived", "ResponseStarted"]);
+    drop(response);
+    assert_eq!(stages(&events), ["RequestReceived", "ResponseStarted", "ResponseComplete"]);
+}
+
+#[tokio::test]
+async fn clients_that_go_and_credentials_that_are_not_valid() {
+    let (audit, events) = audit("level: Metadata");
+    let cx = context("get");
+    let work = async {
+        begin(&audit, &cx, &arrival(&audit));
+        std::future::pending::<()>().await;
+        ok()
+    };
+    let gone = tokio::time::timeout(std::time::Duration::from_millis(1), trailed(false, work)).await;
+    assert!(gone.is_err());
+    assert_eq!(stages(&events), ["RequestReceived", "ResponseComplete"]);
+    assert_eq!(events.lock()[1]["responseStatus"]["message"], "Connection closed early");
+
+    events.lock().clear();
+    let work = async {
+        turn_away(&audit, &cx, &arrival(&audit));
+        respond::with_type(401, "application/json", "{}")
+    };
+    trailed(false, work).await;
+    assert_eq!(stages(&events), ["ResponseStarted"]);
+    assert_eq!(events.lock()[0]["responseStatus"]["code"], 401);
+}

@@ -1,0 +1,190 @@
+//! Encryption at rest: what the store's files hold of Secrets, with the key that is made by itself and with those of a
+//! configuration; keys that change, and keys that are lost.
+
+mod cluster;
+
+use cluster::Cluster;
+use cluster::api::{Api, name};
+use serde_json::json;
+use std::path::Path;
+
+const SECRETS: &str = "/api/v1/namespaces/default/secrets";
+const KEY_1: &str = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=";
+const KEY_2: &str = "ZmVkY2JhOTg3NjU0MzIxMGZlZGNiYTk4NzY1NDMyMTA=";
+
+/// Whether a file under the directory holds this.
+fn holds(directory: &Path, wanted: &[u8]) -> bool {
+    std::fs::read_dir(directory).unwrap().any(|entry| {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            return holds(&path, wanted);
+        }
+        let bytes = std::fs::read(&path).unwrap();
+        bytes.windows(wanted.len()).any(|w| w == wanted)
+    })
+}
+
+fn create(api: &Api<'_>, name: &str, value: &str) {
+    api.create(SECRETS, &json!({"metadata": {"name": name}, "stringData": {"value": value}}));
+}
+
+fn value(api: &Api<'_>, name: &str) -> String {
+    let encoded = api.get(&format!("{SECRETS}/{name}"))["data"]["value"].as_str().unwrap().to_owned();
+    let decoded = std::process::Command::new("sh").arg("-c").arg(format!("echo {encoded} | base64 -d")).output();
+    String::from_utf8(decoded.unwrap().stdout).unwrap()
+}
+
+/// What is stored carries the base64 of what was sent.
+fn stored_form(value: &str) -> Vec<u8> {
+    cluster::api::base64(value.as_bytes()).into_bytes()
+}
+
+/// An EncryptionConfiguration of Secrets with these providers.
+fn configuration(file: &Path, providers: &str) {
+    let text = format!(
+        "apiVersion: apiserver.config.k8s.io/v1\nkind: EncryptionConfiguration\nresources:\n- resources: [secrets]\n  \
+         providers: {providers}\n"
+    );
+    std::fs::write(file, text).unwrap();
+}
+
+fn keys(provider: &str, keys: &[(&str, &str)]) -> String {
+    let keys: Vec<_> = keys.iter().map(|(name, key)| format!("{{name: {name}, secret: {key}}}")).collect();
+    format!("{{{provider}: {{keys: [{}]}}}}", keys.join(", "))
+}
+
+fn restart(cluster: &mut Cluster) {
+    cluster.interrupt();
+    cluster.up();
+}
+
+#[test]
+fn secrets_are_encrypted_by_default() {
+    let mut cluster = Cluster::prepare_role("server", &[]);
+    let configuration = cluster.data_dir().join("encryption.yaml");
+    let store = cluster.data_dir().join("store");
+    cluster.up();
+    let api = Api::new(&cluster);
+    let plain = "open-to-everybody-who-reads-the-disk";
+    create(&api, "s", plain);
+    api.create(
+        "/api/v1/namespaces/default/configmaps",
+        &json!({"metadata": {"name": "m"}, "data": {"value": "nothing-to-hide-in-here"}}),
+    );
+    let wanted = stored_form(plain);
+    assert!(!holds(&store, &wanted) && !holds(&store, plain.as_bytes()));
+    assert!(holds(&store, b"k8s:enc:secretbox:v1:key-"));
+    assert!(holds(&store, b"nothing-to-hide-in-here"), "what is not encrypted can be found like this");
+    let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&configuration).unwrap().permissions());
+    assert_eq!(mode & 0o777, 0o600);
+    // Watches and lists show what was meant.
+    assert_eq!(value(&api, "s"), plain);
+    let watch = api.watch(SECRETS);
+    assert_eq!(watch.expect("ADDED", "s")["data"]["value"], String::from_utf8(wanted).unwrap());
+    api.edit(&format!("{SECRETS}/s"), |s| s["metadata"]["labels"] = json!({"a": "b"}));
+    assert_eq!(watch.expect("MODIFIED", "s")["metadata"]["labels"]["a"], "b");
+    drop(watch);
+    let before = std::fs::read(&configuration).unwrap();
+    restart(&mut cluster);
+    let api = Api::new(&cluster);
+    assert_eq!(value(&api, "s"), plain);
+    assert_eq!(std::fs::read(&configuration).unwrap(), before, "the key is kept");
+
+    // The key is lost: nothing else is, and it all comes back with the key.
+    cluster.interrupt();
+    let aside = cluster.data_dir().join("aside.yaml");
+    std::fs::rename(&configuration, &aside).unwrap();
+    cluster.up();
+    let api = Api::new(&cluster);
+    let why = "no matching key was found for the provided Secretbox transformer";
+    let told = |method: &str, path: &str| {
+        let status = api.request(method, path, None).expect(500);
+        assert_eq!(status["reason"], "InternalError");
+        status["message"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(told("GET", &format!("{SECRETS}/s")), format!("Internal error occurred: {why}"));
+    let message = told("GET", SECRETS);
+    assert!(
+        message.starts_with("Internal error occurred: unable to transform key \"/registry/core/secrets/"),
+        "{message}"
+    );
+    assert!(message.ends_with(why), "{message}");
+    told("DELETE", &format!("{SECRETS}/s"));
+    told("DELETE", SECRETS);
+    assert_eq!(api.try_get("/api/v1/namespaces/default/configmaps/m").code, 200);
+    create(&api, "new", "written-meanwhile-with-another-key");
+    assert_eq!(value(&api, "new"), "written-meanwhile-with-another-key");
+    cluster.interrupt();
+    std::fs::rename(&aside, &configuration).unwrap();
+    cluster.up();
+    assert_eq!(value(&Api::new(&cluster), "s"), plain);
+}
+
+#[test]
+fn keys_are_rotated() {
+    let mut cluster = Cluster::prepare_role("server", &[]);
+    let file = cluster.data_dir().join("configuration.yaml");
+    let store = cluster.data_dir().join("store");
+    configuration(&file, "[{identity: {}}]");
+    cluster.add_options(&["--encryption-provider-config", file.to_str().unwrap()]);
+    cluster.up();
+    let plain = "readable-as-long-as-nothing-is-encrypted";
+    create(&Api::new(&cluster), "s", plain);
+    assert!(holds(&store, &stored_form(plain)));
+    assert!(!cluster.data_dir().join("encryption.yaml").exists(), "no key is made where one is given");
+
+    // From none to a key, to another, to another cipher: what was written before stays readable, and is written anew with
+    // the first key when it is written.
+    let rotations = [
+        (format!("[{}, {{identity: {{}}}}]", keys("aescbc", &[("one", KEY_1)])), "k8s:enc:aescbc:v1:one:"),
+        (format!("[{}]", keys("aescbc", &[("two", KEY_2), ("one", KEY_1)])), "k8s:enc:aescbc:v1:two:"),
+        (
+            format!("[{}, {}]", keys("aesgcm", &[("three", KEY_1)]), keys("aescbc", &[("two", KEY_2)])),
+            "k8s:enc:aesgcm:v1:three:",
+        ),
+        (
+            format!("[{}, {}]", keys("secretbox", &[("four", KEY_2)]), keys("aesgcm", &[("three", KEY_1)])),
+            "k8s:enc:secretbox:v1:four:",
+        ),
+        (format!("[{{identity: {{}}}}, {}]", keys("secretbox", &[("four", KEY_2)])), ""),
+    ];
+    for (providers, prefix) in rotations {
+        cluster.interrupt();
+        configuration(&file, &providers);
+        cluster.up();
+        let api = Api::new(&cluster);
+        assert_eq!(value(&api, "s"), plain, "before it is written anew with {providers}");
+        let path = format!("{SECRETS}/s");
+        let present = api.get(&path);
+        let written = api.update(&path, &present);
+        assert_ne!(
+            written["metadata"]["resourceVersion"], present["metadata"]["resourceVersion"],
+            "a write that changes nothing writes anew what is stored with another key"
+        );
+        let again = api.update(&path, &written);
+        assert_eq!(again["metadata"]["resourceVersion"], written["metadata"]["resourceVersion"]);
+        assert_eq!((value(&api, "s").as_str(), name(&again)), (plain, "s"));
+        assert!(prefix.is_empty() || holds(&store, prefix.as_bytes()), "{prefix}");
+    }
+
+    // A wrong key under the right name.
+    cluster.interrupt();
+    configuration(&file, &format!("[{}, {{identity: {{}}}}]", keys("aesgcm", &[("five", KEY_1)])));
+    cluster.up();
+    create(&Api::new(&cluster), "t", "of-the-fifth-key");
+    cluster.interrupt();
+    configuration(&file, &format!("[{}, {{identity: {{}}}}]", keys("aesgcm", &[("five", KEY_2)])));
+    cluster.up();
+    let api = Api::new(&cluster);
+    let told = api.try_get(&format!("{SECRETS}/t")).expect(500);
+    assert_eq!(told["message"], "Internal error occurred: cipher: message authentication failed");
+    assert_eq!(value(&api, "s"), plain, "others are read");
+
+    // What cannot be understood is not started with.
+    cluster.interrupt();
+    configuration(&file, "[{kms: {name: k, endpoint: 'unix:///x'}}]");
+    cluster.spawn();
+    let wanted = "resources[0].providers[0].kms: Forbidden";
+    cluster.wait_for("the field that is refused", || cluster.log().contains(wanted).then_some(()));
+    cluster.forget_child();
+}
