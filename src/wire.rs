@@ -5,7 +5,7 @@ use gantry_api::clock::Clock;
 use gantry_api::entropy::Entropy;
 use gantry_controllers::ControllersConfig;
 use gantry_reconcile::Informers;
-use gantry_scheduler::SchedulerConfig;
+use gantry_scheduler::{Explainer, SchedulerConfig};
 use gantry_scheduler::profile::Profile;
 use gantry_server::Server;
 use gantry_server::authn::UserInfo;
@@ -59,7 +59,11 @@ pub async fn run(server: Arc<Server>, components: Components, cancel: Cancellati
     let informers = Informers::new(manager);
     let scheduler = in_process::client(&server, UserInfo::new("system:kube-scheduler", &[]), "kube-scheduler");
     let profiles = vec![Profile::new("default-scheduler")];
-    let scheduling = SchedulerConfig { profiles, clock, entropy };
+    let explainer = Explainer::default();
+    let asked = explainer.clone();
+    // One server has one scheduler; in a second wiring of the same server the first stays.
+    let _ = server.services.explain.set(Arc::new(move |namespace, name| asked.explain(namespace, name)));
+    let scheduling = SchedulerConfig { profiles, clock, entropy, explainer };
     tokio::join!(
         // In order: an unordered choice draws lots, and two simulations from one seed would differ.
         biased;

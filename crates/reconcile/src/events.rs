@@ -6,10 +6,12 @@ use gantry_client::{Client, Error, Patch, resource_path};
 use http::Method;
 use k8s_openapi::api::core::v1::ObjectReference;
 use serde_json::{Value, json};
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
@@ -18,6 +20,8 @@ use correlate::{Correlator, Decision};
 
 /// Events wait in a queue of this length; what does not fit is dropped, never buffered without bound.
 const QUEUE: usize = 1000;
+/// Records under way at once: each waits for the disk, and many can wait together.
+const UNDER_WAY: usize = 16;
 /// A record is tried this often while the server cannot be reached…
 const TRIES: u32 = 12;
 /// …with this long in between.
@@ -84,9 +88,8 @@ impl EventRecorder {
     #[must_use]
     pub fn new(client: Client, clock: Clock, component: &str, host: &str) -> Self {
         let (queue, rx) = mpsc::channel(QUEUE);
-        let sink =
-            Sink { client, component: component.to_owned(), host: host.to_owned(), correlator: Correlator::default() };
-        tokio::spawn(sink.run(rx));
+        let sink = Sink { client, component: component.to_owned(), host: host.to_owned() };
+        tokio::spawn(Arc::new(sink).run(rx));
         Self(Arc::new(Shared { queue, clock, dropped: AtomicU64::new(0) }))
     }
 
@@ -140,30 +143,49 @@ struct Sink {
     client: Client,
     component: String,
     host: String,
-    correlator: Correlator,
 }
 
 impl Sink {
-    async fn run(mut self, mut queue: mpsc::Receiver<Occurrence>) {
+    /// Records what comes until nothing can come any more. Records of one event follow each other.
+    async fn run(self: Arc<Self>, mut queue: mpsc::Receiver<Occurrence>) {
+        let mut correlator = Correlator::default();
+        let mut under_way = JoinSet::new();
+        let mut names = HashSet::new();
         while let Some(o) = queue.recv().await {
-            let decision = self.correlator.decide(&o, &self.component, Instant::now());
-            let Some(decision) = decision else { continue };
-            for attempt in 1..=TRIES {
-                match self.write(&o, &decision).await {
-                    Ok(()) => break,
-                    Err(Error::Transport(e)) if attempt < TRIES => {
-                        debug!(error = %e, "cannot record event, trying again");
-                        tokio::time::sleep(RETRY).await;
-                    }
-                    Err(e) if e.is("Forbidden") || e.is("NotFound") => {
-                        // A namespace on its way out takes no more events: ordinary.
-                        debug!(reason = %o.reason, error = %e, "event not recorded");
-                        break;
-                    }
-                    Err(e) => {
-                        warn!(reason = %o.reason, message = %o.message, error = %e, "event not recorded");
-                        break;
-                    }
+            let Some(decision) = correlator.decide(&o, &self.component, Instant::now()) else { continue };
+            while names.len() >= UNDER_WAY || names.contains(&decision.name) {
+                match under_way.join_next().await {
+                    Some(Ok(name)) => names.remove::<String>(&name),
+                    // Nothing ends them but the end of the process.
+                    Some(Err(_)) | None => return,
+                };
+            }
+            names.insert(decision.name.clone());
+            let sink = self.clone();
+            under_way.spawn(async move {
+                sink.record(&o, &decision).await;
+                decision.name
+            });
+        }
+        while under_way.join_next().await.is_some() {}
+    }
+
+    async fn record(&self, o: &Occurrence, decision: &Decision) {
+        for attempt in 1..=TRIES {
+            match self.write(o, decision).await {
+                Ok(()) => break,
+                Err(Error::Transport(e)) if attempt < TRIES => {
+                    debug!(error = %e, "cannot record event, trying again");
+                    tokio::time::sleep(RETRY).await;
+                }
+                Err(e) if e.is("Forbidden") || e.is("NotFound") => {
+                    // A namespace on its way out takes no more events: ordinary.
+                    debug!(reason = %o.reason, error = %e, "event not recorded");
+                    break;
+                }
+                Err(e) => {
+                    warn!(reason = %o.reason, message = %o.message, error = %e, "event not recorded");
+                    break;
                 }
             }
         }

@@ -2,57 +2,93 @@
 
 use crate::filter::Rejection;
 use crate::pod::{AffinityTerm, PodInfo};
-use crate::snapshot::{Row, Snapshot, ValueId};
-use std::collections::HashMap;
+use crate::profile::Profile;
+use crate::snapshot::{KeyId, Row, Snapshot};
 
-/// Hard affinity of pods already placed counts this much in scores (`hardPodAffinityWeight`).
-const HARD_AFFINITY_WEIGHT: i64 = 1;
+/// Numbers per topology domain, for as many topology keys as are asked about.
+#[derive(Clone, Debug, Default)]
+struct Tally {
+    keys: Vec<(KeyId, Vec<i64>)>,
+    sum: i64,
+}
 
-type Domain = (String, ValueId);
+impl Tally {
+    fn add(&mut self, snapshot: &Snapshot, row: Row, key: &str, n: i64) {
+        let Some(key) = snapshot.key(key) else { return };
+        let value = snapshot.value(key, row) as usize;
+        if value == 0 {
+            return;
+        }
+        let slot = self.keys.iter().position(|(k, _)| *k == key).unwrap_or_else(|| {
+            self.keys.push((key, Vec::new()));
+            self.keys.len() - 1
+        });
+        let counts = &mut self.keys[slot].1;
+        if counts.len() <= value {
+            counts.resize(value + 1, 0);
+        }
+        counts[value] += n;
+        self.sum += n;
+    }
+
+    fn at(&self, snapshot: &Snapshot, row: Row, key: &str) -> i64 {
+        let Some(key) = snapshot.key(key) else { return 0 };
+        let counts = self.keys.iter().find(|(k, _)| *k == key).map(|(_, counts)| counts);
+        counts.and_then(|c| c.get(snapshot.value(key, row) as usize)).copied().unwrap_or(0)
+    }
+
+    /// The numbers of all domains the node is in.
+    fn all_at<'a>(&'a self, snapshot: &'a Snapshot, row: Row) -> impl Iterator<Item = i64> + 'a {
+        self.keys.iter().map(move |(key, counts)| counts.get(snapshot.value(*key, row) as usize).copied().unwrap_or(0))
+    }
+}
 
 /// Counts per topology domain for one incoming pod.
 #[derive(Clone, Debug, Default)]
 pub struct AffinityState {
     /// Placed pods whose anti-affinity the incoming pod matches, per domain of their term.
-    existing_anti: HashMap<Domain, i64>,
+    existing_anti: Tally,
     /// Placed pods that match all of the incoming pod's affinity terms, per domain.
-    affinity: HashMap<Domain, i64>,
+    affinity: Tally,
     /// Placed pods that match one of its anti-affinity terms, per domain.
-    anti: HashMap<Domain, i64>,
+    anti: Tally,
+    /// Weights of preferred terms, the pod's and the placed ones', per domain.
+    preferences: Tally,
+    hard_weight: i64,
+    ignore_preferred_of_placed: bool,
 }
 
 fn matches(term: &AffinityTerm, pod: &PodInfo, snapshot: &Snapshot) -> bool {
-    term.matches(pod, snapshot.namespaces.get(&pod.namespace))
+    term.matches(pod, snapshot.namespace_labels(&pod.namespace))
 }
 
 fn matches_all(terms: &[AffinityTerm], pod: &PodInfo, snapshot: &Snapshot) -> bool {
     !terms.is_empty() && terms.iter().all(|t| matches(t, pod, snapshot))
 }
 
-fn count(map: &mut HashMap<Domain, i64>, snapshot: &Snapshot, row: Row, key: &str, sign: i64) {
-    let value = snapshot.label_value(key, row);
-    if value != 0 {
-        let n = map.entry((key.to_owned(), value)).or_default();
-        *n += sign;
-        if *n == 0 {
-            map.remove(&(key.to_owned(), value));
-        }
-    }
-}
-
-fn of(map: &HashMap<Domain, i64>, snapshot: &Snapshot, row: Row, key: &str) -> i64 {
-    let value = snapshot.label_value(key, row);
-    if value == 0 { 0 } else { map.get(&(key.to_owned(), value)).copied().unwrap_or(0) }
+/// A required term that keeps a pod off a node.
+#[derive(Clone, Debug)]
+pub enum Conflict<'a> {
+    /// One of its own affinity terms is not met there.
+    Affinity(&'a AffinityTerm),
+    /// Pods that one of its anti-affinity terms selects are there.
+    AntiAffinity(&'a AffinityTerm),
+    /// Pods are there whose anti-affinity selects it.
+    Existing,
 }
 
 impl AffinityState {
-    /// Looks at all placed pods; at those with anti-affinity only, where the incoming pod has none of its own.
+    /// Looks at all placed pods; at those with affinity only, where the incoming pod has none of its own.
     #[must_use]
-    pub fn new(snapshot: &Snapshot, pod: &PodInfo) -> Self {
-        let mut state = Self::default();
-        let own = !pod.affinity.is_empty() || !pod.anti_affinity.is_empty();
-        for row in snapshot.node_rows() {
-            if own || snapshot.anti_affine[row] > 0 {
+    pub fn new(snapshot: &Snapshot, pod: &PodInfo, profile: &Profile) -> Self {
+        let mut state = Self {
+            hard_weight: profile.hard_affinity_weight,
+            ignore_preferred_of_placed: profile.ignore_preferred_of_placed,
+            ..Self::default()
+        };
+        let own = !(pod.affinity.is_empty() && pod.anti_affinity.is_empty() && pod.preferred.is_empty());
+        if own || snapshot.affine_pods() > 0 {
+            for row in snapshot.node_rows().filter(|row| own || snapshot.affine[*row] > 0) {
                 for other in &snapshot.pods[row] {
                     state.adjust(snapshot, row, other, pod, 1);
                 }
@@ -65,19 +101,40 @@ impl AffinityState {
     pub fn adjust(&mut self, snapshot: &Snapshot, row: Row, other: &PodInfo, pod: &PodInfo, sign: i64) {
         for term in &other.anti_affinity {
             if matches(term, pod, snapshot) {
-                count(&mut self.existing_anti, snapshot, row, &term.topology_key, sign);
+                self.existing_anti.add(snapshot, row, &term.topology_key, sign);
             }
         }
         if matches_all(&pod.affinity, other, snapshot) {
             for term in &pod.affinity {
-                count(&mut self.affinity, snapshot, row, &term.topology_key, sign);
+                self.affinity.add(snapshot, row, &term.topology_key, sign);
             }
         }
         for term in &pod.anti_affinity {
             if matches(term, other, snapshot) {
-                count(&mut self.anti, snapshot, row, &term.topology_key, sign);
+                self.anti.add(snapshot, row, &term.topology_key, sign);
             }
         }
+        let mut prefer = |term: &AffinityTerm, subject: &PodInfo, weight: i64| {
+            if weight != 0 && matches(term, subject, snapshot) {
+                self.preferences.add(snapshot, row, &term.topology_key, sign * weight);
+            }
+        };
+        pod.preferred.iter().for_each(|t| prefer(t, other, t.weight));
+        other.affinity.iter().for_each(|t| prefer(t, pod, self.hard_weight));
+        if !self.ignore_preferred_of_placed {
+            other.preferred.iter().for_each(|t| prefer(t, pod, t.weight));
+        }
+    }
+
+    fn affinity_met(&self, snapshot: &Snapshot, row: Row, pod: &PodInfo) -> bool {
+        if pod.affinity.is_empty() {
+            return true;
+        }
+        let has_key = |t: &AffinityTerm| snapshot.key(&t.topology_key).is_some_and(|k| snapshot.value(k, row) != 0);
+        pod.affinity.iter().all(has_key)
+            && (pod.affinity.iter().all(|t| self.affinity.at(snapshot, row, &t.topology_key) > 0)
+                // The first pod of a group that wants to be near itself may go anywhere.
+                || self.affinity.sum == 0 && matches_all(&pod.affinity, pod, snapshot))
     }
 
     /// The required terms of both sides.
@@ -85,66 +142,47 @@ impl AffinityState {
     /// # Errors
     /// Where one is violated.
     pub fn filter(&self, snapshot: &Snapshot, row: Row, pod: &PodInfo) -> Result<(), Rejection> {
-        let reject = |reason: &str, unresolvable| {
-            Err(Rejection { plugin: "InterPodAffinity", reasons: vec![reason.to_owned()], unresolvable })
-        };
-        let has_all_keys = pod.affinity.iter().all(|t| snapshot.label_value(&t.topology_key, row) != 0);
-        let satisfied = pod.affinity.iter().all(|t| of(&self.affinity, snapshot, row, &t.topology_key) > 0);
-        // The first pod of a group that wants to be near itself may go anywhere.
-        let first_of_its_group = self.affinity.is_empty() && matches_all(&pod.affinity, pod, snapshot);
-        if !pod.affinity.is_empty() && !(has_all_keys && (satisfied || first_of_its_group)) {
+        let reject = |reason: &str, unresolvable| Err(Rejection::one("InterPodAffinity", reason, unresolvable));
+        if !self.affinity_met(snapshot, row, pod) {
             return reject("node(s) didn't match pod affinity rules", true);
         }
-        if pod.anti_affinity.iter().any(|t| of(&self.anti, snapshot, row, &t.topology_key) > 0) {
+        if pod.anti_affinity.iter().any(|t| self.anti.at(snapshot, row, &t.topology_key) > 0) {
             return reject("node(s) didn't match pod anti-affinity rules", false);
         }
-        if self.existing_anti.keys().any(|(key, value)| snapshot.label_value(key, row) == *value) {
+        if self.existing_anti.all_at(snapshot, row).any(|n| n > 0) {
             return reject("node(s) didn't satisfy existing pods anti-affinity rules", false);
         }
         Ok(())
     }
-}
 
-/// Scores the feasible nodes 0–100 by preferred terms of the pod and of the pods already placed. `None` where nobody
-/// prefers anything.
-#[must_use]
-pub fn score(snapshot: &Snapshot, pod: &PodInfo, feasible: &[Row]) -> Option<Vec<i64>> {
-    let mut sums: HashMap<Domain, i64> = HashMap::new();
-    let mut any = false;
-    for row in snapshot.node_rows() {
-        if pod.preferred.is_empty() && snapshot.affine[row] == 0 {
-            continue;
+    /// Every required term that keeps the pod off the node.
+    #[must_use]
+    pub fn conflicts<'a>(&self, snapshot: &Snapshot, row: Row, pod: &'a PodInfo) -> Vec<Conflict<'a>> {
+        let mut out = Vec::new();
+        if !self.affinity_met(snapshot, row, pod) {
+            let unmet = pod.affinity.iter().filter(|t| self.affinity.at(snapshot, row, &t.topology_key) == 0);
+            out.extend(unmet.map(Conflict::Affinity));
         }
-        let mut add = |term: &AffinityTerm, subject: &PodInfo, weight: i64| {
-            if matches(term, subject, snapshot) {
-                any = true;
-                let value = snapshot.label_value(&term.topology_key, row);
-                if value != 0 {
-                    *sums.entry((term.topology_key.clone(), value)).or_default() += weight;
-                }
-            }
-        };
-        for other in &snapshot.pods[row] {
-            for term in &pod.preferred {
-                add(term, other, term.weight);
-            }
-            for term in &other.affinity {
-                add(term, pod, HARD_AFFINITY_WEIGHT);
-            }
-            for term in &other.preferred {
-                add(term, pod, term.weight);
-            }
+        let violated = pod.anti_affinity.iter().filter(|t| self.anti.at(snapshot, row, &t.topology_key) > 0);
+        out.extend(violated.map(Conflict::AntiAffinity));
+        if self.existing_anti.all_at(snapshot, row).any(|n| n > 0) {
+            out.push(Conflict::Existing);
         }
+        out
     }
-    if !any {
-        return None;
+
+    /// Scores the feasible nodes 0–100 by preferred terms of the pod and of the pods already placed. `None` where nobody
+    /// prefers anything.
+    #[must_use]
+    pub fn score(&self, snapshot: &Snapshot, feasible: &[Row]) -> Option<Vec<i64>> {
+        if self.preferences.keys.is_empty() {
+            return None;
+        }
+        let raw: Vec<i64> = feasible.iter().map(|row| self.preferences.all_at(snapshot, *row).sum()).collect();
+        let (min, max) = raw.iter().fold((i64::MAX, i64::MIN), |(min, max), s| (min.min(*s), max.max(*s)));
+        // In floating point, truncated: so are upstream's.
+        #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation)]
+        let scale = |s: &i64| if max > min { (100.0 * ((s - min) as f64 / (max - min) as f64)) as i64 } else { 0 };
+        Some(raw.iter().map(scale).collect())
     }
-    let raw: Vec<i64> = feasible
-        .iter()
-        .map(|row| {
-            sums.iter().filter(|((key, value), _)| snapshot.label_value(key, *row) == *value).map(|(_, w)| w).sum()
-        })
-        .collect();
-    let (min, max) = (raw.iter().min().copied().unwrap_or(0), raw.iter().max().copied().unwrap_or(0));
-    Some(raw.iter().map(|s| if max == min { 0 } else { 100 * (s - min) / (max - min) }).collect())
 }

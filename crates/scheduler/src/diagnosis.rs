@@ -1,8 +1,9 @@
 //! Why a pod did not fit: the reasons per node, and the sentence made of them.
 
 use crate::filter::Rejection;
-use crate::snapshot::{Row, Snapshot};
+use crate::snapshot::Row;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 /// Outcome of filtering that left no node.
 #[derive(Clone, Debug, Default)]
@@ -10,7 +11,7 @@ pub struct Diagnosis {
     /// Nodes in the cluster.
     pub nodes: usize,
     /// The rejection of each node.
-    pub rejections: Vec<(Row, Rejection)>,
+    pub rejections: Vec<(Row, Arc<Rejection>)>,
     /// Why no node was even looked at, where that is so; the rejections are then all alike.
     pub refusal: Option<String>,
     /// What preemption found, per reason.
@@ -21,7 +22,19 @@ impl Diagnosis {
     /// The plugins that rejected a node; an event that concerns none of them cannot help.
     #[must_use]
     pub fn plugins(&self) -> BTreeSet<&'static str> {
-        self.rejections.iter().map(|(_, r)| r.plugin).collect()
+        self.distinct().into_iter().map(|(r, _)| r.plugin).collect()
+    }
+
+    /// The rejections, with how many nodes each is of. Nodes rejected alike share one, so there are few.
+    fn distinct(&self) -> Vec<(&Rejection, usize)> {
+        let mut out: Vec<(&Arc<Rejection>, usize)> = Vec::new();
+        for (_, rejection) in &self.rejections {
+            match out.iter_mut().find(|(r, _)| Arc::ptr_eq(r, rejection)) {
+                Some((_, n)) => *n += 1,
+                None => out.push((rejection, 1)),
+            }
+        }
+        out.into_iter().map(|(r, n)| (&**r, n)).collect()
     }
 
     /// The sentence of the event and of the PodScheduled condition.
@@ -31,8 +44,10 @@ impl Diagnosis {
             return "no nodes available to schedule pods".to_owned();
         }
         let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
-        for reason in self.rejections.iter().flat_map(|(_, r)| &r.reasons) {
-            *counts.entry(reason).or_default() += 1;
+        for (rejection, nodes) in self.distinct() {
+            for reason in &rejection.reasons {
+                *counts.entry(reason).or_default() += nodes;
+            }
         }
         let mut text = format!("0/{} nodes are available", self.nodes);
         if let Some(refusal) = &self.refusal {
@@ -48,11 +63,6 @@ impl Diagnosis {
         }
         text
     }
-
-    /// Name, plugin and reasons per node.
-    pub fn per_node<'a>(&'a self, snapshot: &'a Snapshot) -> impl Iterator<Item = (&'a str, &'a Rejection)> {
-        self.rejections.iter().map(|(row, r)| (snapshot.names[*row].as_str(), r))
-    }
 }
 
 fn histogram<'a>(counts: impl Iterator<Item = (&'a str, usize)>) -> String {
@@ -67,10 +77,9 @@ mod tests {
 
     #[test]
     fn sentence() {
-        let rejection = |reasons: &[&str]| Rejection {
-            plugin: "NodeResourcesFit",
-            reasons: reasons.iter().map(|r| (*r).to_owned()).collect(),
-            unresolvable: false,
+        let rejection = |reasons: &[&str]| {
+            let reasons = reasons.iter().map(|r| (*r).to_owned()).collect();
+            Arc::new(Rejection { plugin: "NodeResourcesFit", reasons, unresolvable: false })
         };
         let d = Diagnosis {
             nodes: 2,

@@ -6,16 +6,24 @@
 //! assumptions. One task decides, so decisions never race; bindings run concurrently.
 
 pub mod affinity;
+mod bind;
+pub mod bits;
+pub mod class;
 pub mod cycle;
+pub mod decide;
+mod defaults;
 pub mod diagnosis;
+mod explain;
 pub mod filter;
 pub mod pod;
 pub mod preempt;
+pub mod profile;
 pub mod queue;
+pub mod reach;
 mod run;
 pub mod score;
 pub mod snapshot;
 pub mod spread;
 pub mod volumes;
 
-pub use run::{SchedulerConfig, run};
+pub use run::{Explainer, SchedulerConfig, run};

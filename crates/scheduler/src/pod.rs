@@ -1,10 +1,11 @@
 //! A pod as the scheduler sees it: everything the plugins ask for, computed once.
 
+use gantry_api::core::placement::{self, HostPort};
 use gantry_api::k8s_openapi::api::core::v1 as core;
 use gantry_api::meta::labels::Selector;
 use gantry_api::meta::quantity::amount_of;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// Requests counted for scoring where a container names none (`schedutil.DefaultMilliCPURequest`, `DefaultMemoryRequest`).
 const DEFAULT_CPU_MILLI: i64 = 100;
@@ -58,27 +59,6 @@ impl Amounts {
 }
 
 use gantry_api::k8s_openapi::apimachinery::pkg::api::resource as core_quantity;
-
-/// A port of the node that a pod takes.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct HostPort {
-    /// Address, `0.0.0.0` for all.
-    pub ip: String,
-    /// `TCP`, `UDP` or `SCTP`.
-    pub protocol: String,
-    /// Port number.
-    pub port: i32,
-}
-
-impl HostPort {
-    /// Whether both cannot be on one node.
-    #[must_use]
-    pub fn conflicts(&self, other: &Self) -> bool {
-        self.port == other.port
-            && self.protocol == other.protocol
-            && (self.ip == other.ip || self.ip == "0.0.0.0" || other.ip == "0.0.0.0")
-    }
-}
 
 /// A pod (anti-)affinity term, compiled.
 #[derive(Clone, Debug)]
@@ -158,6 +138,7 @@ pub struct PodInfo {
     /// Keys `namespace/name` of the claims it uses.
     pub claims: Vec<String>,
     labels: BTreeMap<String, String>,
+    class: OnceLock<String>,
 }
 
 impl PodInfo {
@@ -180,18 +161,7 @@ impl PodInfo {
             }
         }
         let (score_cpu_milli, score_memory) = score_requests(spec, &requests);
-        let mut host_ports = Vec::new();
-        let restartable =
-            spec.init_containers.iter().flatten().filter(|c| gantry_api::core::pod::resources::is_sidecar(c));
-        for port in spec.containers.iter().chain(restartable).flat_map(|c| c.ports.iter().flatten()) {
-            if let Some(number) = port.host_port.filter(|p| *p > 0) {
-                host_ports.push(HostPort {
-                    ip: port.host_ip.clone().filter(|ip| !ip.is_empty()).unwrap_or_else(|| "0.0.0.0".into()),
-                    protocol: port.protocol.clone().unwrap_or_else(|| "TCP".into()),
-                    port: number,
-                });
-            }
-        }
+        let host_ports = placement::host_ports(spec);
         let affinity = spec.affinity.as_ref();
         let (aff, anti) =
             (affinity.and_then(|a| a.pod_affinity.as_ref()), affinity.and_then(|a| a.pod_anti_affinity.as_ref()));
@@ -231,7 +201,13 @@ impl PodInfo {
             namespace,
             name,
             pod,
+            class: OnceLock::new(),
         }
+    }
+
+    /// Names the class of pods like this one, as `key` does when it is asked first.
+    pub fn class_key(&self, key: impl FnOnce(&Self) -> String) -> &str {
+        self.class.get_or_init(|| key(self))
     }
 
     /// The pod's spec.
@@ -251,6 +227,25 @@ impl PodInfo {
     #[must_use]
     pub fn node(&self) -> Option<&str> {
         self.spec().node_name.as_deref().filter(|n| !n.is_empty())
+    }
+
+    /// Name of the scheduler that is to place it.
+    #[must_use]
+    pub fn scheduler(&self) -> &str {
+        self.spec().scheduler_name.as_deref().unwrap_or("default-scheduler")
+    }
+
+    /// The same pod as if it had no node and had been promised none.
+    #[must_use]
+    pub fn unbound(&self) -> Arc<Self> {
+        let mut pod = self.pod.as_ref().clone();
+        if let Some(spec) = &mut pod.spec {
+            spec.node_name = None;
+        }
+        if let Some(status) = &mut pod.status {
+            status.nominated_node_name = None;
+        }
+        Arc::new(Self::new(Arc::new(pod)))
     }
 
     /// Whether deletion has begun.

@@ -64,15 +64,17 @@ pub fn eligible(snapshot: &Snapshot, pod: &PodInfo) -> Result<(), &'static str> 
     Ok(())
 }
 
-/// Finds the best candidate among the nodes that rejected the pod; fills in why there is none.
+/// Finds the best of enough candidates among the nodes that rejected the pod; fills in why there is none.
 #[must_use]
 pub fn find(
     snapshot: &Snapshot,
-    cycle: &Cycle,
+    cycle: &mut Cycle,
     diagnosis: &mut Diagnosis,
     budgets: &[Budget],
     nominated: &dyn Fn(&str) -> Vec<Arc<PodInfo>>,
 ) -> Option<Candidate> {
+    let enough = (diagnosis.nodes * cycle.profile.candidates_percentage / 100).max(cycle.profile.candidates_min);
+    let mut found = 0;
     let mut best: Option<Candidate> = None;
     let mut reasons: BTreeMap<String, usize> = BTreeMap::new();
     let mut count = |reason: &str| *reasons.entry(reason.to_owned()).or_default() += 1;
@@ -83,8 +85,12 @@ pub fn find(
         }
         match victims_on(snapshot, *row, cycle, budgets, &nominated(&snapshot.names[*row])) {
             Some(candidate) => {
+                found += 1;
                 if best.as_ref().is_none_or(|b| badness(&candidate) < badness(b)) {
                     best = Some(candidate);
+                }
+                if found >= enough {
+                    break;
                 }
             }
             None => count("No preemption victims found for incoming pod"),
@@ -108,32 +114,76 @@ fn started(pod: &PodInfo) -> i64 {
     pod.pod.status.as_ref().and_then(|s| s.start_time.as_ref()).map_or(i64::MAX, |t| t.0.as_second())
 }
 
-fn victims_on(
+/// The pods to evict from one node, where that helps. The cycle is as it was when this returns.
+pub fn victims_on(
     snapshot: &Snapshot,
     row: Row,
-    cycle: &Cycle,
+    cycle: &mut Cycle,
     budgets: &[Budget],
     nominated: &[Arc<PodInfo>],
 ) -> Option<Candidate> {
-    let pod = &cycle.pod;
-    let mut potential: Vec<Arc<PodInfo>> =
+    let pod = cycle.pod.clone();
+    let potential: Vec<Arc<PodInfo>> =
         snapshot.pods[row].iter().filter(|p| p.priority < pod.priority).cloned().collect();
     if potential.is_empty() {
         return None;
     }
-    let mut what_if = cycle.clone();
-    let mut usage = Usage::of(snapshot, row);
-    for other in nominated.iter().filter(|n| n.priority >= pod.priority) {
-        what_if.add(snapshot, row, other);
-        usage.add(other);
+    let usage = Usage::of(snapshot, row);
+    let mut what_if = WhatIf { snapshot, row, usage, cycle, added: Vec::new(), removed: Vec::new() };
+    nominated.iter().filter(|n| n.priority >= pod.priority).for_each(|rival| what_if.add(rival));
+    potential.iter().for_each(|victim| what_if.remove(victim));
+    let found = if what_if.fits() { Some(spare(&mut what_if, potential, budgets)) } else { None };
+    what_if.undo();
+    let (mut victims, budget_violations) = found?;
+    if victims.is_empty() {
+        return None;
     }
-    for victim in &potential {
-        what_if.remove(snapshot, row, victim);
-        usage.remove(victim);
-    }
-    filter::run(snapshot, row, &what_if, Some(&usage)).ok()?;
+    victims.sort_by_key(|p| (Reverse(p.priority), started(p)));
+    Some(Candidate { row, victims, budget_violations })
+}
 
-    // Spare as many as possible: first those whose budget would be violated, the most important first.
+/// A node with other pods on it than there are.
+struct WhatIf<'a> {
+    snapshot: &'a Snapshot,
+    row: Row,
+    usage: Usage,
+    cycle: &'a mut Cycle,
+    added: Vec<Arc<PodInfo>>,
+    removed: Vec<Arc<PodInfo>>,
+}
+
+impl WhatIf<'_> {
+    fn add(&mut self, pod: &Arc<PodInfo>) {
+        self.cycle.add(self.snapshot, self.row, pod);
+        self.usage.add(pod);
+        match self.removed.iter().position(|p| p.uid == pod.uid) {
+            Some(at) => drop(self.removed.swap_remove(at)),
+            None => self.added.push(pod.clone()),
+        }
+    }
+
+    fn remove(&mut self, pod: &Arc<PodInfo>) {
+        self.cycle.remove(self.snapshot, self.row, pod);
+        self.usage.remove(pod);
+        match self.added.iter().position(|p| p.uid == pod.uid) {
+            Some(at) => drop(self.added.swap_remove(at)),
+            None => self.removed.push(pod.clone()),
+        }
+    }
+
+    fn fits(&self) -> bool {
+        filter::run(self.snapshot, self.row, self.cycle, Some(&self.usage)).is_ok()
+    }
+
+    fn undo(self) {
+        self.added.iter().for_each(|p| self.cycle.remove(self.snapshot, self.row, p));
+        self.removed.iter().for_each(|p| self.cycle.add(self.snapshot, self.row, p));
+    }
+}
+
+/// Takes back as many evictions as possible: first of those whose budget would be violated, the most important first.
+/// Returns who is left, and how many of them violate a budget.
+fn spare(what_if: &mut WhatIf<'_>, mut potential: Vec<Arc<PodInfo>>, budgets: &[Budget]) -> (Vec<Arc<PodInfo>>, usize) {
     potential.sort_by_key(|p| (Reverse(p.priority), started(p)));
     let mut allowed: Vec<i32> = budgets.iter().map(|b| b.allowed).collect();
     let (violating, other): (Vec<_>, Vec<_>) = potential.into_iter().partition(|p| {
@@ -154,19 +204,13 @@ fn victims_on(
     let mut budget_violations = 0;
     for (candidates, violates) in [(violating, true), (other, false)] {
         for candidate in candidates {
-            what_if.add(snapshot, row, &candidate);
-            usage.add(&candidate);
-            if filter::run(snapshot, row, &what_if, Some(&usage)).is_err() {
-                what_if.remove(snapshot, row, &candidate);
-                usage.remove(&candidate);
+            what_if.add(&candidate);
+            if !what_if.fits() {
+                what_if.remove(&candidate);
                 budget_violations += usize::from(violates);
                 victims.push(candidate);
             }
         }
     }
-    if victims.is_empty() {
-        return None;
-    }
-    victims.sort_by_key(|p| (Reverse(p.priority), started(p)));
-    Some(Candidate { row, victims, budget_violations })
+    (victims, budget_violations)
 }

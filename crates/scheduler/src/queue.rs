@@ -14,7 +14,7 @@ const BACKOFF_MAX: Duration = Duration::from_secs(10);
 const UNSCHEDULABLE_MAX: Duration = Duration::from_secs(300);
 
 /// Something that happened and may let a pod be placed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ClusterChange {
     /// A node came.
     NodeAdded,
@@ -71,6 +71,23 @@ enum Place {
     InFlight,
 }
 
+/// Where a pod stands in the queue.
+#[derive(Clone, Debug)]
+pub struct Standing {
+    /// `Active`, `Backoff`, `Unschedulable`, `Gated` or `Deciding`.
+    pub place: &'static str,
+    /// Active pods that come before it.
+    pub ahead: usize,
+    /// Pods in the queue, in whatever place.
+    pub waiting: usize,
+    /// Failed attempts so far.
+    pub attempts: u32,
+    /// When it is tried again though nothing changes.
+    pub retry_after: Option<Duration>,
+    /// The plugins that rejected it last.
+    pub rejected_by: Vec<&'static str>,
+}
+
 type Rank = (std::cmp::Reverse<i32>, u64);
 
 /// The queue. Keyed by pod UID.
@@ -82,12 +99,22 @@ pub struct Queue {
     next_sequence: u64,
     /// Waiting pods that were promised a node, by UID; almost always empty.
     nominated: BTreeMap<String, Arc<PodInfo>>,
+    /// Unschedulable pods by the plugins that rejected them; by none where any change may help.
+    rejected: BTreeMap<&'static str, BTreeSet<String>>,
     /// What happened since the pod in flight was taken.
-    since_pop: Vec<ClusterChange>,
+    since_pop: BTreeSet<ClusterChange>,
 }
 
 fn rank(waiting: &Waiting) -> Rank {
     (std::cmp::Reverse(waiting.pod.priority), waiting.sequence)
+}
+
+/// Stands for every plugin, where none was named.
+const ANY: &str = "";
+
+fn reasons<'a>(rejected_by: &'a BTreeSet<&'static str>) -> impl Iterator<Item = &'static str> + 'a {
+    let any = rejected_by.is_empty().then_some(ANY);
+    any.into_iter().chain(rejected_by.iter().copied())
 }
 
 fn is_gated(pod: &PodInfo) -> bool {
@@ -106,9 +133,6 @@ impl Queue {
                 (Waiting { pod: pod.clone(), attempts: 0, sequence, rejected_by: BTreeSet::new() }, None)
             }
         };
-        if place == Some(Place::Active) {
-            self.active.remove(&rank(&waiting));
-        }
         waiting.pod = pod;
         let next = match place {
             Some(Place::InFlight) => Place::InFlight,
@@ -120,15 +144,19 @@ impl Queue {
     }
 
     fn set(&mut self, uid: String, waiting: Waiting, place: Place) {
-        if let Some((_, Place::Backoff(at) | Place::Unschedulable(at))) = self.pods.get(&uid) {
-            self.timers.remove(&(*at, uid.clone()));
-        }
+        self.take(&uid);
         match place {
             Place::Active => {
                 self.active.insert(rank(&waiting), uid.clone());
             }
-            Place::Backoff(at) | Place::Unschedulable(at) => {
+            Place::Backoff(at) => {
                 self.timers.insert((at, uid.clone()));
+            }
+            Place::Unschedulable(at) => {
+                self.timers.insert((at, uid.clone()));
+                for plugin in reasons(&waiting.rejected_by) {
+                    self.rejected.entry(plugin).or_default().insert(uid.clone());
+                }
             }
             Place::Gated | Place::InFlight => {}
         }
@@ -143,17 +171,33 @@ impl Queue {
     /// Forgets a pod that was bound or deleted.
     pub fn remove(&mut self, uid: &str) {
         self.nominated.remove(uid);
-        if let Some((waiting, place)) = self.pods.remove(uid) {
-            match place {
-                Place::Active => {
-                    self.active.remove(&rank(&waiting));
-                }
-                Place::Backoff(at) | Place::Unschedulable(at) => {
-                    self.timers.remove(&(at, uid.to_owned()));
-                }
-                Place::Gated | Place::InFlight => {}
+        self.take(uid);
+    }
+
+    /// Takes a pod out of everything but the nominations.
+    fn take(&mut self, uid: &str) -> Option<(Waiting, Place)> {
+        let (waiting, place) = self.pods.remove(uid)?;
+        match place {
+            Place::Active => {
+                self.active.remove(&rank(&waiting));
             }
+            Place::Backoff(at) => {
+                self.timers.remove(&(at, uid.to_owned()));
+            }
+            Place::Unschedulable(at) => {
+                self.timers.remove(&(at, uid.to_owned()));
+                for plugin in reasons(&waiting.rejected_by) {
+                    if let Some(uids) = self.rejected.get_mut(plugin) {
+                        uids.remove(uid);
+                        if uids.is_empty() {
+                            self.rejected.remove(plugin);
+                        }
+                    }
+                }
+            }
+            Place::Gated | Place::InFlight => {}
         }
+        Some((waiting, place))
     }
 
     /// Takes the pod to place next.
@@ -177,8 +221,7 @@ impl Queue {
             if at > now {
                 break;
             }
-            self.timers.remove(&(at, uid.clone()));
-            if let Some((waiting, _)) = self.pods.remove(&uid) {
+            if let Some((waiting, _)) = self.take(&uid) {
                 self.set(uid, waiting, Place::Active);
             }
         }
@@ -186,7 +229,7 @@ impl Queue {
 
     /// Puts back a pod no node took. Waits for a change that may help, or for the back-off where one came meanwhile.
     pub fn unschedulable(&mut self, uid: &str, rejected_by: BTreeSet<&'static str>, now: Instant) {
-        let Some((mut waiting, _)) = self.pods.remove(uid) else {
+        let Some((mut waiting, _)) = self.take(uid) else {
             return;
         };
         waiting.attempts += 1;
@@ -202,7 +245,7 @@ impl Queue {
 
     /// Puts back a pod whose binding failed.
     pub fn failed(&mut self, uid: &str, now: Instant) {
-        let Some((mut waiting, _)) = self.pods.remove(uid) else {
+        let Some((mut waiting, _)) = self.take(uid) else {
             return;
         };
         waiting.attempts += 1;
@@ -212,29 +255,38 @@ impl Queue {
 
     /// Moves pods that `change` may help from unschedulable to back-off (or at once, where that has passed).
     pub fn changed(&mut self, change: ClusterChange, now: Instant) {
-        self.since_pop.push(change);
-        let helped: Vec<String> = self
-            .pods
-            .iter()
-            .filter(|(_, (w, place))| {
-                matches!(place, Place::Unschedulable(_))
-                    && (w.rejected_by.is_empty() || w.rejected_by.iter().any(|p| change.may_help(p)))
-            })
-            .map(|(uid, _)| uid.clone())
-            .collect();
+        self.since_pop.insert(change);
+        let helps = |plugin: &str| plugin == ANY || change.may_help(plugin);
+        let helped: BTreeSet<String> =
+            self.rejected.iter().filter(|(p, _)| helps(p)).flat_map(|(_, uids)| uids).cloned().collect();
         for uid in helped {
-            let Some((waiting, place)) = self.pods.remove(&uid) else {
-                continue;
-            };
-            let Place::Unschedulable(expires) = place else {
-                continue;
-            };
-            self.timers.remove(&(expires, uid.clone()));
+            let Some((waiting, Place::Unschedulable(expires))) = self.take(&uid) else { continue };
             let failed_at = expires.checked_sub(UNSCHEDULABLE_MAX).unwrap_or(now);
             let ready = failed_at + backoff(waiting.attempts);
             let next = if ready <= now { Place::Active } else { Place::Backoff(ready) };
             self.set(uid, waiting, next);
         }
+    }
+
+    /// Where a pod stands; `None` where it does not wait.
+    #[must_use]
+    pub fn standing(&self, uid: &str, now: Instant) -> Option<Standing> {
+        let (waiting, place) = self.pods.get(uid)?;
+        let (place, until) = match place {
+            Place::Active => ("Active", None),
+            Place::Backoff(at) => ("Backoff", Some(*at)),
+            Place::Unschedulable(at) => ("Unschedulable", Some(*at)),
+            Place::Gated => ("Gated", None),
+            Place::InFlight => ("Deciding", None),
+        };
+        Some(Standing {
+            place,
+            ahead: self.active.range(..rank(waiting)).count(),
+            waiting: self.pods.len(),
+            attempts: waiting.attempts,
+            retry_after: until.map(|at| at.saturating_duration_since(now)),
+            rejected_by: waiting.rejected_by.iter().copied().collect(),
+        })
     }
 
     /// Number of pods waiting: active, backing off, unschedulable, gated.

@@ -1,73 +1,82 @@
 //! The loop: take the most urgent pod, decide on the snapshot, assume the decision, bind in the background.
 
+use crate::bind::{Failure, Preemption};
 use crate::cycle::Cycle;
+use crate::decide::{Decider, Rejected, Request};
+use crate::defaults::Owners;
 use crate::diagnosis::Diagnosis;
-use crate::filter::volumes::Assignment;
-use crate::filter::{self, Rejection, Usage};
+use crate::filter::Rejection;
+use crate::filter::volumes::{self, Assignment};
 use crate::pod::PodInfo;
-use crate::preempt::{self, Budget, Candidate};
+use crate::preempt::{self, Budget};
+use crate::profile::Profile;
 use crate::queue::{ClusterChange, Queue, Waiting};
-use crate::score;
-use crate::snapshot::{Row, Snapshot};
-use crate::spread::DefaultConstraints;
-use crate::volumes::Volumes;
+use crate::snapshot::Snapshot;
+use crate::volumes::{Refusal, Volumes};
 use gantry_api::clock::Clock;
 use gantry_api::entropy::Entropy;
-use gantry_api::k8s_openapi::api::apps::v1::ReplicaSet;
-use gantry_api::k8s_openapi::api::core::v1::{
-    Binding, Namespace, Node, ObjectReference, Pod, PodCondition, ReplicationController, Service,
-};
+use gantry_api::k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use gantry_api::k8s_openapi::api::policy::v1::PodDisruptionBudget;
-use gantry_api::meta::labels::Selector;
-use gantry_client::{Api, Client, DeleteParams, Patch, PatchParams, PostParams};
-use gantry_reconcile::{Change, EventRecorder, Index, Informer, Informers};
+use gantry_client::Client;
+use gantry_reconcile::{Change, EventRecorder, Informer, Informers};
 use parking_lot::Mutex;
-use serde_json::json;
-use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, OnceLock};
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, warn};
 
 /// Bindings under way at once. Each is one small request; more only queue up in the server.
 const BINDINGS_MAX: usize = 128;
 /// Decisions made before other tasks get a turn.
 const DECISIONS_PER_TURN: usize = 16;
-/// Below this many nodes all are looked at; above, enough of them (`minFeasibleNodesToFind`).
-const SAMPLE_MIN: usize = 100;
 
 /// Configuration of one scheduler.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct SchedulerConfig {
-    /// Pods with this `spec.schedulerName` are ours.
-    pub name: String,
+    /// Who places which pods, and how. Pods whose `spec.schedulerName` is that of none are not ours.
+    pub profiles: Vec<Profile>,
     /// Time.
     pub clock: Clock,
     /// Chance, for ties.
     pub entropy: Entropy,
+    /// Through which this scheduler is asked why.
+    pub explainer: Explainer,
 }
 
-struct State {
-    snapshot: Snapshot,
-    queue: Queue,
+pub(crate) struct State {
+    pub(crate) snapshot: Snapshot,
+    pub(crate) queue: Queue,
     /// Pods placed by decision whose binding the informer has not shown yet.
-    assumed: HashMap<String, Arc<PodInfo>>,
-    next_start: usize,
+    pub(crate) assumed: HashMap<String, Arc<PodInfo>>,
+    /// By the name of their profile.
+    pub(crate) deciders: HashMap<String, Decider>,
 }
 
-struct Scheduler {
-    config: SchedulerConfig,
-    client: Client,
-    recorder: EventRecorder,
-    state: Mutex<State>,
-    wake: Notify,
+pub(crate) struct Scheduler {
+    pub(crate) clock: Clock,
+    entropy: Entropy,
+    pub(crate) client: Client,
+    pub(crate) recorder: EventRecorder,
+    pub(crate) state: Mutex<State>,
+    pub(crate) wake: Notify,
     bindings: Arc<Semaphore>,
-    budgets: Informer<PodDisruptionBudget>,
-    services: Index<Service>,
-    replica_sets: Informer<ReplicaSet>,
-    controllers: Informer<ReplicationController>,
-    volumes: Volumes,
+    pub(crate) budgets: Informer<PodDisruptionBudget>,
+    pub(crate) owners: Owners,
+    pub(crate) volumes: Volumes,
+    pub(crate) pods: Informer<Pod>,
+}
+
+/// Asks a running scheduler why; cheap to clone. Knows nothing until one runs.
+#[derive(Clone, Default)]
+pub struct Explainer(Arc<OnceLock<Arc<Scheduler>>>);
+
+impl Explainer {
+    /// Why the pod is where it is, or nowhere, as JSON; `None` where there is no such pod, or no scheduler yet.
+    #[must_use]
+    pub fn explain(&self, namespace: &str, name: &str) -> Option<serde_json::Value> {
+        self.0.get()?.explain(namespace, name)
+    }
 }
 
 /// Runs until `cancel`. The informers must be started by the caller after this was first polled, or before; both work.
@@ -75,25 +84,28 @@ pub async fn run(client: Client, informers: &Informers, config: SchedulerConfig,
     let pods = informers.get::<Pod>();
     let nodes = informers.get::<Node>();
     let namespaces = informers.get::<Namespace>();
-    let by_namespace = |s: &Service| vec![s.metadata.namespace.clone().unwrap_or_default()];
+    let SchedulerConfig { profiles, clock, entropy, explainer } = config;
+    let component = profiles.first().map_or("default-scheduler", |p| p.name.as_str());
     let scheduler = Arc::new(Scheduler {
-        recorder: EventRecorder::new(client.clone(), config.clock, &config.name, ""),
+        recorder: EventRecorder::new(client.clone(), clock, component, ""),
         volumes: Volumes::new(client.clone(), informers),
         client,
         state: Mutex::new(State {
             snapshot: Snapshot::default(),
             queue: Queue::default(),
             assumed: HashMap::new(),
-            next_start: 0,
+            deciders: profiles.into_iter().map(|p| (p.name.clone(), Decider::new(p))).collect(),
         }),
         wake: Notify::new(),
         bindings: Arc::new(Semaphore::new(BINDINGS_MAX)),
         budgets: informers.get(),
-        services: informers.get::<Service>().index("scheduler-namespace", by_namespace),
-        replica_sets: informers.get(),
-        controllers: informers.get(),
-        config,
+        owners: Owners::new(informers),
+        pods: pods.clone(),
+        clock,
+        entropy,
     });
+    // A second scheduler on one explainer would be a slip of the wiring; the first stays.
+    let _ = explainer.0.set(scheduler.clone());
     let s = scheduler.clone();
     nodes.on_change(move |c| s.node_changed(c));
     let s = scheduler.clone();
@@ -152,12 +164,9 @@ impl Scheduler {
         let mut state = self.state.lock();
         let name = change.object().metadata.name.clone().unwrap_or_default();
         match change {
-            Change::Deleted(_) => {
-                state.snapshot.namespaces.remove(&name);
-            }
+            Change::Deleted(_) => state.snapshot.remove_namespace(&name),
             Change::Added(ns) | Change::Modified { new: ns, .. } => {
-                let labels = ns.metadata.labels.clone().unwrap_or_default();
-                if state.snapshot.namespaces.insert(name, labels.clone()).is_some_and(|old| old != labels) {
+                if state.snapshot.set_namespace(&name, ns.metadata.labels.clone().unwrap_or_default()) {
                     state.queue.changed(ClusterChange::NamespaceUpdated, Instant::now());
                     self.wake.notify_one();
                 }
@@ -205,8 +214,7 @@ impl Scheduler {
             self.wake.notify_one();
             return;
         }
-        let ours = info.spec().scheduler_name.as_deref().unwrap_or("default-scheduler") == self.config.name;
-        if !ours || state.assumed.contains_key(&info.uid) {
+        if !state.deciders.contains_key(info.scheduler()) || state.assumed.contains_key(&info.uid) {
             return;
         }
         if info.is_terminating() {
@@ -256,7 +264,7 @@ impl Scheduler {
     /// Decides on one pod and sets what follows in motion.
     async fn attempt(self: &Arc<Self>, waiting: Waiting) {
         let pod = waiting.pod;
-        let permit = self.bindings.clone().acquire_owned().await;
+        let Ok(permit) = self.bindings.clone().acquire_owned().await else { return };
         let decision = {
             let mut state = self.state.lock();
             let decision = self.decide(&mut state, &pod);
@@ -284,298 +292,63 @@ impl Scheduler {
 
     /// The node for a pod, and how its claims are met there.
     fn decide(&self, state: &mut State, pod: &Arc<PodInfo>) -> Result<(String, Assignment), Box<Failure>> {
-        let defaults = self.default_constraints(pod);
-        let nominations = state.queue.nominations();
-        let snapshot = &state.snapshot;
-        let volumes = match self.volumes.of_pod(pod) {
-            Ok(volumes) => volumes,
-            Err((plugin, refusal)) => {
-                let rejection = Rejection { plugin, reasons: vec![refusal.clone()], unresolvable: true };
-                let rejections = snapshot.node_rows().map(|row| (row, rejection.clone())).collect();
-                let nodes = snapshot.node_count();
-                let diagnosis = Diagnosis { nodes, rejections, refusal: Some(refusal), ..Default::default() };
-                let cycle = Cycle::new(snapshot, pod.clone(), &defaults, None);
-                return Err(self.failure(state, &cycle, diagnosis));
+        let State { snapshot, queue, deciders, .. } = state;
+        let Some(decider) = deciders.get_mut(pod.scheduler()) else {
+            return Err(Box::new(Failure { diagnosis: Diagnosis::default(), preemption: None }));
+        };
+        let defaults = self.owners.constraints(pod, decider.profile());
+        let outcome = match self.volumes.of_pod(pod) {
+            Ok(volumes) => {
+                let volumes = volumes.map(Arc::new);
+                let nominated = queue.nominations();
+                let request = Request { pod, defaults: &defaults, volumes: volumes.as_ref(), nominated: &nominated };
+                let chosen = decider.decide(snapshot, &request, &mut |equals| self.entropy.below(equals));
+                chosen.map(|row| {
+                    let assigned = volumes.as_ref().and_then(|v| volumes::assign(snapshot, row, v));
+                    (snapshot.names[row].clone(), assigned.unwrap_or_default())
+                })
+            }
+            Err(refusal) => {
+                let cycle = Cycle::new(snapshot, pod.clone(), &defaults, decider.profile());
+                Err(Box::new(Rejected { diagnosis: refused(snapshot, refusal), cycle }))
             }
         };
-        let cycle = Cycle::new(snapshot, pod.clone(), &defaults, volumes);
-        let chosen = |row: Row| {
-            let assigned = cycle.volumes.as_ref().and_then(|v| filter::volumes::assign(snapshot, row, v));
-            (snapshot.names[row].clone(), assigned.unwrap_or_default())
-        };
-        let check = |row: Row| -> Result<(), filter::Rejection> {
-            // Pods of at least the same priority that were promised the node count as if they were there; the pod must
-            // fit with and without them, since they may never come.
-            let rivals: Vec<&Arc<PodInfo>> = nominations
-                .iter()
-                .filter(|(n, p)| *n == snapshot.names[row] && p.uid != pod.uid && p.priority >= pod.priority)
-                .map(|(_, p)| p)
-                .collect();
-            if !rivals.is_empty() {
-                let (mut with, mut usage) = (cycle.clone(), Usage::of(snapshot, row));
-                for rival in rivals {
-                    with.add(snapshot, row, rival);
-                    usage.add(rival);
-                }
-                filter::run(snapshot, row, &with, Some(&usage))?;
-            }
-            filter::run(snapshot, row, &cycle, None)
-        };
-        // The node promised by an earlier preemption comes first.
-        if let Some(row) = pod.nominated_node().and_then(|n| snapshot.row(n))
-            && check(row).is_ok()
-        {
-            return Ok(chosen(row));
-        }
-        let enough = sample_size(snapshot.node_count());
-        let rows = snapshot.row_count();
-        let mut feasible = Vec::new();
-        let mut diagnosis = Diagnosis { nodes: snapshot.node_count(), ..Default::default() };
-        let mut looked_at = 0;
-        for i in 0..rows {
-            let row = (state.next_start + i) % rows;
-            looked_at += 1;
-            if !snapshot.live[row] {
-                continue;
-            }
-            match check(row) {
-                Ok(()) => feasible.push(row),
-                Err(rejection) => diagnosis.rejections.push((row, rejection)),
-            }
-            if feasible.len() >= enough {
-                break;
-            }
-        }
-        if rows > 0 {
-            state.next_start = (state.next_start + looked_at) % rows;
-        }
-        match feasible.as_slice() {
-            [] => Err(self.failure(state, &cycle, diagnosis)),
-            [only] => Ok(chosen(*only)),
-            many => {
-                let scores = score::total(snapshot, &cycle, many);
-                let best = scores.iter().copied().max().unwrap_or(0);
-                let top: Vec<Row> = many.iter().zip(&scores).filter(|(_, s)| **s == best).map(|(r, _)| *r).collect();
-                let pick = self.config.entropy.below(top.len() as u64);
-                Ok(chosen(top[usize::try_from(pick).unwrap_or(0)]))
-            }
-        }
+        outcome.map_err(|rejected| Box::new(self.failure(snapshot, queue, *rejected)))
     }
 
-    fn failure(&self, state: &State, cycle: &Cycle, mut diagnosis: Diagnosis) -> Box<Failure> {
-        let pod = &cycle.pod;
+    fn failure(&self, snapshot: &Snapshot, queue: &Queue, rejected: Rejected) -> Failure {
+        let Rejected { mut diagnosis, mut cycle } = rejected;
+        let pod = cycle.pod.clone();
         let mut preemption = None;
-        if diagnosis.nodes > 0 {
-            match preempt::eligible(&state.snapshot, pod) {
+        if diagnosis.nodes > 0 && cycle.profile.preempts {
+            match preempt::eligible(snapshot, &pod) {
                 Ok(()) => {
                     let budgets: Vec<Budget> = self.budgets.list().iter().filter_map(|b| Budget::new(b)).collect();
-                    let nominated = |node: &str| state.queue.nominated_for(node, &pod.uid);
-                    preemption = preempt::find(&state.snapshot, cycle, &mut diagnosis, &budgets, &nominated);
+                    let nominated = |node: &str| queue.nominated_for(node, &pod.uid);
+                    preemption = preempt::find(snapshot, &mut cycle, &mut diagnosis, &budgets, &nominated);
                 }
                 Err(reason) => {
                     diagnosis.preemption.insert(reason.trim_end_matches('.').to_owned(), diagnosis.nodes);
                 }
             }
         }
-        let preemption = preemption.map(|c| {
-            let node = state.snapshot.names[c.row].clone();
-            let losers =
-                state.queue.nominated_for(&node, &pod.uid).into_iter().filter(|p| p.priority < pod.priority).collect();
-            Preemption { candidate: c, node, losers }
+        let preemption = preemption.map(|candidate| {
+            let node = snapshot.names[candidate.row].clone();
+            let losers = queue.nominated_for(&node, &pod.uid);
+            let losers = losers.into_iter().filter(|p| p.priority < pod.priority).collect();
+            Preemption { candidate, node, losers }
         });
-        Box::new(Failure { diagnosis, preemption })
-    }
-
-    /// Soft spreading for pods of one Service or controller.
-    fn default_constraints(&self, pod: &PodInfo) -> DefaultConstraints {
-        if pod.spec().topology_spread_constraints.as_ref().is_some_and(|c| !c.is_empty()) {
-            return DefaultConstraints(None);
-        }
-        let mut set: BTreeMap<String, String> = BTreeMap::new();
-        for service in self.services.get(&pod.namespace) {
-            if let Some(selector) = service.spec.as_ref().and_then(|s| s.selector.as_ref()).filter(|s| !s.is_empty())
-                && selector.iter().all(|(k, v)| pod.labels().get(k) == Some(v))
-            {
-                set.extend(selector.clone());
-            }
-        }
-        let mut selector = Selector::from_set(&set);
-        if let Some(owner) = gantry_reconcile::owner::controller_of(&pod.pod.metadata) {
-            match owner.kind.as_str() {
-                "ReplicaSet" => {
-                    if let Some(rs) = self.replica_sets.get(&pod.namespace, &owner.name)
-                        && let Ok(own) = Selector::from_label_selector(Some(&rs.spec.selector))
-                    {
-                        own.requirements().iter().cloned().for_each(|r| selector.add(r));
-                    }
-                }
-                "ReplicationController" => {
-                    if let Some(rc) = self.controllers.get(&pod.namespace, &owner.name)
-                        && let Some(own) = rc.spec.as_ref().and_then(|s| s.selector.as_ref())
-                    {
-                        Selector::from_set(own).requirements().iter().cloned().for_each(|r| selector.add(r));
-                    }
-                }
-                _ => {}
-            }
-        }
-        DefaultConstraints((!selector.is_empty()).then_some(selector))
-    }
-
-    /// Binds the pod's claims, then the pod.
-    async fn bind_all(&self, pod: &Arc<PodInfo>, node: &str, assignment: &Assignment) {
-        if !assignment.awaited.is_empty() {
-            let bound = self.volumes.bind(assignment, node).await;
-            self.volumes.forget(assignment);
-            if let Err(error) = bound {
-                let message = format!("running PreBind plugin \"VolumeBinding\": {error}");
-                self.recorder.warning(pod.pod.as_ref(), "FailedScheduling", &message);
-                self.take_back(pod, |queue| queue.failed(&pod.uid, Instant::now()));
-                return;
-            }
-        }
-        self.bind(pod, node).await;
-    }
-
-    /// Undoes a placement that was assumed.
-    fn take_back(&self, pod: &PodInfo, then: impl FnOnce(&mut Queue)) {
-        let mut state = self.state.lock();
-        if state.assumed.remove(&pod.uid).is_some() {
-            state.snapshot.displace(&pod.uid);
-            state.queue.changed(ClusterChange::PodGone, Instant::now());
-        }
-        then(&mut state.queue);
-        drop(state);
-        self.wake.notify_one();
-    }
-
-    async fn bind(&self, pod: &Arc<PodInfo>, node: &str) {
-        let mut binding = Binding::default();
-        binding.metadata.name = Some(pod.name.clone());
-        binding.metadata.namespace = Some(pod.namespace.clone());
-        binding.metadata.uid = Some(pod.uid.clone());
-        binding.target =
-            ObjectReference { kind: Some("Node".into()), name: Some(node.to_owned()), ..Default::default() };
-        let api = Api::<Pod>::namespaced(self.client.clone(), &pod.namespace);
-        match api.post_subresource(&pod.name, "binding", &PostParams::default(), &binding).await {
-            Ok(()) => {
-                let message = format!("Successfully assigned {} to {node}", pod.key);
-                self.recorder.normal(pod.pod.as_ref(), "Scheduled", &message);
-                // Where the informer showed the pod already, it is out of the queue; where not, nothing may take it again.
-                self.state.lock().queue.remove(&pod.uid);
-            }
-            Err(error) => {
-                if error.is("NotFound") {
-                    debug!(pod = pod.key, "pod went away before it was bound");
-                    self.take_back(pod, |queue| queue.remove(&pod.uid));
-                } else {
-                    warn!(pod = pod.key, node, %error, "binding failed; will retry");
-                    self.take_back(pod, |queue| queue.failed(&pod.uid, Instant::now()));
-                }
-            }
-        }
-    }
-
-    /// Tells why a pod was not placed, and makes room where preemption can.
-    async fn report(&self, pod: &Arc<PodInfo>, failure: Failure) {
-        let message = failure.diagnosis.message();
-        self.recorder.warning(pod.pod.as_ref(), "FailedScheduling", &message);
-        let nominated = failure.preemption.as_ref().map(|p| p.node.as_str());
-        self.patch_unscheduled(pod, &message, nominated).await;
-        if let Some(preemption) = failure.preemption {
-            self.evict(pod, preemption).await;
-        }
-    }
-
-    async fn patch_unscheduled(&self, pod: &PodInfo, message: &str, nominated: Option<&str>) {
-        let current = |pod: &Pod| -> Option<PodCondition> {
-            let conditions = pod.status.as_ref()?.conditions.as_ref()?;
-            conditions.iter().find(|c| c.type_ == "PodScheduled").cloned()
-        };
-        let same = current(&pod.pod).is_some_and(|c| {
-            c.status == "False" && c.reason.as_deref() == Some("Unschedulable") && c.message.as_deref() == Some(message)
-        });
-        if same && nominated.is_none_or(|n| pod.nominated_node() == Some(n)) {
-            return;
-        }
-        let since = current(&pod.pod).filter(|c| c.status == "False").and_then(|c| c.last_transition_time);
-        let mut status = json!({
-            "conditions": [{
-                "type": "PodScheduled",
-                "status": "False",
-                "reason": "Unschedulable",
-                "message": message,
-                "lastProbeTime": null,
-                "lastTransitionTime": since.unwrap_or_else(|| self.config.clock.time()),
-            }],
-        });
-        if let Some(node) = nominated {
-            status["nominatedNodeName"] = json!(node);
-        }
-        self.patch_status(pod, json!({ "metadata": { "uid": pod.uid }, "status": status })).await;
-    }
-
-    async fn patch_status(&self, pod: &PodInfo, patch: serde_json::Value) {
-        let api = Api::<Pod>::namespaced(self.client.clone(), &pod.namespace);
-        let result = api.patch_status(&pod.name, &PatchParams::default(), &Patch::Strategic(patch)).await;
-        if let Err(error) = result
-            && !error.is("NotFound")
-            && !error.is("Conflict")
-        {
-            warn!(pod = pod.key, %error, "cannot patch pod status");
-        }
-    }
-
-    async fn evict(&self, pod: &PodInfo, preemption: Preemption) {
-        // Pods of lower priority that were promised this node must look elsewhere.
-        for loser in &preemption.losers {
-            let patch = json!({ "metadata": { "uid": loser.uid }, "status": { "nominatedNodeName": null } });
-            self.patch_status(loser, patch).await;
-        }
-        for victim in &preemption.candidate.victims {
-            if victim.is_terminating() {
-                continue;
-            }
-            let condition = json!({ "metadata": { "uid": victim.uid }, "status": { "conditions": [{
-                "type": "DisruptionTarget",
-                "status": "True",
-                "reason": "PreemptionByScheduler",
-                "message": format!("{}: preempting to accommodate a higher priority pod", self.config.name),
-                "lastProbeTime": null,
-                "lastTransitionTime": self.config.clock.time(),
-            }]}});
-            self.patch_status(victim, condition).await;
-            let params = DeleteParams { precondition_uid: Some(victim.uid.clone()), ..Default::default() };
-            let api = Api::<Pod>::namespaced(self.client.clone(), &victim.namespace);
-            match api.delete(&victim.name, &params).await {
-                Ok(_) => {
-                    let message = format!("Preempted by pod {} on node {}", pod.uid, preemption.node);
-                    self.recorder.normal(victim.pod.as_ref(), "Preempted", &message);
-                }
-                Err(error) if error.is("NotFound") || error.is("Conflict") => {}
-                Err(error) => warn!(victim = victim.key, %error, "cannot preempt"),
-            }
-        }
+        Failure { diagnosis, preemption }
     }
 }
 
-struct Preemption {
-    candidate: Candidate,
-    node: String,
-    losers: Vec<Arc<PodInfo>>,
-}
-
-struct Failure {
-    diagnosis: Diagnosis,
-    preemption: Option<Preemption>,
-}
-
-/// How many feasible nodes are enough: all of up to 100; of more, a share that shrinks from 50 % to 5 % as the cluster
-/// grows (`percentageOfNodesToScore` 0).
-fn sample_size(nodes: usize) -> usize {
-    if nodes <= SAMPLE_MIN {
-        return nodes.max(1);
+/// All nodes alike are ruled out, before any is looked at.
+fn refused(snapshot: &Snapshot, (plugin, refusal): Refusal) -> Diagnosis {
+    let rejection = Arc::new(Rejection { plugin, reasons: vec![refusal.clone()], unresolvable: true });
+    Diagnosis {
+        nodes: snapshot.node_count(),
+        rejections: snapshot.node_rows().map(|row| (row, rejection.clone())).collect(),
+        refusal: Some(refusal),
+        ..Default::default()
     }
-    let percent = 50usize.saturating_sub(nodes / 125).max(5);
-    (nodes * percent / 100).max(SAMPLE_MIN)
 }

@@ -2,12 +2,17 @@
 //! ask for.
 //!
 //! Rows of removed nodes are kept as holes and reused. Label values are interned per key, so that comparing topology
-//! domains compares integers.
+//! domains compares integers and a selector is a set of bits over values; taints are interned likewise. What changed is
+//! kept in a short journal, so that what was computed from an earlier state can be brought up to date row by row.
 
+use crate::bits::Bits;
 use crate::pod::{Amounts, PodInfo};
 use gantry_api::k8s_openapi::api::core::v1::{Node, Taint};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
+
+/// Changes the journal holds; who is further behind starts anew.
+const JOURNAL: usize = 4096;
 
 /// A row of the snapshot.
 pub type Row = usize;
@@ -15,11 +20,37 @@ pub type Row = usize;
 /// An interned label value; 0 is "label absent".
 pub type ValueId = u32;
 
+/// An interned label key.
+pub type KeyId = usize;
+
+/// An interned taint.
+pub type TaintId = usize;
+
 /// Values of one label key, a row each.
 #[derive(Clone, Debug, Default)]
 struct LabelColumn {
     values: Vec<ValueId>,
     ids: HashMap<String, ValueId>,
+    /// Values by their number; the first stands for "absent".
+    names: Vec<String>,
+}
+
+/// Something that happened to the snapshot.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// A pod was put on a node.
+    Placed(Row, Arc<PodInfo>),
+    /// A pod was taken off a node.
+    Gone(Row, Arc<PodInfo>),
+    /// A node changed in what a filter or score looks at.
+    Node {
+        /// The node.
+        row: Row,
+        /// Whether it came or went, or its labels, taints or cordon changed.
+        reach: bool,
+    },
+    /// A namespace came, went or changed its labels.
+    Namespace,
 }
 
 /// The cluster as the next decision sees it.
@@ -33,8 +64,10 @@ pub struct Snapshot {
     pub live: Vec<bool>,
     /// `spec.unschedulable`.
     pub unschedulable: Vec<bool>,
-    /// Taints.
-    pub taints: Vec<Vec<Taint>>,
+    /// Taints, in the node's order.
+    pub taints: Vec<Vec<TaintId>>,
+    /// The NoSchedule and NoExecute ones among them.
+    pub hard_taints: Vec<Bits>,
     /// All labels, for selectors with operators.
     pub labels: Vec<BTreeMap<String, String>>,
     /// Allocatable.
@@ -53,12 +86,18 @@ pub struct Snapshot {
     pub affine: Vec<u32>,
     /// Images on the node with their sizes in bytes.
     pub images: Vec<HashMap<String, i64>>,
-    columns: HashMap<String, LabelColumn>,
+    keys: HashMap<String, KeyId>,
+    columns: Vec<LabelColumn>,
+    known_taints: Vec<Taint>,
+    /// Distinct label values and taints seen so far: where it has grown, sets of bits over them are out of date.
+    vocabulary: usize,
     image_nodes: HashMap<String, usize>,
-    /// Labels of namespaces, for namespace selectors.
-    pub namespaces: HashMap<String, BTreeMap<String, String>>,
+    namespaces: HashMap<String, BTreeMap<String, String>>,
     placed: HashMap<String, Row>,
     node_count: usize,
+    affine_pods: usize,
+    journal: VecDeque<Event>,
+    written: u64,
 }
 
 impl Snapshot {
@@ -91,16 +130,96 @@ impl Snapshot {
         self.placed.get(uid).copied()
     }
 
+    /// A label key's number; `None` where no node ever had it.
+    #[must_use]
+    pub fn key(&self, name: &str) -> Option<KeyId> {
+        self.keys.get(name).copied()
+    }
+
     /// The value of a label at a row, 0 where absent.
     #[must_use]
-    pub fn label_value(&self, key: &str, row: Row) -> ValueId {
-        self.columns.get(key).and_then(|c| c.values.get(row).copied()).unwrap_or(0)
+    pub fn value(&self, key: KeyId, row: Row) -> ValueId {
+        self.columns[key].values.get(row).copied().unwrap_or(0)
+    }
+
+    /// Every value a label key ever had, by number; that of 0 is empty and stands for "absent".
+    #[must_use]
+    pub fn values(&self, key: KeyId) -> &[String] {
+        &self.columns[key].names
+    }
+
+    /// Every taint a node ever had, by number.
+    #[must_use]
+    pub fn known_taints(&self) -> &[Taint] {
+        &self.known_taints
+    }
+
+    /// Grows with every label key, label value and taint that was not known before.
+    #[must_use]
+    pub fn vocabulary(&self) -> usize {
+        self.vocabulary
+    }
+
+    /// Placed pods that have any affinity or anti-affinity.
+    #[must_use]
+    pub fn affine_pods(&self) -> usize {
+        self.affine_pods
+    }
+
+    /// Labels of namespaces, for namespace selectors.
+    #[must_use]
+    pub fn namespace_labels(&self, namespace: &str) -> Option<&BTreeMap<String, String>> {
+        self.namespaces.get(namespace)
+    }
+
+    /// Notes a namespace's labels; true where it was known with others.
+    pub fn set_namespace(&mut self, name: &str, labels: BTreeMap<String, String>) -> bool {
+        let changed = self.namespaces.get(name).map(|old| *old != labels);
+        if changed != Some(false) {
+            self.namespaces.insert(name.to_owned(), labels);
+            self.note(Event::Namespace);
+        }
+        changed == Some(true)
+    }
+
+    /// Forgets a namespace.
+    pub fn remove_namespace(&mut self, name: &str) {
+        if self.namespaces.remove(name).is_some() {
+            self.note(Event::Namespace);
+        }
+    }
+
+    /// How many events there have been.
+    #[must_use]
+    pub fn written(&self) -> u64 {
+        self.written
+    }
+
+    /// The events since there had been `seen`; `None` where they are no longer all held.
+    #[must_use]
+    pub fn since(&self, seen: u64) -> Option<impl Iterator<Item = &Event>> {
+        let missed = usize::try_from(self.written - seen).ok().filter(|n| *n <= self.journal.len())?;
+        Some(self.journal.range(self.journal.len() - missed..))
+    }
+
+    fn note(&mut self, event: Event) {
+        if self.journal.len() == JOURNAL {
+            self.journal.pop_front();
+        }
+        self.journal.push_back(event);
+        self.written += 1;
     }
 
     /// Number of nodes that hold an image.
     #[must_use]
     pub fn nodes_with_image(&self, image: &str) -> usize {
         self.image_nodes.get(image).copied().unwrap_or(0)
+    }
+
+    /// Whether any node told which images it holds.
+    #[must_use]
+    pub fn has_images(&self) -> bool {
+        !self.image_nodes.is_empty()
     }
 
     fn row_for(&mut self, name: &str) -> Row {
@@ -112,6 +231,7 @@ impl Snapshot {
             self.live.push(false);
             self.unschedulable.push(false);
             self.taints.push(Vec::new());
+            self.hard_taints.push(Bits::default());
             self.labels.push(BTreeMap::new());
             self.allocatable.push(Amounts::default());
             self.requested.push(Amounts::default());
@@ -132,22 +252,54 @@ impl Snapshot {
     pub fn set_node(&mut self, node: &Node) {
         let name = node.metadata.name.as_deref().unwrap_or_default();
         let row = self.row_for(name);
+        let mut reach = false;
         if !self.live[row] {
             self.live[row] = true;
             self.node_count += 1;
+            reach = true;
         }
         let spec = node.spec.as_ref();
-        self.unschedulable[row] = spec.and_then(|s| s.unschedulable).unwrap_or(false);
-        self.taints[row] = spec.and_then(|s| s.taints.clone()).unwrap_or_default();
+        let cordoned = spec.and_then(|s| s.unschedulable).unwrap_or(false);
+        reach |= std::mem::replace(&mut self.unschedulable[row], cordoned) != cordoned;
+        reach |= self.set_taints(row, spec.and_then(|s| s.taints.as_deref()).unwrap_or_default());
+        reach |= self.set_labels(row, node.metadata.labels.clone().unwrap_or_default());
         let status = node.status.as_ref();
-        self.allocatable[row] = Amounts::of_list(status.and_then(|s| s.allocatable.as_ref().or(s.capacity.as_ref())));
-        self.set_labels(row, node.metadata.labels.clone().unwrap_or_default());
+        let allocatable = Amounts::of_list(status.and_then(|s| s.allocatable.as_ref().or(s.capacity.as_ref())));
+        let mut changed = reach || self.allocatable[row] != allocatable;
+        self.allocatable[row] = allocatable;
         let images = status.and_then(|s| s.images.as_deref()).unwrap_or_default();
         let images = images
             .iter()
             .flat_map(|i| i.names.iter().flatten().map(|n| (n.clone(), i.size_bytes.unwrap_or(0))))
             .collect();
-        self.set_images(row, images);
+        changed |= self.set_images(row, images);
+        // Heartbeats change nothing here.
+        if changed {
+            self.note(Event::Node { row, reach });
+        }
+    }
+
+    /// Returns whether they are others than before; so do the next two.
+    fn set_taints(&mut self, row: Row, taints: &[Taint]) -> bool {
+        // When a taint was added matters to its eviction only.
+        let same = |a: &Taint, b: &Taint| a.key == b.key && a.value == b.value && a.effect == b.effect;
+        let mut ids = Vec::with_capacity(taints.len());
+        let mut hard = Bits::default();
+        for taint in taints {
+            let id = self.known_taints.iter().position(|t| same(t, taint)).unwrap_or_else(|| {
+                self.vocabulary += 1;
+                self.known_taints.push(Taint { time_added: None, ..taint.clone() });
+                self.known_taints.len() - 1
+            });
+            if taint.effect == "NoSchedule" || taint.effect == "NoExecute" {
+                hard.set(id);
+            }
+            ids.push(id);
+        }
+        self.hard_taints[row] = hard;
+        let changed = self.taints[row] != ids;
+        self.taints[row] = ids;
+        changed
     }
 
     /// Removes a node. Pods bound to it stay known until they are gone.
@@ -160,7 +312,9 @@ impl Snapshot {
             self.node_count -= 1;
         }
         self.set_labels(row, BTreeMap::new());
+        self.set_taints(row, &[]);
         self.set_images(row, HashMap::new());
+        self.note(Event::Node { row, reach: true });
         self.release(row);
     }
 
@@ -172,26 +326,44 @@ impl Snapshot {
         }
     }
 
-    fn set_labels(&mut self, row: Row, labels: BTreeMap<String, String>) {
+    fn set_labels(&mut self, row: Row, labels: BTreeMap<String, String>) -> bool {
+        if self.labels[row] == labels {
+            return false;
+        }
         let old = std::mem::take(&mut self.labels[row]);
         for key in old.keys().filter(|k| !labels.contains_key(*k)) {
-            if let Some(value) = self.columns.get_mut(key).and_then(|c| c.values.get_mut(row)) {
+            if let Some(value) = self.keys.get(key).and_then(|k| self.columns[*k].values.get_mut(row)) {
                 *value = 0;
             }
         }
         for (key, value) in &labels {
-            let column = self.columns.entry(key.clone()).or_default();
-            let next = ValueId::try_from(column.ids.len() + 1).unwrap_or(ValueId::MAX);
-            let id = *column.ids.entry(value.clone()).or_insert(next);
+            if old.get(key) == Some(value) {
+                continue;
+            }
+            let id = *self.keys.entry(key.clone()).or_insert_with(|| {
+                self.columns.push(LabelColumn { names: vec![String::new()], ..LabelColumn::default() });
+                self.vocabulary += 1;
+                self.columns.len() - 1
+            });
+            let column = &mut self.columns[id];
+            let id = *column.ids.entry(value.clone()).or_insert_with(|| {
+                self.vocabulary += 1;
+                column.names.push(value.clone());
+                ValueId::try_from(column.names.len() - 1).unwrap_or(ValueId::MAX)
+            });
             if column.values.len() <= row {
                 column.values.resize(row + 1, 0);
             }
             column.values[row] = id;
         }
         self.labels[row] = labels;
+        true
     }
 
-    fn set_images(&mut self, row: Row, images: HashMap<String, i64>) {
+    fn set_images(&mut self, row: Row, images: HashMap<String, i64>) -> bool {
+        if self.images[row] == images {
+            return false;
+        }
         for image in std::mem::take(&mut self.images[row]).into_keys() {
             if let Some(n) = self.image_nodes.get_mut(&image) {
                 *n -= 1;
@@ -204,6 +376,7 @@ impl Snapshot {
             *self.image_nodes.entry(image.clone()).or_default() += 1;
         }
         self.images[row] = images;
+        true
     }
 
     /// Puts a pod on a node, replacing what is known of it.
@@ -212,6 +385,7 @@ impl Snapshot {
         let row = self.row_for(node);
         self.placed.insert(pod.uid.clone(), row);
         self.count(row, &pod, 1);
+        self.note(Event::Placed(row, pod.clone()));
         self.pods[row].push(pod);
     }
 
@@ -221,6 +395,7 @@ impl Snapshot {
         let at = self.pods[row].iter().position(|p| p.uid == uid)?;
         let pod = self.pods[row].swap_remove(at);
         self.count(row, &pod, -1);
+        self.note(Event::Gone(row, pod.clone()));
         self.release(row);
         Some(pod)
     }
@@ -235,6 +410,11 @@ impl Snapshot {
         }
         if !(pod.affinity.is_empty() && pod.anti_affinity.is_empty() && pod.preferred.is_empty()) {
             step(&mut self.affine[row]);
+            if sign > 0 {
+                self.affine_pods += 1;
+            } else {
+                self.affine_pods -= 1;
+            }
         }
     }
 

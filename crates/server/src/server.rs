@@ -14,7 +14,7 @@ use crate::registry::Registry;
 use crate::registry::hooks::Hook;
 use crate::request::Response;
 use crate::subresource::kubelet::KubeletClient;
-use crate::subresource::{Handler, Services};
+use crate::subresource::{ExplainSlot, Handler, Services};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use gantry_api::clock::Clock;
@@ -121,7 +121,8 @@ impl Server {
         let admission: Arc<Chain> = Arc::new(crate::admission::chain(authorizer.clone(), &config.admission));
         let hooks: Vec<Arc<dyn Hook>> = crate::admission::hooks(&config, &cluster).await;
         registry.plug(admission.clone(), hooks);
-        let services = Services { cluster, admission, authorizer, authenticator, config: config.clone() };
+        let explain = ExplainSlot::default();
+        let services = Services { cluster, admission, authorizer, authenticator, config: config.clone(), explain };
         let handlers: HashMap<Target, Box<dyn Handler>> = crate::subresource::list(&services)
             .into_iter()
             .map(|h| {

@@ -1,5 +1,6 @@
-//! Which nodes a pod or a volume may be on: node selectors, node affinity, tolerations.
+//! Which nodes a pod or a volume may be on: node selectors, node affinity, tolerations, host ports.
 
+use crate::core::pod::resources::is_sidecar;
 use crate::meta::text;
 use k8s_openapi::api::core::v1::{NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, PodSpec, Taint, Toleration};
 use std::collections::BTreeMap;
@@ -67,6 +68,44 @@ pub fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
         "Lt" => numbers().is_some_and(|(have, bound)| have < bound),
         _ => false,
     }
+}
+
+/// A port of the node that a pod takes.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct HostPort {
+    /// Address, `0.0.0.0` for all.
+    pub ip: String,
+    /// `TCP`, `UDP` or `SCTP`.
+    pub protocol: String,
+    /// Port number.
+    pub port: i32,
+}
+
+impl HostPort {
+    /// Whether both cannot be on one node.
+    #[must_use]
+    pub fn conflicts(&self, other: &Self) -> bool {
+        self.port == other.port
+            && self.protocol == other.protocol
+            && (self.ip == other.ip || self.ip == "0.0.0.0" || other.ip == "0.0.0.0")
+    }
+}
+
+/// The ports of the node that a pod takes: those of its containers and sidecars.
+#[must_use]
+pub fn host_ports(spec: &PodSpec) -> Vec<HostPort> {
+    let sidecars = spec.init_containers.iter().flatten().filter(|c| is_sidecar(c));
+    let ports = spec.containers.iter().chain(sidecars).flat_map(|c| c.ports.iter().flatten());
+    let or = |value: &Option<String>, default: &str| match text(value) {
+        "" => default.to_owned(),
+        value => value.to_owned(),
+    };
+    ports
+        .filter_map(|p| {
+            let port = p.host_port.filter(|n| *n > 0)?;
+            Some(HostPort { ip: or(&p.host_ip, "0.0.0.0"), protocol: or(&p.protocol, "TCP"), port })
+        })
+        .collect()
 }
 
 #[cfg(test)]
@@ -143,5 +182,22 @@ mod tests {
             };
             assert_eq!(tolerates(&toleration, &taint), want, "{toleration:?}");
         }
+    }
+
+    #[test]
+    fn host_ports_conflict_on_the_same_address() {
+        let spec = json!({
+            "containers": [{"name": "a", "ports": [{"containerPort": 1, "hostPort": 80},
+                {"containerPort": 2, "hostPort": 80, "hostIP": "127.0.0.1", "protocol": "UDP"}, {"containerPort": 3}]}],
+            "initContainers": [
+                {"name": "once", "ports": [{"containerPort": 1, "hostPort": 81}]},
+                {"name": "side", "restartPolicy": "Always", "ports": [{"containerPort": 1, "hostPort": 82}]}],
+        });
+        let ports = host_ports(&serde_json::from_value(spec).unwrap());
+        let port = |ip: &str, protocol: &str, port| HostPort { ip: ip.into(), protocol: protocol.into(), port };
+        let (all, local) = (port("0.0.0.0", "TCP", 80), port("127.0.0.1", "UDP", 80));
+        assert_eq!(ports, [all.clone(), local.clone(), port("0.0.0.0", "TCP", 82)]);
+        assert!(all.conflicts(&port("10.0.0.1", "TCP", 80)) && !all.conflicts(&local));
+        assert!(local.conflicts(&port("0.0.0.0", "UDP", 80)) && !local.conflicts(&port("10.0.0.1", "UDP", 80)));
     }
 }

@@ -1,13 +1,14 @@
 //! Filters: whether a pod may run on a node, and if not, why. In upstream's order; the first that rejects ends the node.
 
 pub mod resources;
-pub mod taints;
 pub mod volumes;
 
 use crate::cycle::Cycle;
-use crate::pod::{Amounts, HostPort, PodInfo};
+use crate::pod::{Amounts, PodInfo};
+use crate::profile::{Filter, Profile};
+use crate::reach::Reach;
 use crate::snapshot::{Row, Snapshot};
-use gantry_api::core::placement;
+use gantry_api::core::placement::HostPort;
 
 /// Why a node was rejected.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,7 +22,7 @@ pub struct Rejection {
 }
 
 impl Rejection {
-    fn one(plugin: &'static str, reason: &str, unresolvable: bool) -> Self {
+    pub(crate) fn one(plugin: &'static str, reason: &str, unresolvable: bool) -> Self {
         Self { plugin, reasons: vec![reason.to_owned()], unresolvable }
     }
 }
@@ -67,34 +68,64 @@ impl Usage {
 /// # Errors
 /// The first rejection.
 pub fn run(snapshot: &Snapshot, row: Row, cycle: &Cycle, changed: Option<&Usage>) -> Result<(), Rejection> {
-    let pod = &cycle.pod;
-    let spec = pod.spec();
-    taints::unschedulable(snapshot, row, spec)?;
-    if spec.node_name.as_ref().is_some_and(|n| !n.is_empty() && *n != snapshot.names[row]) {
+    local(snapshot, row, &cycle.pod, &cycle.reach, &cycle.profile, changed)?;
+    if let Some(claims) = &cycle.volumes {
+        volumes::filter(snapshot, row, claims, cycle.exclusive_conflicts, &cycle.profile)?;
+    }
+    across(snapshot, row, cycle)
+}
+
+/// Those filters whose verdict depends on the node and the pods on it alone.
+///
+/// # Errors
+/// The first rejection.
+pub fn local(
+    snapshot: &Snapshot,
+    row: Row,
+    pod: &PodInfo,
+    reach: &Reach,
+    profile: &Profile,
+    changed: Option<&Usage>,
+) -> Result<(), Rejection> {
+    if profile.filters(Filter::NodeUnschedulable) && !reach.accepts_cordon(snapshot, row) {
+        return Err(Rejection::one("NodeUnschedulable", "node(s) were unschedulable", true));
+    }
+    if profile.filters(Filter::NodeName) && pod.node().is_some_and(|n| n != snapshot.names[row]) {
         return Err(Rejection::one("NodeName", "node(s) didn't match the requested node name", true));
     }
-    taints::tolerated(snapshot, row, spec)?;
-    if !placement::admits(spec, &snapshot.labels[row], &snapshot.names[row]) {
+    if profile.filters(Filter::TaintToleration) && !reach.tolerates(snapshot, row) {
+        return Err(Rejection::one("TaintToleration", "node(s) had untolerated taint(s)", true));
+    }
+    if profile.filters(Filter::NodeAffinity) && !reach.admits(snapshot, row) {
         return Err(Rejection::one("NodeAffinity", "node(s) didn't match Pod's node affinity/selector", true));
     }
-    if !pod.host_ports.is_empty() {
+    if profile.filters(Filter::NodePorts) && !pod.host_ports.is_empty() {
         let taken = |p: &HostPort| match changed {
             Some(usage) => usage.ports.iter().any(|q| p.conflicts(q)),
             None => snapshot.pods[row].iter().any(|o| o.host_ports.iter().any(|q| p.conflicts(q))),
         };
         if pod.host_ports.iter().any(taken) {
-            return Err(Rejection::one(
-                "NodePorts",
-                "node(s) didn't have free ports for the requested pod ports",
-                false,
-            ));
+            let reason = "node(s) didn't have free ports for the requested pod ports";
+            return Err(Rejection::one("NodePorts", reason, false));
         }
     }
-    let requested = changed.map_or(&snapshot.requested[row], |u| &u.requested);
-    resources::fits(&snapshot.allocatable[row], requested, &pod.requests)?;
-    if let Some(claims) = &cycle.volumes {
-        volumes::filter(snapshot, row, claims, cycle.exclusive_conflicts)?;
+    if profile.filters(Filter::NodeResourcesFit) {
+        let requested = changed.map_or(&snapshot.requested[row], |u| &u.requested);
+        resources::fits(&snapshot.allocatable[row], requested, &pod.requests)?;
     }
-    cycle.spread.filter(snapshot, row)?;
-    cycle.affinity.filter(snapshot, row, pod)
+    Ok(())
+}
+
+/// Those filters that look at pods on other nodes.
+///
+/// # Errors
+/// The first rejection.
+pub fn across(snapshot: &Snapshot, row: Row, cycle: &Cycle) -> Result<(), Rejection> {
+    if cycle.profile.filters(Filter::PodTopologySpread) {
+        cycle.spread.filter(snapshot, row)?;
+    }
+    if cycle.profile.filters(Filter::InterPodAffinity) {
+        cycle.affinity.filter(snapshot, row, &cycle.pod)?;
+    }
+    Ok(())
 }

@@ -2,6 +2,7 @@
 
 use super::Rejection;
 use crate::pod::PodInfo;
+use crate::profile::{Filter, Profile};
 use crate::snapshot::{Row, Snapshot};
 use gantry_api::k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, TopologySelectorTerm};
 use gantry_api::meta::object::Meta;
@@ -110,12 +111,30 @@ pub fn uses(pod: &PodInfo, claims: &BTreeSet<String>) -> bool {
 }
 
 /// Whether the pod's claims can be had on the node; `conflicts` counts the pods in the way of its exclusive ones.
-pub(super) fn filter(snapshot: &Snapshot, row: Row, volumes: &PodVolumes, conflicts: usize) -> Result<(), Rejection> {
-    if conflicts > 0 {
+pub(crate) fn filter(
+    snapshot: &Snapshot,
+    row: Row,
+    volumes: &PodVolumes,
+    conflicts: usize,
+    profile: &Profile,
+) -> Result<(), Rejection> {
+    if conflicts > 0 && profile.filters(Filter::VolumeRestrictions) {
         let reason = "node has pod using PersistentVolumeClaim with the same name and ReadWriteOncePod access mode";
         return Err(Rejection::one("VolumeRestrictions", reason, false));
     }
-    limits(snapshot, row, volumes)?;
+    if profile.filters(Filter::NodeVolumeLimits) {
+        limits(snapshot, row, volumes)?;
+    }
+    if profile.filters(Filter::VolumeBinding) {
+        bindable(snapshot, row, volumes)?;
+    }
+    if profile.filters(Filter::VolumeZone) {
+        in_zone(snapshot, row, volumes)?;
+    }
+    Ok(())
+}
+
+fn bindable(snapshot: &Snapshot, row: Row, volumes: &PodVolumes) -> Result<(), Rejection> {
     let reject = |reason: &str| Err(Rejection::one("VolumeBinding", reason, true));
     if volumes.bound.iter().any(Option::is_none) {
         return reject("node(s) unavailable due to one or more pvc(s) bound to non-existent pv(s)");
@@ -126,13 +145,17 @@ pub(super) fn filter(snapshot: &Snapshot, row: Row, volumes: &PodVolumes, confli
     if assign(snapshot, row, volumes).is_none() {
         return reject("node(s) didn't find available persistent volumes to bind");
     }
+    Ok(())
+}
+
+fn in_zone(snapshot: &Snapshot, row: Row, volumes: &PodVolumes) -> Result<(), Rejection> {
     let labels = &snapshot.labels[row];
-    let in_zone = |v: &PersistentVolume| {
+    let there = |v: &PersistentVolume| {
         ZONES.iter().all(|zone| {
             v.metadata.label(zone).is_none_or(|at| labels.get(*zone).is_some_and(|l| at.split("__").any(|z| z == l)))
         })
     };
-    if !volumes.bound.iter().flatten().all(|v| in_zone(v)) {
+    if !volumes.bound.iter().flatten().all(|v| there(v)) {
         return Err(Rejection::one("VolumeZone", "node(s) had no available volume zone", true));
     }
     Ok(())

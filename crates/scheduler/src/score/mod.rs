@@ -1,92 +1,165 @@
-//! Scores: how good each feasible node is, 0–100 per plugin times its weight in the default profile.
+//! Scores: how good each feasible node is, 0–100 per plugin times its weight in the profile.
+//!
+//! Those that depend on the node and its pods alone are [`Raw`] and can be kept per node; they are brought to 0–100 among
+//! the feasible nodes of one decision.
 
-use crate::affinity;
-use crate::cycle::Cycle;
-use crate::filter::taints::soft_count;
 use crate::pod::PodInfo;
+use crate::profile::{Profile, Strategy, Weights};
+use crate::reach::Reach;
 use crate::snapshot::{Row, Snapshot};
-use gantry_api::core::placement::term_selects;
-use gantry_api::k8s_openapi::api::core::v1::NodeSelectorTerm;
 
 const MAX: i64 = 100;
 
-/// Weights of the default profile.
-const TAINTS: i64 = 3;
-const NODE_AFFINITY: i64 = 2;
-const SPREAD: i64 = 2;
-const POD_AFFINITY: i64 = 2;
-const LEAST_ALLOCATED: i64 = 1;
-const BALANCED: i64 = 1;
-const IMAGES: i64 = 1;
+/// What one node scores by itself.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Raw {
+    /// PreferNoSchedule taints that are not tolerated.
+    pub disliked: u16,
+    /// Weights of the preferred node affinity terms that select it.
+    pub preference: i32,
+    /// NodeResourcesFit.
+    pub fit: u8,
+    /// NodeResourcesBalancedAllocation.
+    pub balanced: u8,
+    /// ImageLocality.
+    pub images: u8,
+}
 
-/// Total score of each feasible node.
-#[must_use]
-pub fn total(snapshot: &Snapshot, cycle: &Cycle, feasible: &[Row]) -> Vec<i64> {
-    let pod = &cycle.pod;
-    let mut sum = vec![0i64; feasible.len()];
-    let mut add = |scores: Vec<i64>, weight: i64| {
-        for (s, x) in sum.iter_mut().zip(scores) {
-            *s += x * weight;
+/// The greatest raw values among the feasible nodes.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Greatest {
+    disliked: i64,
+    preference: i64,
+}
+
+impl Greatest {
+    /// Looks at one more node.
+    pub fn note(&mut self, raw: &Raw) {
+        self.disliked = self.disliked.max(i64::from(raw.disliked));
+        self.preference = self.preference.max(i64::from(raw.preference));
+    }
+}
+
+/// A node's scores, weighted, by plugin.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Parts {
+    /// TaintToleration.
+    pub taints: i64,
+    /// NodeAffinity.
+    pub node_affinity: i64,
+    /// PodTopologySpread.
+    pub spread: i64,
+    /// InterPodAffinity.
+    pub pod_affinity: i64,
+    /// NodeResourcesFit.
+    pub fit: i64,
+    /// NodeResourcesBalancedAllocation.
+    pub balanced: i64,
+    /// ImageLocality.
+    pub images: i64,
+}
+
+impl Parts {
+    /// Weighs what a node scores by itself.
+    #[must_use]
+    pub fn of(raw: &Raw, greatest: Greatest, weights: &Weights) -> Self {
+        let share = |n: i64, max: i64| if max == 0 { 0 } else { n * MAX / max };
+        Self {
+            taints: (MAX - share(i64::from(raw.disliked), greatest.disliked)) * weights.taints,
+            node_affinity: share(i64::from(raw.preference), greatest.preference) * weights.node_affinity,
+            fit: i64::from(raw.fit) * weights.fit,
+            balanced: i64::from(raw.balanced) * weights.balanced,
+            images: i64::from(raw.images) * weights.images,
+            ..Self::default()
         }
-    };
-    let each = |f: &dyn Fn(Row) -> i64| -> Vec<i64> { feasible.iter().map(|r| f(*r)).collect() };
-    add(normalized(each(&|r| soft_count(snapshot, r, pod.spec())), true), TAINTS);
-    if let Some(scores) = node_affinity(snapshot, pod, feasible) {
-        add(scores, NODE_AFFINITY);
     }
-    if let Some(scores) = cycle.spread.score(snapshot, pod, feasible) {
-        add(scores, SPREAD);
+
+    /// The node's score.
+    #[must_use]
+    pub fn total(&self) -> i64 {
+        self.taints + self.node_affinity + self.spread + self.pod_affinity + self.fit + self.balanced + self.images
     }
-    if let Some(scores) = affinity::score(snapshot, pod, feasible) {
-        add(scores, POD_AFFINITY);
-    }
-    add(each(&|r| least_allocated(snapshot, r, pod)), LEAST_ALLOCATED);
-    add(each(&|r| balanced(snapshot, r, pod)), BALANCED);
-    add(each(&|r| image_locality(snapshot, r, pod)), IMAGES);
-    sum
 }
 
-/// Scales to 0–100 by the maximum; `reverse` makes fewer better.
-fn normalized(mut scores: Vec<i64>, reverse: bool) -> Vec<i64> {
-    let max = scores.iter().copied().max().unwrap_or(0);
-    for s in &mut scores {
-        let scaled = if max == 0 { 0 } else { *s * MAX / max };
-        *s = if reverse { MAX - scaled } else { scaled };
+/// What a pod's images weigh in the cluster as it is; changes with it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Images {
+    containers: i64,
+    nodes: i64,
+    /// Image names, each with the number of nodes that have it.
+    spread: Vec<(String, i64)>,
+}
+
+impl Images {
+    /// Looks the pod's images up. Empty where no node has any of them.
+    #[must_use]
+    pub fn of(snapshot: &Snapshot, pod: &PodInfo) -> Self {
+        let spec = pod.spec();
+        let containers = || spec.containers.iter().chain(spec.init_containers.iter().flatten());
+        let mut out = Self::default();
+        if snapshot.has_images() {
+            for container in containers() {
+                let image = normalized_image(container.image.as_deref().unwrap_or_default());
+                let nodes = snapshot.nodes_with_image(&image);
+                if nodes > 0 {
+                    out.spread.push((image, i64::try_from(nodes).unwrap_or(i64::MAX)));
+                }
+            }
+        }
+        if !out.spread.is_empty() {
+            out.containers = i64::try_from(containers().count()).unwrap_or(i64::MAX);
+            out.nodes = i64::try_from(snapshot.node_count().max(1)).unwrap_or(i64::MAX);
+        }
+        out
     }
-    scores
+
+    /// ImageLocality: nodes that have the images, weighted by size and by how widespread each image is.
+    fn score(&self, snapshot: &Snapshot, row: Row) -> i64 {
+        const MIN: i64 = 23 << 20;
+        const PER_CONTAINER: i64 = 1000 << 20;
+        if self.spread.is_empty() {
+            return 0;
+        }
+        #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation)]
+        let scaled = |size: i64, having: i64| (size as f64 * (having as f64 / self.nodes as f64)) as i64;
+        let found = self.spread.iter().filter_map(|(image, n)| Some(scaled(*snapshot.images[row].get(image)?, *n)));
+        let max = PER_CONTAINER * self.containers;
+        MAX * (found.sum::<i64>().clamp(MIN, max) - MIN) / (max - MIN)
+    }
 }
 
-fn node_affinity(snapshot: &Snapshot, pod: &PodInfo, feasible: &[Row]) -> Option<Vec<i64>> {
-    let terms = pod
-        .spec()
-        .affinity
-        .as_ref()?
-        .node_affinity
-        .as_ref()?
-        .preferred_during_scheduling_ignored_during_execution
-        .as_ref()
-        .filter(|t| !t.is_empty())?;
-    let one = |row: Row| -> i64 {
-        let selects = |t: &NodeSelectorTerm| term_selects(t, &snapshot.labels[row], &snapshot.names[row]);
-        terms.iter().filter(|t| selects(&t.preference)).map(|t| i64::from(t.weight)).sum()
-    };
-    Some(normalized(feasible.iter().map(|r| one(*r)).collect(), false))
+/// Everything a node scores by itself.
+#[must_use]
+pub fn raw(snapshot: &Snapshot, row: Row, pod: &PodInfo, reach: &Reach, images: &Images, profile: &Profile) -> Raw {
+    let percent = |score: i64| u8::try_from(score).unwrap_or(0);
+    Raw {
+        disliked: u16::try_from(reach.disliked(snapshot, row)).unwrap_or(u16::MAX),
+        preference: i32::try_from(reach.preference(snapshot, row)).unwrap_or(i32::MAX),
+        fit: percent(fit(snapshot, row, pod, profile)),
+        balanced: percent(balanced(snapshot, row, pod)),
+        images: percent(images.score(snapshot, row)),
+    }
 }
 
-/// NodeResourcesFit, LeastAllocated over cpu and memory: the share that stays free.
-fn least_allocated(snapshot: &Snapshot, row: Row, pod: &PodInfo) -> i64 {
-    let free = |have: i64, taken: i64| {
-        if have == 0 || taken > have { 0 } else { (have - taken) * MAX / have }
+/// NodeResourcesFit over cpu and memory: the share that stays free, or that is taken.
+fn fit(snapshot: &Snapshot, row: Row, pod: &PodInfo, profile: &Profile) -> i64 {
+    let share = |have: i64, taken: i64| match profile.strategy {
+        Strategy::LeastAllocated if taken > have => 0,
+        Strategy::LeastAllocated => (have - taken) * MAX / have,
+        // More than there is counts as all of it.
+        Strategy::MostAllocated => taken.min(have) * MAX / have,
     };
     let node = &snapshot.allocatable[row];
-    let mut parts = Vec::with_capacity(2);
+    let (mut sum, mut weights) = (0, 0);
     if node.cpu_milli > 0 {
-        parts.push(free(node.cpu_milli, snapshot.score_cpu_milli[row] + pod.score_cpu_milli));
+        sum += share(node.cpu_milli, snapshot.score_cpu_milli[row] + pod.score_cpu_milli) * profile.resources.0;
+        weights += profile.resources.0;
     }
     if node.memory > 0 {
-        parts.push(free(node.memory, snapshot.score_memory[row] + pod.score_memory));
+        sum += share(node.memory, snapshot.score_memory[row] + pod.score_memory) * profile.resources.1;
+        weights += profile.resources.1;
     }
-    if parts.is_empty() { 0 } else { parts.iter().sum::<i64>() / i64::try_from(parts.len()).unwrap_or(1) }
+    if weights == 0 { 0 } else { sum / weights }
 }
 
 /// NodeResourcesBalancedAllocation: how evenly cpu and memory would be used. Pods that request nothing get none.
@@ -103,25 +176,6 @@ fn balanced(snapshot: &Snapshot, row: Row, pod: &PodInfo) -> i64 {
     let cpu = share(used.cpu_milli + pod.requests.cpu_milli, node.cpu_milli);
     let memory = share(used.memory + pod.requests.memory, node.memory);
     ((1.0 - ((cpu - memory) / 2.0).abs()) * MAX as f64) as i64
-}
-
-/// ImageLocality: nodes that have the pod's images, weighted by size and by how widespread each image is.
-fn image_locality(snapshot: &Snapshot, row: Row, pod: &PodInfo) -> i64 {
-    const MIN: i64 = 23 << 20;
-    const PER_CONTAINER: i64 = 1000 << 20;
-    let spec = pod.spec();
-    let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
-    let nodes = i64::try_from(snapshot.node_count().max(1)).unwrap_or(1);
-    let (mut sum, mut n) = (0i64, 0i64);
-    for container in containers {
-        n += 1;
-        let image = normalized_image(container.image.as_deref().unwrap_or_default());
-        if let Some(size) = snapshot.images[row].get(&image) {
-            sum += size * i64::try_from(snapshot.nodes_with_image(&image)).unwrap_or(0) / nodes;
-        }
-    }
-    let max = PER_CONTAINER * n.max(1);
-    MAX * (sum.clamp(MIN, max) - MIN) / (max - MIN)
 }
 
 /// An image name with `:latest` where it has neither tag nor digest.

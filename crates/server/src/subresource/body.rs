@@ -79,7 +79,16 @@ pub(super) fn success(cx: &RequestContext, code: u16, warnings: &[String]) -> Re
     json_answer(cx, code, status.to_string().into(), warnings)
 }
 
-fn json_answer(cx: &RequestContext, code: u16, json: Bytes, warnings: &[String]) -> Result<Response, ApiError> {
+/// JSON with this code.
+///
+/// # Errors
+/// Where the client accepts nothing that is served.
+pub(super) fn json_answer(
+    cx: &RequestContext,
+    code: u16,
+    json: Bytes,
+    warnings: &[String],
+) -> Result<Response, ApiError> {
     let accepted = negotiate::accept(&cx.parts.headers, &cx.query, false)?;
     let mut response = respond::document(code, json, &accepted, &cx.parts.headers)?;
     respond::add_warnings(&mut response, warnings);

@@ -5,6 +5,7 @@ mod access_review;
 mod binding;
 mod body;
 mod eviction;
+mod explain;
 pub mod kubelet;
 mod rules_review;
 mod self_subject_review;
@@ -12,6 +13,8 @@ mod service_account_token;
 #[cfg(test)]
 mod tests;
 mod token_review;
+
+pub use explain::{Explain, ExplainSlot};
 
 use crate::cluster::Cluster;
 use crate::request::{HandlerResult, RequestContext};
@@ -44,6 +47,8 @@ pub struct Services {
     pub authenticator: std::sync::Arc<dyn crate::authn::Authenticator>,
     /// Configuration.
     pub config: std::sync::Arc<crate::config::ServerConfig>,
+    /// The one question that is asked of the scheduler.
+    pub explain: ExplainSlot,
 }
 
 /// Every handler there is.
@@ -53,6 +58,7 @@ pub fn list(services: &Services) -> Vec<Box<dyn Handler>> {
         Box::new(binding::PodBinding),
         Box::new(binding::Bindings),
         Box::new(eviction::PodEviction),
+        Box::new(explain::PodExplain),
         Box::new(token_review::TokenReviews),
         Box::new(self_subject_review::SelfSubjectReviews),
         Box::new(access_review::SubjectAccessReviews),

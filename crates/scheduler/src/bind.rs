@@ -1,0 +1,166 @@
+//! What follows a decision: bindings, and where there was no node the reasons told and room made.
+
+use crate::diagnosis::Diagnosis;
+use crate::filter::volumes::Assignment;
+use crate::pod::PodInfo;
+use crate::preempt::Candidate;
+use crate::queue::{ClusterChange, Queue};
+use crate::run::Scheduler;
+use gantry_api::k8s_openapi::api::core::v1::{Binding, ObjectReference, Pod, PodCondition};
+use gantry_client::{Api, DeleteParams, Patch, PatchParams, PostParams};
+use serde_json::json;
+use std::sync::Arc;
+use tokio::time::Instant;
+use tracing::{debug, warn};
+
+/// Pods to evict for another.
+pub(crate) struct Preemption {
+    pub(crate) candidate: Candidate,
+    pub(crate) node: String,
+    /// Pods of lower priority that were promised the node.
+    pub(crate) losers: Vec<Arc<PodInfo>>,
+}
+
+/// A pod that no node took, and what is done about it.
+pub(crate) struct Failure {
+    pub(crate) diagnosis: Diagnosis,
+    pub(crate) preemption: Option<Preemption>,
+}
+
+impl Scheduler {
+    /// Binds the pod's claims, then the pod.
+    pub(crate) async fn bind_all(&self, pod: &Arc<PodInfo>, node: &str, assignment: &Assignment) {
+        if !assignment.awaited.is_empty() {
+            let bound = self.volumes.bind(assignment, node).await;
+            self.volumes.forget(assignment);
+            if let Err(error) = bound {
+                let message = format!("running PreBind plugin \"VolumeBinding\": {error}");
+                self.recorder.warning(pod.pod.as_ref(), "FailedScheduling", &message);
+                self.take_back(pod, |queue| queue.failed(&pod.uid, Instant::now()));
+                return;
+            }
+        }
+        self.bind(pod, node).await;
+    }
+
+    /// Undoes a placement that was assumed.
+    fn take_back(&self, pod: &PodInfo, then: impl FnOnce(&mut Queue)) {
+        let mut state = self.state.lock();
+        if state.assumed.remove(&pod.uid).is_some() {
+            state.snapshot.displace(&pod.uid);
+            state.queue.changed(ClusterChange::PodGone, Instant::now());
+        }
+        then(&mut state.queue);
+        drop(state);
+        self.wake.notify_one();
+    }
+
+    async fn bind(&self, pod: &Arc<PodInfo>, node: &str) {
+        let mut binding = Binding::default();
+        binding.metadata.name = Some(pod.name.clone());
+        binding.metadata.namespace = Some(pod.namespace.clone());
+        binding.metadata.uid = Some(pod.uid.clone());
+        binding.target =
+            ObjectReference { kind: Some("Node".into()), name: Some(node.to_owned()), ..Default::default() };
+        let api = Api::<Pod>::namespaced(self.client.clone(), &pod.namespace);
+        match api.post_subresource(&pod.name, "binding", &PostParams::default(), &binding).await {
+            Ok(()) => {
+                let message = format!("Successfully assigned {} to {node}", pod.key);
+                self.recorder.normal(pod.pod.as_ref(), "Scheduled", &message);
+                // Where the informer showed the pod already, it is out of the queue; where not, nothing may take it again.
+                self.state.lock().queue.remove(&pod.uid);
+            }
+            Err(error) => {
+                if error.is("NotFound") {
+                    debug!(pod = pod.key, "pod went away before it was bound");
+                    self.take_back(pod, |queue| queue.remove(&pod.uid));
+                } else {
+                    warn!(pod = pod.key, node, %error, "binding failed; will retry");
+                    self.take_back(pod, |queue| queue.failed(&pod.uid, Instant::now()));
+                }
+            }
+        }
+    }
+
+    /// Tells why a pod was not placed, and makes room where preemption can.
+    pub(crate) async fn report(&self, pod: &Arc<PodInfo>, failure: Failure) {
+        let message = failure.diagnosis.message();
+        self.recorder.warning(pod.pod.as_ref(), "FailedScheduling", &message);
+        let nominated = failure.preemption.as_ref().map(|p| p.node.as_str());
+        self.patch_unscheduled(pod, &message, nominated).await;
+        if let Some(preemption) = failure.preemption {
+            self.evict(pod, preemption).await;
+        }
+    }
+
+    async fn patch_unscheduled(&self, pod: &PodInfo, message: &str, nominated: Option<&str>) {
+        let current = |pod: &Pod| -> Option<PodCondition> {
+            let conditions = pod.status.as_ref()?.conditions.as_ref()?;
+            conditions.iter().find(|c| c.type_ == "PodScheduled").cloned()
+        };
+        let same = current(&pod.pod).is_some_and(|c| {
+            c.status == "False" && c.reason.as_deref() == Some("Unschedulable") && c.message.as_deref() == Some(message)
+        });
+        if same && nominated.is_none_or(|n| pod.nominated_node() == Some(n)) {
+            return;
+        }
+        let since = current(&pod.pod).filter(|c| c.status == "False").and_then(|c| c.last_transition_time);
+        let mut status = json!({
+            "conditions": [{
+                "type": "PodScheduled",
+                "status": "False",
+                "reason": "Unschedulable",
+                "message": message,
+                "lastProbeTime": null,
+                "lastTransitionTime": since.unwrap_or_else(|| self.clock.time()),
+            }],
+        });
+        if let Some(node) = nominated {
+            status["nominatedNodeName"] = json!(node);
+        }
+        self.patch_status(pod, json!({ "metadata": { "uid": pod.uid }, "status": status })).await;
+    }
+
+    async fn patch_status(&self, pod: &PodInfo, patch: serde_json::Value) {
+        let api = Api::<Pod>::namespaced(self.client.clone(), &pod.namespace);
+        let result = api.patch_status(&pod.name, &PatchParams::default(), &Patch::Strategic(patch)).await;
+        if let Err(error) = result
+            && !error.is("NotFound")
+            && !error.is("Conflict")
+        {
+            warn!(pod = pod.key, %error, "cannot patch pod status");
+        }
+    }
+
+    async fn evict(&self, pod: &PodInfo, preemption: Preemption) {
+        // Pods of lower priority that were promised this node must look elsewhere.
+        for loser in &preemption.losers {
+            let patch = json!({ "metadata": { "uid": loser.uid }, "status": { "nominatedNodeName": null } });
+            self.patch_status(loser, patch).await;
+        }
+        for victim in &preemption.candidate.victims {
+            if victim.is_terminating() {
+                continue;
+            }
+            let condition = json!({ "metadata": { "uid": victim.uid }, "status": { "conditions": [{
+                "type": "DisruptionTarget",
+                "status": "True",
+                "reason": "PreemptionByScheduler",
+                "message": format!("{}: preempting to accommodate a higher priority pod", pod.scheduler()),
+                "lastProbeTime": null,
+                "lastTransitionTime": self.clock.time(),
+            }]}});
+            self.patch_status(victim, condition).await;
+            let params = DeleteParams { precondition_uid: Some(victim.uid.clone()), ..Default::default() };
+            let api = Api::<Pod>::namespaced(self.client.clone(), &victim.namespace);
+            match api.delete(&victim.name, &params).await {
+                Ok(_) => {
+                    let message = format!("Preempted by pod {} on node {}", pod.uid, preemption.node);
+                    self.recorder.normal(victim.pod.as_ref(), "Preempted", &message);
+                }
+                Err(error) if error.is("NotFound") || error.is("Conflict") => {}
+                Err(error) => warn!(victim = victim.key, %error, "cannot preempt"),
+            }
+        }
+    }
+}
