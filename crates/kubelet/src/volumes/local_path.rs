@@ -5,8 +5,10 @@ use crate::agent::Agent;
 use gantry_api::meta::object::Meta;
 use gantry_api::storage::binding;
 use gantry_client::{Api, DeleteParams};
-use gantry_reconcile::{Informer, Queue};
+use gantry_reconcile::{Change, Informer, Queue};
 use k8s_openapi::api::core::v1::PersistentVolume;
+use parking_lot::Mutex;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -29,22 +31,38 @@ fn to_remove(volume: &PersistentVolume, root: &Path) -> Option<PathBuf> {
 /// Runs until it is dropped.
 pub(crate) async fn run(agent: Arc<Agent>, volumes: Informer<PersistentVolume>) {
     let queue = Queue::new("local-path");
-    let keys = queue.clone();
-    volumes.on_change(move |change| keys.add(change.object().metadata.name().to_owned()));
     let root = agent.cfg.local_volumes_directory();
+    // Directories of volumes that somebody else deleted, and were gone with their claims before they were looked at.
+    let left: Arc<Mutex<BTreeMap<String, PathBuf>>> = Arc::default();
+    let (keys, orphans, below) = (queue.clone(), left.clone(), root.clone());
+    volumes.on_change(move |change| {
+        let name = change.object().metadata.name().to_owned();
+        if let Change::Deleted(volume) = change
+            && let Some(path) = to_remove(volume, &below)
+        {
+            orphans.lock().insert(name.clone(), path);
+        }
+        keys.add(name);
+    });
     let api = Api::<PersistentVolume>::all(agent.client.clone());
     while let Some(name) = queue.get().await {
         let volume = volumes.get("", &name);
-        let found = volume.as_ref().and_then(|v| Some((v, to_remove(v, &root)?)));
-        let outcome = match found {
-            Some((volume, path)) => remove(&api, volume, path).await,
+        let path = match &volume {
+            Some(volume) => to_remove(volume, &root),
+            None => left.lock().get(&name).cloned(),
+        };
+        let outcome = match path {
+            Some(path) => remove(&api, volume.as_deref(), path).await,
             None => Ok(()),
         };
-        match (outcome, volume) {
-            (Ok(()), _) => queue.forget(&name),
-            (Err(error), volume) => {
+        match outcome {
+            Ok(()) => {
+                left.lock().remove(&name);
+                queue.forget(&name);
+            }
+            Err(error) => {
                 tracing::warn!(volume = name, error, "cannot remove a volume");
-                if let Some(volume) = volume {
+                if let Some(volume) = &volume {
                     agent.recorder.warning(volume.as_ref(), "VolumeFailedDelete", &error);
                 }
                 queue.add_rate_limited(name.clone());
@@ -54,15 +72,14 @@ pub(crate) async fn run(agent: Arc<Agent>, volumes: Informer<PersistentVolume>) 
     }
 }
 
-async fn remove(api: &Api<PersistentVolume>, volume: &PersistentVolume, path: PathBuf) -> Result<(), String> {
+/// Removes the directory, then the volume where it is still there and nobody has deleted it.
+async fn remove(api: &Api<PersistentVolume>, volume: Option<&PersistentVolume>, path: PathBuf) -> Result<(), String> {
     let removed = tokio::task::spawn_blocking(move || match std::fs::remove_dir_all(&path) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(format!("remove {}: {e}", path.display())),
         _ => Ok(()),
     });
     removed.await.map_err(|e| e.to_string())??;
-    if volume.metadata.is_deleting() {
-        return Ok(());
-    }
+    let Some(volume) = volume.filter(|v| !v.metadata.is_deleting()) else { return Ok(()) };
     let params = DeleteParams { precondition_uid: volume.metadata.uid.clone(), ..DeleteParams::default() };
     match api.delete(volume.metadata.name(), &params).await {
         Ok(_) => Ok(()),
