@@ -63,7 +63,8 @@ pub fn concerns(group: &str, plural: &str, name: &str) -> bool {
 }
 
 /// The selectors of a quota: its scopes, and its scope selector.
-fn selectors(quota: &ResourceQuota) -> Vec<ScopedResourceSelectorRequirement> {
+#[must_use]
+pub fn selectors(quota: &ResourceQuota) -> Vec<ScopedResourceSelectorRequirement> {
     let Some(spec) = &quota.spec else { return Vec::new() };
     let exists = |scope: &String| ScopedResourceSelectorRequirement {
         scope_name: scope.clone(),
@@ -78,15 +79,19 @@ fn selectors(quota: &ResourceQuota) -> Vec<ScopedResourceSelectorRequirement> {
 /// Whether the object is among those that the quota's scopes are about.
 #[must_use]
 pub fn in_scope(quota: &ResourceQuota, object: &dyn Object) -> bool {
-    selectors(quota).iter().all(|selector| {
-        if let Some(pod) = downcast::<Pod>(object) {
-            pod_in_scope(pod, selector)
-        } else if let Some(claim) = downcast::<PersistentVolumeClaim>(object) {
-            selector.scope_name == "VolumeAttributesClass" && holds(selector, &attribute_classes(claim))
-        } else {
-            false
-        }
-    })
+    selectors(quota).iter().all(|selector| selects(selector, object))
+}
+
+/// Whether a scope is about the object.
+#[must_use]
+pub fn selects(selector: &ScopedResourceSelectorRequirement, object: &dyn Object) -> bool {
+    if let Some(pod) = downcast::<Pod>(object) {
+        pod_in_scope(pod, selector)
+    } else if let Some(claim) = downcast::<PersistentVolumeClaim>(object) {
+        selector.scope_name == "VolumeAttributesClass" && holds(selector, &attribute_classes(claim))
+    } else {
+        false
+    }
 }
 
 /// Whether one of the values, of which there may be none, is what the selector asks for.

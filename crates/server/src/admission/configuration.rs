@@ -3,6 +3,7 @@
 
 use super::plugins;
 use super::pod_security::Settings as PodSecurity;
+use super::resource_quota::Limited;
 use gantry_api::k8s_openapi::api::core::v1::Toleration;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -20,6 +21,8 @@ pub struct AdmissionConfig {
     pub pod_security: PodSecurity,
     /// Node selectors by namespace for PodNodeSelector; `clusterDefaultNodeSelector` is for namespaces that name none.
     pub node_selectors: BTreeMap<String, String>,
+    /// What may be used only where a quota bounds it.
+    pub limited_resources: Vec<Limited>,
     /// What PodTolerationRestriction does in namespaces that do not say it themselves.
     pub tolerations: Tolerations,
 }
@@ -57,6 +60,13 @@ struct Plugin {
 struct NodeSelectors {
     #[serde(default, rename = "podNodeSelectorPluginConfig")]
     selectors: BTreeMap<String, String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Limits {
+    #[serde(default, rename = "limitedResources")]
+    limited_resources: Vec<Limited>,
 }
 
 fn yaml(text: &str) -> Result<Value, String> {
@@ -111,6 +121,13 @@ impl AdmissionConfig {
             "PodTolerationRestriction" => {
                 let group = "podtolerationrestriction.admission.k8s.io/v1alpha1";
                 self.tolerations = typed(document, "Configuration", &[group])?;
+            }
+            "ResourceQuota" => {
+                let file: Limits = typed(document, "ResourceQuotaConfiguration", &["apiserver.config.k8s.io/v1"])?;
+                if let Some(i) = file.limited_resources.iter().position(|l| l.resource.is_empty()) {
+                    return Err(format!("limitedResources[{i}].resource: Required value"));
+                }
+                self.limited_resources = file.limited_resources;
             }
             // As upstream: what is said of a plugin that does not run is not looked at.
             other if !plugins::runs(other, self) => {}

@@ -279,7 +279,7 @@ pub fn chain(authorizer: Arc<dyn Authorizer>, config: &AdmissionConfig) -> Chain
         Box::new(policy::ValidatingPolicies::new(authorizer.clone())),
         Box::new(webhook::ValidatingWebhooks::new(authorizer)),
         // Last: what it charges for is stored next.
-        Box::new(resource_quota::Quota),
+        Box::new(resource_quota::Quota(config.limited_resources.clone())),
     ];
     plugins::select(mutating, validating, config)
 }

@@ -10,14 +10,34 @@ use crate::cluster::{Cluster, resource_of};
 use async_trait::async_trait;
 use gantry_api::core::pod::resources::{Amounts, amounts};
 use gantry_api::core::quota;
-use gantry_api::k8s_openapi::api::core::v1::{Pod, ResourceQuota};
+use gantry_api::k8s_openapi::api::core::v1::{Pod, ResourceQuota, ScopedResourceSelectorRequirement};
 use gantry_api::k8s_openapi::jiff::Timestamp;
-use gantry_api::kind::{Object, downcast, downcast_mut};
+use gantry_api::kind::{Object, downcast_mut};
 use gantry_api::meta::object::Meta;
 use gantry_api::meta::quantity::{Amount, ResourceList};
 use gantry_api::meta::status::ApiError;
+use serde::Deserialize;
 
-pub(super) struct Quota;
+/// What may be used only where a quota bounds it (`limitedResources` of a ResourceQuotaConfiguration).
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Limited {
+    /// Group of the resource.
+    #[serde(default)]
+    pub api_group: String,
+    /// Plural name of the resource.
+    #[serde(default)]
+    pub resource: String,
+    /// Parts of the names under which quotas bound what is used.
+    #[serde(default)]
+    pub match_contains: Vec<String>,
+    /// Scopes that a quota must have that an object is in.
+    #[serde(default)]
+    pub match_scopes: Vec<ScopedResourceSelectorRequirement>,
+}
+
+/// With what is limited even where no quota is.
+pub(super) struct Quota(pub(super) Vec<Limited>);
 
 /// What a write asks of one quota.
 struct Charge {
@@ -161,14 +181,58 @@ async fn give_back(namespace: &str, charge: &Charge, cluster: &Cluster) {
     }
 }
 
-async fn charges(a: &Attributes<'_>, cluster: &Cluster) -> Result<Vec<Charge>, ApiError> {
-    let mut charges = Vec::new();
-    for object in cluster.objects.list(resource_of::<ResourceQuota>(), a.namespace).await? {
-        if let Some(of) = downcast::<ResourceQuota>(object.as_ref()) {
-            charges.extend(charge_of(a, of, cluster.clock.now())?);
+impl Quota {
+    async fn charges(&self, a: &Attributes<'_>, cluster: &Cluster) -> Result<Vec<Charge>, ApiError> {
+        let (mut charges, now) = (Vec::new(), cluster.clock.now());
+        let quotas = cluster.list::<ResourceQuota>(a.namespace).await?;
+        for of in &quotas {
+            charges.extend(charge_of(a, of, now)?);
         }
+        self.check_limited(a, &quotas, now)?;
+        Ok(charges)
     }
-    Ok(charges)
+
+    /// Refuses what is limited and bounded by no quota.
+    fn check_limited(&self, a: &Attributes<'_>, quotas: &[ResourceQuota], now: Timestamp) -> Result<(), ApiError> {
+        let info = a.resource.info();
+        let Some(object) = a.object.as_deref().filter(|_| !self.0.is_empty()) else { return Ok(()) };
+        let used = quota::usage(info.group, info.plural, object, now);
+        let before = a.old_object.map(|old| quota::usage(info.group, info.plural, old, now)).unwrap_or_default();
+        if used.iter().all(|(name, amount)| before.get(name).is_some_and(|b| amount <= b)) {
+            return Ok(());
+        }
+        let bounds = |name: &String| {
+            let has = |q: &ResourceQuota| {
+                q.status.as_ref().and_then(|s| s.hard.as_ref()).is_some_and(|h| h.contains_key(name))
+            };
+            quotas.iter().any(|q| has(q) && quota::in_scope(q, object))
+        };
+        let of_resource = self.0.iter().filter(|l| l.api_group == info.group && l.resource == info.plural);
+        let parts: Vec<&String> = of_resource.flat_map(|l| &l.match_contains).collect();
+        let limited = used.iter().filter(|(name, amount)| amount.sign() > 0 && parts.iter().any(|p| name.contains(*p)));
+        let unbounded: Vec<&String> = limited.map(|(name, _)| name).filter(|name| !bounds(name)).collect();
+        if !unbounded.is_empty() {
+            return Err(a.forbidden(&format!("insufficient quota to consume: {}", join(unbounded.into_iter()))));
+        }
+        let scopes = self.0.iter().flat_map(|l| &l.match_scopes).filter(|s| quota::selects(s, object));
+        let covers = |scope: &ScopedResourceSelectorRequirement| {
+            let mut selectors = quotas.iter().flat_map(quota::selectors);
+            selectors.any(|s| s.scope_name == scope.scope_name && quota::selects(&s, object))
+        };
+        let uncovered: Vec<String> = scopes.filter(|s| !covers(s)).map(shown).collect();
+        if uncovered.is_empty() {
+            return Ok(());
+        }
+        // Upstream's refusal has neither a code of its own nor a reason.
+        let why = format!("insufficient quota to match these scopes: [{}]", uncovered.join(" "));
+        Err(ApiError::new(500, "", why))
+    }
+}
+
+/// A scope as Go prints it.
+fn shown(scope: &ScopedResourceSelectorRequirement) -> String {
+    let values = scope.values.as_deref().unwrap_or_default().join(" ");
+    format!("{{{} {} [{values}]}}", scope.scope_name, scope.operator)
 }
 
 #[async_trait]
@@ -181,7 +245,7 @@ impl ValidatingPlugin for Quota {
         if !is_counted(a) {
             return Ok(());
         }
-        let charges = charges(a, cluster).await?;
+        let charges = self.charges(a, cluster).await?;
         for (i, one) in charges.iter().enumerate() {
             if let Err(e) = charge(a, one, cluster).await {
                 if !a.dry_run {
@@ -199,7 +263,7 @@ impl ValidatingPlugin for Quota {
         if a.dry_run || !is_counted(a) {
             return;
         }
-        match charges(a, cluster).await {
+        match self.charges(a, cluster).await {
             Ok(charges) => {
                 for one in &charges {
                     give_back(a.namespace, one, cluster).await;
