@@ -9,5 +9,6 @@ pub mod cli;
 pub mod config;
 pub mod encryption_options;
 pub mod in_process;
+pub mod reload;
 pub mod roles;
 pub mod wire;

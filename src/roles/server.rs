@@ -137,6 +137,7 @@ pub async fn start(
             stop.cancel();
         }
     }));
+    tasks.extend(crate::reload::start(&server, &options.access, cancel)?);
     let components = Components {
         ca_cert_pem: pki.ca().cert_pem.clone(),
         ca_key_pem: pki.ca().key_pem.clone(),
@@ -188,6 +189,13 @@ fn server_config(
     let serving = pki.serving("apiserver", "kube-apiserver", None, &names, &addresses)?;
     let kubelet = pki.client("apiserver-kubelet-client", "kube-apiserver-kubelet-client", Some("system:masters"))?;
     let issuer = format!("https://kubernetes.default.svc.{}", cluster.cluster_domain);
+    let mut static_tokens = vec![(
+        pki.token(JOIN_TOKEN)?,
+        "system:bootstrap:join".into(),
+        String::new(),
+        vec!["system:bootstrappers".into(), "system:bootstrappers:kubeadm:default-node-token".into()],
+    )];
+    static_tokens.extend(options.access.static_tokens()?);
     Ok(ServerConfig {
         listen: listeners.iter().filter_map(|l| l.local_addr().ok()).collect(),
         serving_cert_pem: serving.cert_pem,
@@ -198,13 +206,8 @@ fn server_config(
         kubelet_client_key_pem: kubelet.key_pem,
         service_account_key_pem: pki.signing_key("service-account")?,
         api_audiences: vec![issuer.clone()],
-        service_account_issuer: issuer,
-        static_tokens: vec![(
-            pki.token(JOIN_TOKEN)?,
-            "system:bootstrap:join".into(),
-            String::new(),
-            vec!["system:bootstrappers".into(), "system:bootstrappers:kubeadm:default-node-token".into()],
-        )],
+        service_account_issuer: issuer.clone(),
+        static_tokens,
         service_cidr: cluster.service_cidr,
         node_port_range: options.service_node_port_range,
         advertise: Some(advertise),
@@ -213,7 +216,7 @@ fn server_config(
         encryption: None,
         admission: options.admission.config()?,
         component_roles: wire::component_roles(),
-        access: options.access.config(pki)?,
+        access: options.access.config(pki, &issuer)?,
     })
 }
 

@@ -75,4 +75,23 @@ impl Program {
         });
         found
     }
+
+    /// Whether a part of the expression selects this field of a variable (`variable.field`, `variable.?field`).
+    #[must_use]
+    pub fn selects(&self, variable: &str, field: &str) -> bool {
+        use crate::ast::{Expr, Kind, op};
+        let is_variable = |e: &Expr| matches!(&e.kind, Kind::Ident(i) if i.trim_start_matches('.') == variable);
+        let mut found = false;
+        self.checked.root.walk(&mut |e| {
+            found |= match &e.kind {
+                Kind::Select { operand, field: f, .. } => f == field && is_variable(operand),
+                Kind::Call { function, args, .. } if function == op::OPT_SELECT => match args.as_slice() {
+                    [operand, Expr { kind: Kind::Literal(f), .. }] => is_variable(operand) && f.as_str() == Some(field),
+                    _ => false,
+                },
+                _ => false,
+            };
+        });
+        found
+    }
 }

@@ -1,6 +1,7 @@
 //! The controllers: each watches some kinds and brings the world nearer to what they ask for. [`list::ALL`] is the one
 //! visible list; every entry says next to its code what it may do ([`rules::Rule`]), and acts under its own identity.
 
+pub mod bootstrap_token;
 pub mod certificate;
 pub mod claiming;
 pub mod cluster_dns;

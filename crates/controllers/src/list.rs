@@ -28,6 +28,7 @@ macro_rules! entry {
 
 /// Every controller.
 pub static ALL: &[Entry] = &[
+    entry!("bootstrap-signer", crate::bootstrap_token::RULES, crate::bootstrap_token::run_signer),
     entry!("certificate-controller", crate::certificate::RULES, crate::certificate::run),
     entry!("cluster-dns-controller", crate::cluster_dns::RULES, crate::cluster_dns::run),
     entry!(
@@ -70,6 +71,7 @@ pub static ALL: &[Entry] = &[
     entry!("service-cidrs-controller", crate::service_cidr::protection::RULES, crate::service_cidr::protection::run),
     entry!("statefulset-controller", crate::statefulset::RULES, crate::statefulset::run),
     entry!("taint-eviction-controller", crate::taint_eviction::RULES, crate::taint_eviction::run),
+    entry!("token-cleaner", crate::bootstrap_token::RULES, crate::bootstrap_token::run_cleaner),
     entry!("ttl-after-finished-controller", crate::ttl_after_finished::RULES, crate::ttl_after_finished::run),
 ];
 

@@ -21,6 +21,7 @@ mod volumes;
 pub use config::{KubeletConfig, Serving};
 pub use error::Error;
 pub use eviction::{DEFAULT_HARD, EvictionConfig, Signal, Threshold, duration, thresholds};
+pub use logs::{Subscription as DirectoryChanges, subscribe as directory_changes};
 
 use agent::{Agent, PARALLEL_PULLS};
 use gantry_api::clock::Clock;

@@ -27,6 +27,7 @@ mod openapi;
 mod outbound;
 pub mod registry;
 pub mod request;
+mod review_hook;
 pub mod server;
 pub mod subresource;
 mod table;

@@ -2,7 +2,9 @@
 
 use crate::admission::Chain;
 use crate::aggregate::{self, Aggregator};
+use crate::authn::jwt::Jwt;
 use crate::authn::{UserInfo, issuer_discovery};
+use crate::authz::{Authorizer, Configured};
 use crate::component_status::Components;
 use crate::config::ServerConfig;
 use crate::discovery::Discovery;
@@ -74,6 +76,10 @@ pub struct Server {
     pub(crate) issuer: issuer_discovery::Documents,
     pub(crate) kubelet: Arc<KubeletClient>,
     pub(crate) aggregator: Arc<Aggregator>,
+    /// Issuers of tokens; their configuration can be replaced.
+    pub authentication: Jwt,
+    /// Authorizers; their configuration can be replaced.
+    pub authorization: Arc<Configured>,
     handlers: HashMap<Target, Box<dyn Handler>>,
     ready: AtomicBool,
     /// Cancelled when the server begins to stop.
@@ -116,8 +122,11 @@ impl Server {
         restored.map_err(|e| StartError::Bootstrap { object: "custom resources".into(), message: e.message })?;
         let served = served(&registry);
         let cluster = registry.cluster();
-        let authorizer = crate::authz::default_authorizer(&cluster);
-        let authenticator = crate::authn::default_authenticator(&config, &cluster)?;
+        let authorization = Configured::new(&cluster, &config.access);
+        let authorization =
+            Arc::new(authorization.map_err(|message| StartError::Tls { what: "authorization", message })?);
+        let authorizer: Arc<dyn Authorizer> = authorization.clone();
+        let (authenticator, authentication) = crate::authn::default_authenticator(&config, &cluster)?;
         let admission: Arc<Chain> = Arc::new(crate::admission::chain(authorizer.clone(), &config.admission));
         let hooks: Vec<Arc<dyn Hook>> = crate::admission::hooks(&config, &cluster).await;
         registry.plug(admission.clone(), hooks);
@@ -144,6 +153,8 @@ impl Server {
             issuer,
             kubelet: Arc::new(kubelet),
             aggregator: Arc::default(),
+            authentication,
+            authorization,
             handlers,
             ready: AtomicBool::new(false),
             stop,

@@ -299,7 +299,7 @@ fn http_failed(error: &hyper::Error) -> String {
 }
 
 /// What a client of Go's makes of an answer that is no success.
-fn failure(status: StatusCode, text: bool, body: &[u8]) -> ApiError {
+pub(crate) fn failure(status: StatusCode, text: bool, body: &[u8]) -> ApiError {
     let code = status.as_u16();
     if let Ok(given) = serde_json::from_slice::<serde_json::Value>(body)
         && given["kind"] == "Status"

@@ -30,13 +30,13 @@ struct Watcher {
 }
 
 /// Told of every change in a directory until it is dropped.
-pub(crate) struct Subscription {
+pub struct Subscription {
     notify: Arc<Notify>,
 }
 
 impl Subscription {
     /// Waits for the next change. One that came before the call counts.
-    pub(crate) async fn changed(&self) {
+    pub async fn changed(&self) {
         self.notify.notified().await;
     }
 }
@@ -75,7 +75,10 @@ async fn pump(watcher: Arc<Watcher>) {
 }
 
 /// Subscribes to changes in `directory`. Must be called inside a tokio runtime.
-pub(crate) fn subscribe(directory: &Path) -> io::Result<Subscription> {
+///
+/// # Errors
+/// Where the kernel cannot watch the directory.
+pub fn subscribe(directory: &Path) -> io::Result<Subscription> {
     static WATCHER: OnceLock<Arc<Watcher>> = OnceLock::new();
     static START: Mutex<()> = Mutex::new(());
     let watcher = match WATCHER.get() {

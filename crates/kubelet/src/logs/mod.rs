@@ -5,6 +5,6 @@ mod line;
 mod read;
 mod rotate;
 
-pub(crate) use follow::{Subscription, subscribe};
+pub use follow::{Subscription, subscribe};
 pub(crate) use read::{Options, last_lines, stream};
 pub(crate) use rotate::{files, remove, rotate};

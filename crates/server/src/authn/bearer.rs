@@ -53,12 +53,16 @@ impl Authenticator for BearerToken {
         token: &str,
         audiences: &[String],
     ) -> Result<Option<(UserInfo, Vec<String>)>, ApiError> {
+        let mut refused = None;
         for source in &self.sources {
-            if let Some(found) = source.authenticate_token(token, audiences).await? {
-                return Ok(Some(found));
+            match source.authenticate_token(token, audiences).await {
+                Ok(Some(found)) => return Ok(Some(found)),
+                Ok(None) => {}
+                // One that knows the token's sort but not the token does not keep the others from knowing it.
+                Err(e) => refused = refused.or(Some(e)),
             }
         }
-        Ok(None)
+        refused.map_or(Ok(None), Err)
     }
 }
 

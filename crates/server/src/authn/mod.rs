@@ -1,17 +1,23 @@
 //! Who asks: authenticators are tried in order; the first that recognises the request's credentials decides.
 
+mod audience;
 mod bearer;
+mod bootstrap_token;
 mod header_request;
 pub mod impersonation;
 pub mod issuer_discovery;
+pub mod jwt;
 pub mod service_account;
 mod static_token;
+mod token_webhook;
 mod union;
 mod x509;
 
 pub use bearer::BearerToken;
+pub use bootstrap_token::BootstrapTokens;
 pub use header_request::HeaderRequest;
 pub use static_token::StaticTokens;
+pub use token_webhook::WebhookTokens;
 pub use union::{Union, default_authenticator};
 pub use x509::ClientCertificate;
 

@@ -1,5 +1,6 @@
 //! Static bearer tokens from the configuration.
 
+use super::audience::good_for;
 use super::{AUTHENTICATED, Authenticator, Peer, UserInfo};
 use crate::config::ServerConfig;
 use async_trait::async_trait;
@@ -42,12 +43,6 @@ impl Authenticator for StaticTokens {
         let Some(user) = self.users.get(digest(&SHA256, token.as_bytes()).as_ref()) else {
             return Ok(None);
         };
-        let good_for: Vec<String> = if audiences.is_empty() {
-            self.api_audiences.clone()
-        } else {
-            // A static token says nothing of audiences; it is meant for the API server.
-            audiences.iter().filter(|a| self.api_audiences.contains(a)).cloned().collect()
-        };
-        Ok((!good_for.is_empty() || audiences.is_empty()).then(|| (user.clone(), good_for)))
+        Ok(good_for(&self.api_audiences, audiences).map(|good| (user.clone(), good)))
     }
 }

@@ -1,9 +1,14 @@
 //! The authenticators in their order: proxies, client certificate, bearer token, and nobody.
 
-use super::service_account::{KeyError, TokenAuthenticator};
-use super::{Authenticator, BearerToken, ClientCertificate, HeaderRequest, Peer, StaticTokens, UserInfo};
+use super::jwt::Jwt;
+use super::service_account::TokenAuthenticator;
+use super::{
+    Authenticator, BearerToken, BootstrapTokens, ClientCertificate, HeaderRequest, Peer, StaticTokens, UserInfo,
+    WebhookTokens,
+};
 use crate::cluster::Cluster;
 use crate::config::ServerConfig;
+use crate::server::StartError;
 use async_trait::async_trait;
 use gantry_api::meta::status::ApiError;
 use std::sync::Arc;
@@ -12,13 +17,14 @@ use std::sync::Arc;
 /// is for the authorizers to say.
 pub struct Union {
     members: Vec<Box<dyn Authenticator>>,
+    anonymous: Jwt,
 }
 
 impl Union {
-    /// Asks `members` in order.
+    /// Asks `members` in order; `anonymous` says which requests may come without credentials.
     #[must_use]
-    pub fn new(members: Vec<Box<dyn Authenticator>>) -> Self {
-        Self { members }
+    pub fn new(members: Vec<Box<dyn Authenticator>>, anonymous: Jwt) -> Self {
+        Self { members, anonymous }
     }
 }
 
@@ -38,7 +44,7 @@ impl Authenticator for Union {
                 tracing::debug!(path = parts.uri.path(), peer = ?peer.address, error = %e, "unable to authenticate the request");
                 Err(ApiError::unauthorized())
             }
-            None => Ok(Some(UserInfo::anonymous())),
+            None => Ok(self.anonymous.allows_anonymous(parts.uri.path()).then(UserInfo::anonymous)),
         }
     }
 
@@ -56,18 +62,40 @@ impl Authenticator for Union {
     }
 }
 
-/// All authenticators that the configuration asks for.
+/// All authenticators that the configuration asks for, and the one among them whose configuration can be replaced.
 ///
 /// # Errors
-/// Where the ServiceAccount key cannot be read.
-pub fn default_authenticator(config: &ServerConfig, cluster: &Cluster) -> Result<Arc<dyn Authenticator>, KeyError> {
-    let tokens: Vec<Box<dyn Authenticator>> =
+/// Where a key or certificate cannot be used.
+pub fn default_authenticator(
+    config: &ServerConfig,
+    cluster: &Cluster,
+) -> Result<(Arc<dyn Authenticator>, Jwt), StartError> {
+    let access = &config.access;
+    let failed = |message: String| StartError::Tls { what: "authentication", message };
+    let audiences = || config.api_audiences.clone();
+    let jwt = Jwt::new(
+        &access.authentication,
+        access.signing_algorithms.clone(),
+        access.anonymous.clone(),
+        &config.service_account_issuer,
+        audiences(),
+        cluster.clock,
+    );
+    let jwt = jwt.map_err(failed)?;
+    let mut tokens: Vec<Box<dyn Authenticator>> =
         vec![Box::new(StaticTokens::new(config)), Box::new(TokenAuthenticator::new(config, cluster.clone())?)];
+    if access.bootstrap_tokens {
+        tokens.push(Box::new(BootstrapTokens::new(cluster.clone(), audiences())));
+    }
+    tokens.push(Box::new(jwt.clone()));
+    if let Some(webhook) = &access.token_webhook {
+        tokens.push(Box::new(WebhookTokens::new(webhook, audiences(), cluster.clock).map_err(failed)?));
+    }
     let mut members: Vec<Box<dyn Authenticator>> = Vec::new();
-    if let Some(proxies) = &config.access.request_header {
+    if let Some(proxies) = &access.request_header {
         members.push(Box::new(HeaderRequest::new(proxies.clone())));
     }
     members.push(Box::new(ClientCertificate::new(cluster.clock)));
     members.push(Box::new(BearerToken::new(tokens)));
-    Ok(Arc::new(Union::new(members)))
+    Ok((Arc::new(Union::new(members, jwt.clone())), jwt))
 }

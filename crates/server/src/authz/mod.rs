@@ -1,14 +1,19 @@
 //! Who may do what: authorizers are asked in order until one allows or denies.
 
+mod abac;
 pub mod aggregation;
 pub mod bootstrap;
+pub mod config;
 mod node;
 mod rbac;
 mod union;
+mod webhook;
 
+pub use abac::Abac;
 pub use node::NodeAuthorizer;
 pub use rbac::Rbac;
-pub use union::{Superuser, Union, default_authorizer};
+pub use union::{Configured, Superuser, Union, default_authorizer};
+pub use webhook::WebhookAuthorizer;
 
 use crate::authn::UserInfo;
 use crate::request::RequestInfo;

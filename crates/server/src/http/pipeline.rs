@@ -230,11 +230,7 @@ async fn steps(
     audit::sent(&cx, &body);
 
     // Who answers?
-    if cx.info.is_resource {
-        dispatch::resource(server, cx, body).await
-    } else {
-        nonresource::answer(server, cx).await
-    }
+    if cx.info.is_resource { dispatch::resource(server, cx, body).await } else { nonresource::answer(server, cx).await }
 }
 
 /// 400 for a body in protobuf that cannot be read.
@@ -282,7 +278,7 @@ async fn authenticate(server: &Server, parts: &Parts, connection: &Connection) -
             }
             Ok(user)
         }
-        Ok(None) => Ok(UserInfo::anonymous()),
+        Ok(None) => Err(ApiError::unauthorized()),
         Err(e) => {
             tracing::debug!(reason = %e.message, "authentication failed");
             Err(ApiError::unauthorized())
