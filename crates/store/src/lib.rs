@@ -12,7 +12,7 @@ mod embedded;
 mod history;
 mod memory;
 
-pub use embedded::{EmbeddedOptions, EmbeddedStore};
+pub use embedded::{EmbeddedOptions, EmbeddedStore, StoreFile};
 pub use memory::MemoryStore;
 
 use async_trait::async_trait;

@@ -232,6 +232,37 @@ async fn embedded_reopens_where_it_was() {
 }
 
 #[tokio::test]
+async fn embedded_is_one_store_while_its_log_turns() {
+    let dir = tempfile::tempdir().unwrap();
+    let open = || EmbeddedStore::open(dir.path(), EmbeddedOptions { log_bytes: 2000, ..Default::default() }).unwrap();
+    let mut expected = std::collections::BTreeMap::new();
+    for round in 0..3 {
+        let store = open();
+        for n in 0..400u32 {
+            let key = format!("/turn/{:03}", n * 7 % 101);
+            if n % 5 == 4 {
+                applied(&store, delete(&key)).await;
+                expected.remove(&key);
+            } else {
+                let value = format!("{round} {n}");
+                applied(&store, put(&key, &value)).await;
+                expected.insert(key.clone(), value);
+            }
+            let held = store.get(key.as_bytes()).await.unwrap().map(|kv| String::from_utf8(kv.value.to_vec()).unwrap());
+            assert_eq!(held.as_ref(), expected.get(&key));
+            if n % 50 == 0 {
+                let all: Vec<_> = expected.clone().into_iter().collect();
+                assert_eq!(keys_at(&store, "/turn/", None).await, all);
+            }
+        }
+        assert!(std::fs::metadata(dir.path().join("store.log.1")).unwrap().len() > 0, "the log has turned");
+    }
+    std::fs::remove_file(dir.path().join("store.log.0")).unwrap();
+    let error = EmbeddedStore::open(dir.path(), EmbeddedOptions::default()).err().unwrap();
+    assert!(error.to_string().contains("store.log.0"), "{error}");
+}
+
+#[tokio::test]
 async fn embedded_refuses_a_newer_format() {
     let dir = tempfile::tempdir().unwrap();
     drop(EmbeddedStore::open(dir.path(), EmbeddedOptions::default()).unwrap());

@@ -2,26 +2,31 @@
 //! transaction must be there afterwards, and no half one.
 
 use bytes::Bytes;
-use gantry_store::{EmbeddedOptions, EmbeddedStore, Range, Store, StoreError, Txn, TxnOutcome, Write};
+use gantry_store::{EmbeddedOptions, EmbeddedStore, Range, Store, StoreError, StoreFile, Txn, TxnOutcome, Write};
 use parking_lot::Mutex;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use std::io;
 use std::sync::Arc;
 
-/// A disk with a write-back cache.
+/// A disk with a write-back cache, and the store's three files on it.
 #[derive(Debug, Default)]
 struct Disk {
+    files: [File; 3],
+    /// Operations left until the power goes; afterwards all fail.
+    fuse: Option<u64>,
+    /// Whether the disk is full: growing fails.
+    full: bool,
+}
+
+#[derive(Debug, Default)]
+struct File {
     /// What would be read back while powered.
     live: Vec<u8>,
     /// What was synced.
     durable: Vec<u8>,
     /// Writes since the last sync: offset and data; `None` data is a change of length to offset.
     unsynced: Vec<(u64, Option<Vec<u8>>)>,
-    /// Operations left until the power goes; afterwards all fail.
-    fuse: Option<u64>,
-    /// Whether the disk is full: growing fails.
-    full: bool,
 }
 
 impl Disk {
@@ -36,6 +41,21 @@ impl Disk {
         }
     }
 
+    fn grow(&self, file: usize, to: u64) -> io::Result<()> {
+        let grows = to > self.files[file].live.len() as u64;
+        if self.full && grows { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
+    }
+
+    /// Power comes back.
+    fn cut(&mut self, rng: &mut StdRng) {
+        for file in &mut self.files {
+            file.cut(rng);
+        }
+        self.fuse = None;
+    }
+}
+
+impl File {
     fn sync(&mut self) {
         self.durable = self.live.clone();
         self.unsynced.clear();
@@ -54,7 +74,7 @@ impl Disk {
         }
     }
 
-    /// Power comes back: each unsynced write was kept, lost, or torn at a sector boundary.
+    /// Each unsynced write was kept, lost, or torn at a sector boundary.
     fn cut(&mut self, rng: &mut StdRng) {
         let mut image = std::mem::take(&mut self.durable);
         for (offset, data) in self.unsynced.drain(..) {
@@ -69,52 +89,57 @@ impl Disk {
         }
         self.live = image.clone();
         self.durable = image;
-        self.fuse = None;
     }
 }
 
 #[derive(Debug, Clone)]
-struct Backend(Arc<Mutex<Disk>>);
+struct Backend(Arc<Mutex<Disk>>, usize);
 
 impl redb::StorageBackend for Backend {
     fn len(&self) -> io::Result<u64> {
-        Ok(self.0.lock().live.len() as u64)
+        Ok(self.0.lock().files[self.1].live.len() as u64)
     }
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
         let disk = self.0.lock();
         let offset = usize::try_from(offset).unwrap();
-        let from = disk.live.get(offset..offset + out.len()).ok_or(io::ErrorKind::UnexpectedEof)?;
+        let from = disk.files[self.1].live.get(offset..offset + out.len()).ok_or(io::ErrorKind::UnexpectedEof)?;
         out.copy_from_slice(from);
         Ok(())
     }
     fn set_len(&self, len: u64) -> io::Result<()> {
         let mut disk = self.0.lock();
         disk.burn()?;
-        if disk.full && len > disk.live.len() as u64 {
-            return Err(io::ErrorKind::StorageFull.into());
-        }
-        Disk::apply(&mut disk.live, len, None);
-        disk.unsynced.push((len, None));
+        disk.grow(self.1, len)?;
+        let file = &mut disk.files[self.1];
+        File::apply(&mut file.live, len, None);
+        file.unsynced.push((len, None));
         Ok(())
     }
     fn sync_data(&self) -> io::Result<()> {
         let mut disk = self.0.lock();
         disk.burn()?;
-        disk.sync();
+        disk.files[self.1].sync();
         Ok(())
     }
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         let mut disk = self.0.lock();
         disk.burn()?;
-        Disk::apply(&mut disk.live, offset, Some(data));
-        disk.unsynced.push((offset, Some(data.to_vec())));
+        disk.grow(self.1, offset + data.len() as u64)?;
+        let file = &mut disk.files[self.1];
+        File::apply(&mut file.live, offset, Some(data));
+        file.unsynced.push((offset, Some(data.to_vec())));
         Ok(())
     }
 }
 
+/// A store whose log is full after a few dozen transactions.
 fn open(disk: &Arc<Mutex<Disk>>) -> Result<EmbeddedStore, StoreError> {
     let disk = disk.clone();
-    EmbeddedStore::open_with_backend(move || Backend(disk.clone()), EmbeddedOptions::default())
+    let backend = move |file| match file {
+        StoreFile::Tree => Backend(disk.clone(), 0),
+        StoreFile::Log(n) => Backend(disk.clone(), 1 + n),
+    };
+    EmbeddedStore::open_with_backend(backend, EmbeddedOptions { log_bytes: 64 << 10, ..EmbeddedOptions::default() })
 }
 
 fn pair(n: u64) -> Txn {
@@ -137,9 +162,9 @@ async fn acknowledged_transactions_survive_power_cuts_whole() {
     let mut rng = StdRng::seed_from_u64(seed);
     let disk = Arc::new(Mutex::new(Disk::default()));
     drop(open(&disk).unwrap());
-    disk.lock().sync();
+    disk.lock().files.iter_mut().for_each(File::sync);
     let (mut n, mut acknowledged) = (0u64, 0u64);
-    for round in 0..60 {
+    for round in 0..120 {
         let store = open(&disk).unwrap_or_else(|e| panic!("round {round}: does not reopen: {e}"));
         let (left, right) = (values(&store, "/left/").await, values(&store, "/right/").await);
         assert_eq!(left, right, "round {round}: half a transaction");

@@ -43,8 +43,8 @@ pub(super) fn decode(key: Bytes, stored: &[u8]) -> Result<KeyValue, StoreError> 
     }
 }
 
-/// Creates the tables where absent, checks the format, and returns the revision.
-pub(super) fn initialise(database: &Database, handle: &Handle) -> Result<Revision, StoreError> {
+/// Creates the tables where absent, checks the format, and returns it and the revision.
+pub(super) fn initialise(database: &Database, handle: &Handle) -> Result<(u64, Revision), StoreError> {
     let run = || -> Result<(u64, Revision), redb::Error> {
         let transaction = database.begin_read()?;
         match transaction.open_table(META) {
@@ -72,7 +72,19 @@ pub(super) fn initialise(database: &Database, handle: &Handle) -> Result<Revisio
         let path = handle.path.parent().unwrap_or(&handle.path).to_owned();
         return Err(StoreError::NewerFormat { path, found: format, known: FORMAT });
     }
-    Ok(revision)
+    Ok((format, revision))
+}
+
+/// Notes that the file is of the present format, in which the newest writes may be in the log alone.
+pub(super) fn upgrade(database: &Database, handle: &Handle) -> Result<(), StoreError> {
+    let run = || -> Result<(), redb::Error> {
+        let mut transaction = database.begin_write()?;
+        transaction.set_quick_repair(true);
+        transaction.open_table(META)?.insert("format", FORMAT)?;
+        transaction.commit()?;
+        Ok(())
+    };
+    run().map_err(|e| handle.storage_error(e))
 }
 
 /// The revision a read transaction sees.
@@ -81,17 +93,18 @@ pub(super) fn revision(transaction: &ReadTransaction) -> Result<Revision, redb::
     Ok(meta.get("revision")?.map_or(0, |v| v.value()))
 }
 
-/// Reads a range out of a transaction that sees revision `at`.
+/// Reads a range at revision `at` out of a transaction and what the tree did not have yet when it began.
 pub(super) fn range(
     transaction: &ReadTransaction,
+    recent: BTreeMap<Bytes, Option<KeyValue>>,
     handle: &Handle,
     history: &History,
     range: &Range,
     at: Revision,
 ) -> Result<RangeResult, StoreError> {
     let revision = range.revision.unwrap_or(at);
-    // Keys changed after the revision asked for, with their state at that revision.
-    let mut undone: BTreeMap<Bytes, Option<KeyValue>> = BTreeMap::new();
+    // Keys whose state is another than the tree's: recent ones, and those changed after the revision asked for.
+    let mut undone = recent;
     if revision != at {
         history.rewind(revision, at, |key, before| {
             if key.starts_with(&range.prefix) {
