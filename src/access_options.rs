@@ -6,9 +6,9 @@ use clap::{ArgAction, Args};
 use gantry_client::{Credentials, Kubeconfig, TokenSource};
 use gantry_server::access::{
     ALGORITHMS, AUTHORIZERS, Abac, AccessConfig, Anonymous, AuthenticationConfiguration, AuthorizationConfiguration,
-    AuthorizerConfiguration, ClaimValidationRule, EndpointReader, HookEndpoint, Issuer, JwtAuthenticator, PrefixedClaim,
-    RequestHeader, TokenWebhook, WebhookConfiguration, check_authentication, parse_authentication, parse_authorization,
-    parse_duration,
+    AuthorizerConfiguration, ClaimValidationRule, EndpointReader, HookEndpoint, Issuer, JwtAuthenticator,
+    PrefixedClaim, RequestHeader, TokenWebhook, WebhookConfiguration, check_authentication, parse_authentication,
+    parse_authorization, parse_duration,
 };
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -276,10 +276,14 @@ impl OidcOptions {
             out.claim_mappings.groups = PrefixedClaim { claim, prefix, ..PrefixedClaim::default() };
         }
         for pair in &self.oidc_required_claim {
-            let (claim, value) =
-                pair.split_once('=').ok_or_else(|| anyhow!("--oidc-required-claim: {pair} must be formatted as key=value"))?;
-            let rule =
-                ClaimValidationRule { claim: claim.into(), required_value: value.into(), ..ClaimValidationRule::default() };
+            let (claim, value) = pair
+                .split_once('=')
+                .ok_or_else(|| anyhow!("--oidc-required-claim: {pair} must be formatted as key=value"))?;
+            let rule = ClaimValidationRule {
+                claim: claim.into(),
+                required_value: value.into(),
+                ..ClaimValidationRule::default()
+            };
             out.claim_validation_rules.push(rule);
         }
         Ok(out)
@@ -331,7 +335,9 @@ impl AccessOptions {
         };
         let (authentication, signing_algorithms) = self.authentication(own_issuer)?;
         if authentication.anonymous.is_some() && self.anonymous_auth.is_some() {
-            bail!("--anonymous-auth flag cannot be set when anonymous field is configured in authentication configuration file");
+            bail!(
+                "--anonymous-auth flag cannot be set when anonymous field is configured in authentication configuration file"
+            );
         }
         Ok(AccessConfig {
             proxy_client: Some(proxy_client),
@@ -369,8 +375,10 @@ impl AccessOptions {
                 Ok((parsed.map_err(anyhow::Error::msg).with_context(named)?, all()))
             }
             None if self.oidc.is_given() => {
-                let config =
-                    AuthenticationConfiguration { jwt: vec![self.oidc.issuer()?], ..AuthenticationConfiguration::default() };
+                let config = AuthenticationConfiguration {
+                    jwt: vec![self.oidc.issuer()?],
+                    ..AuthenticationConfiguration::default()
+                };
                 check_authentication(&config, own_issuer).map_err(anyhow::Error::msg).context("--oidc flags")?;
                 Ok((config, self.oidc.algorithms()?))
             }

@@ -16,18 +16,10 @@ type Apply = Box<dyn Fn(&str) -> Result<(), String> + Send>;
 ///
 /// # Errors
 /// Names the directory that cannot be watched.
-pub fn start(
-    server: &Arc<Server>,
-    options: &AccessOptions,
-    cancel: &CancellationToken,
-) -> Result<Vec<JoinHandle<()>>> {
+pub fn start(server: &Arc<Server>, options: &AccessOptions, cancel: &CancellationToken) -> Result<Vec<JoinHandle<()>>> {
     let (authentication, authorization) = (server.authentication.clone(), server.authorization.clone());
     let files: [(&'static str, &Option<PathBuf>, Apply); 2] = [
-        (
-            "--authentication-config",
-            &options.authentication_config,
-            Box::new(move |text| authentication.replace(text)),
-        ),
+        ("--authentication-config", &options.authentication_config, Box::new(move |text| authentication.replace(text))),
         ("--authorization-config", &options.authorization_config, Box::new(move |text| authorization.replace(text))),
     ];
     let mut tasks = Vec::new();

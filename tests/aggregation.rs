@@ -203,14 +203,22 @@ fn answer(request: &Seen, state: &State) -> (u16, Value) {
     if let Some(document) = document(&request.path) {
         return (200, document);
     }
-    let missing = || (404, json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 404,
-        "reason": "NotFound", "message": "the flunder is not there"}));
+    let missing = || {
+        (
+            404,
+            json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 404,
+        "reason": "NotFound", "message": "the flunder is not there"}),
+        )
+    };
     let Some(below) = request.path.strip_prefix(ROOT).and_then(|p| p.split_once("/flunders")) else { return missing() };
     let name = below.1.trim_start_matches('/');
     let mut flunders = state.flunders.lock().unwrap();
     match (request.method.as_str(), name) {
-        ("GET", "") => (200, json!({"kind": "FlunderList", "apiVersion": format!("{GROUP}/v1alpha1"),
-            "metadata": {"resourceVersion": "1"}, "items": flunders.values().collect::<Vec<_>>()})),
+        ("GET", "") => (
+            200,
+            json!({"kind": "FlunderList", "apiVersion": format!("{GROUP}/v1alpha1"),
+            "metadata": {"resourceVersion": "1"}, "items": flunders.values().collect::<Vec<_>>()}),
+        ),
         ("GET", name) => flunders.get(name).map_or_else(missing, |f| (200, f.clone())),
         ("POST", _) => {
             let mut flunder = request.body.clone();
@@ -336,8 +344,11 @@ fn another_server_serves_a_group() {
 fn registered_by_itself(api: &Api<'_>) {
     let apps = api.get(&format!("{REGISTRATIONS}/v1.apps"));
     assert_eq!(apps["metadata"]["labels"]["kube-aggregator.kubernetes.io/automanaged"], "onstart");
-    assert_eq!(apps["spec"], json!({"group": "apps", "version": "v1", "groupPriorityMinimum": 17800,
-        "versionPriority": 15}));
+    assert_eq!(
+        apps["spec"],
+        json!({"group": "apps", "version": "v1", "groupPriorityMinimum": 17800,
+        "versionPriority": 15})
+    );
     assert_eq!(condition(&apps), ("True", "Local", "Local APIServices are always available"));
     assert_eq!(api.get(&format!("{REGISTRATIONS}/v1."))["spec"]["version"], "v1");
     assert_eq!(condition(&api.get(&format!("{REGISTRATIONS}/v1beta1.metrics.k8s.io"))).1, "Local");
@@ -433,7 +444,14 @@ fn upgraded(cluster: &Cluster) {
     let mut client = cluster
         .inside("openssl")
         .args(["s_client", "-quiet", "-verify_quiet", "-connect", &address, "-alpn", "http/1.1"])
-        .args(["-CAfile", &file("test-ca.pem"), "-cert", &file("test-client.pem"), "-key", &file("test-client-key.pem")])
+        .args([
+            "-CAfile",
+            &file("test-ca.pem"),
+            "-cert",
+            &file("test-client.pem"),
+            "-key",
+            &file("test-client-key.pem"),
+        ])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())

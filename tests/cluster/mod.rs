@@ -7,6 +7,8 @@
 
 pub mod api;
 pub mod busybox;
+pub mod clients;
+pub mod https;
 pub mod pods;
 pub mod webhook;
 

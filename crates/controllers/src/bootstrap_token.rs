@@ -9,7 +9,9 @@ use crate::rules::{EVENTS, Rule};
 use async_trait::async_trait;
 use gantry_api::meta::object::Meta;
 use gantry_client::{Api, DeleteParams};
-use gantry_reconcile::{Action, Controller, Error, EventRecorder, Informer, Outcome, Plan, Queue, plan, runner, wait_synced};
+use gantry_reconcile::{
+    Action, Controller, Error, EventRecorder, Informer, Outcome, Plan, Queue, plan, runner, wait_synced,
+};
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use k8s_openapi::jiff::Timestamp;
 use std::collections::BTreeMap;

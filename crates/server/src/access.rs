@@ -2,13 +2,13 @@
 //! the server proves itself to servers it passes requests on to.
 
 pub use crate::authn::jwt::config::{
-    Anonymous, AuthenticationConfiguration, ClaimMappings, ClaimValidationRule, Issuer, JwtAuthenticator, PrefixedClaim,
-    check as check_authentication, parse as parse_authentication,
+    Anonymous, AuthenticationConfiguration, ClaimMappings, ClaimValidationRule, Issuer, JwtAuthenticator,
+    PrefixedClaim, check as check_authentication, parse as parse_authentication,
 };
 pub use crate::authn::jwt::{ALGORITHMS, Jwt};
 pub use crate::authz::config::{
-    AuthorizationConfiguration, AuthorizerConfiguration, TYPES as AUTHORIZERS, WebhookConfiguration, parse_duration,
-    parse as parse_authorization,
+    AuthorizationConfiguration, AuthorizerConfiguration, TYPES as AUTHORIZERS, WebhookConfiguration,
+    parse as parse_authorization, parse_duration,
 };
 pub use crate::authz::{Abac, WebhookAuthorizer};
 pub use crate::review_hook::HookEndpoint;

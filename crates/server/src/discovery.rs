@@ -373,8 +373,12 @@ mod tests {
             document["groups"].as_array().unwrap().iter().map(|g| g["name"].as_str().unwrap()).collect();
         assert_eq!(names[..2], ["apiregistration.k8s.io", "early.io"], "{names:?}");
         assert_eq!(names.last(), Some(&"late.io"));
-        assert!(discovery.answer("/apis/late.io", None).is_some() && discovery.answer("/apis/late.io/v1", None).is_none());
-        let Some(Answer::Aggregated { json, .. }) = discovery.answer("/apis", Some("v2")) else { panic!("not aggregated") };
+        assert!(
+            discovery.answer("/apis/late.io", None).is_some() && discovery.answer("/apis/late.io/v1", None).is_none()
+        );
+        let Some(Answer::Aggregated { json, .. }) = discovery.answer("/apis", Some("v2")) else {
+            panic!("not aggregated")
+        };
         let document: Value = serde_json::from_slice(&json).unwrap();
         let of = |name: &str| {
             let items = document["items"].as_array().unwrap();

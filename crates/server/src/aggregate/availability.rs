@@ -171,8 +171,9 @@ async fn check_service(cluster: &Cluster, remote: &Remote) -> Option<Verdict> {
         return Some(verdict("False", "EndpointsNotFound", message));
     }
     if !slices.iter().any(|s| has_endpoint(s, &port_name)) {
-        let message =
-            format!("endpointslices for service/{name} in {namespace:?} have no addresses with port name {port_name:?}");
+        let message = format!(
+            "endpointslices for service/{name} in {namespace:?} have no addresses with port name {port_name:?}"
+        );
         return Some(verdict("False", "MissingEndpoints", message));
     }
     None

@@ -165,9 +165,7 @@ pub async fn pass_on(
     }
     let request = request.body(Full::new(body)).map_err(ApiError::internal)?;
     let client = cx.parts.extensions.remove::<OnUpgrade>();
-    let sent = async {
-        if upgrade { outbound.send_alone(request).await } else { outbound.send(request).await }
-    };
+    let sent = async { if upgrade { outbound.send_alone(request).await } else { outbound.send(request).await } };
     let is_discovery = cx.info.path.trim_matches('/').split('/').count() == 3 && !cx.info.is_resource;
     let answer = if is_discovery {
         let late = || Err("context deadline exceeded".to_owned());

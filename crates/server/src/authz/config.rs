@@ -140,9 +140,10 @@ pub fn parse_duration(text: &str) -> Option<Duration> {
         let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
         let number: f64 = rest[..digits].parse().ok()?;
         rest = &rest[digits..];
-        let (unit, length) = [("ms", 1e-3), ("us", 1e-6), ("µs", 1e-6), ("ns", 1e-9), ("h", 3600.0), ("m", 60.0), ("s", 1.0)]
-            .into_iter()
-            .find(|(unit, _)| rest.starts_with(unit))?;
+        let (unit, length) =
+            [("ms", 1e-3), ("us", 1e-6), ("µs", 1e-6), ("ns", 1e-9), ("h", 3600.0), ("m", 60.0), ("s", 1.0)]
+                .into_iter()
+                .find(|(unit, _)| rest.starts_with(unit))?;
         seconds += number * length;
         rest = &rest[unit.len()..];
     }
@@ -295,7 +296,8 @@ mod tests {
 
     #[test]
     fn documents_are_checked() {
-        let fine = read(&format!("[{{type: Node, name: node}}, {{type: Webhook, name: a, webhook: {WEBHOOK}}}]")).unwrap();
+        let fine =
+            read(&format!("[{{type: Node, name: node}}, {{type: Webhook, name: a, webhook: {WEBHOOK}}}]")).unwrap();
         let webhook = fine.authorizers[1].webhook.as_ref().unwrap();
         assert_eq!(webhook.timeout, Duration::from_secs(3));
         assert_eq!((webhook.authorized_ttl.as_secs(), webhook.unauthorized_ttl.as_secs()), (300, 30));
@@ -304,7 +306,8 @@ mod tests {
             "authorizers: Required value: at least one authorization mode must be defined"
         );
         assert_eq!(
-            read("[{type: RBAC, name: a}, {type: RBAC, name: b}, {type: X, name: c}, {type: Webhook, name: a}]").unwrap_err(),
+            read("[{type: RBAC, name: a}, {type: RBAC, name: b}, {type: X, name: c}, {type: Webhook, name: a}]")
+                .unwrap_err(),
             "[authorizers[1].type: Duplicate value: \"RBAC\", authorizers[2].type: Unsupported value: \"X\": supported \
              values: \"ABAC\", \"AlwaysAllow\", \"AlwaysDeny\", \"Node\", \"RBAC\", \"Webhook\", authorizers[3].name: \
              Duplicate value: \"a\", authorizers[3].webhook: Required value: required when type=Webhook]"
@@ -317,9 +320,14 @@ mod tests {
 
     #[test]
     fn durations_are_those_of_go() {
-        for (text, want) in
-            [("5m0s", Some(300_000)), ("1h1.5s", Some(3_601_500)), ("300ms", Some(300)), ("0", Some(0)), ("", None), ("5", None)]
-        {
+        for (text, want) in [
+            ("5m0s", Some(300_000)),
+            ("1h1.5s", Some(3_601_500)),
+            ("300ms", Some(300)),
+            ("0", Some(0)),
+            ("", None),
+            ("5", None),
+        ] {
             assert_eq!(parse_duration(text), want.map(Duration::from_millis), "{text}");
         }
     }

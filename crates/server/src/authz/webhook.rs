@@ -167,12 +167,7 @@ impl WebhookAuthorizer {
     ///
     /// # Errors
     /// Where a certificate or condition cannot be used.
-    pub fn new(
-        name: &str,
-        config: WebhookConfiguration,
-        endpoint: HookEndpoint,
-        clock: Clock,
-    ) -> Result<Self, String> {
+    pub fn new(name: &str, config: WebhookConfiguration, endpoint: HookEndpoint, clock: Clock) -> Result<Self, String> {
         let conditions = config.match_conditions.iter();
         let conditions = conditions.map(|c| Ok((c.expression.clone(), compile(&c.expression)?)));
         Ok(Self {

@@ -394,7 +394,8 @@ impl Check<'_> {
             }
             (_, "") => {
                 if mapping.prefix.is_none() {
-                    let why = "prefix is required when claim is set. It can be set to an empty string to disable prefixing";
+                    let why =
+                        "prefix is required when claim is set. It can be set to an empty string to disable prefixing";
                     self.e.required(&path.child("prefix"), why);
                 }
                 None
@@ -465,7 +466,11 @@ impl Check<'_> {
         }
         let legal = |b: u8| b.is_ascii_alphanumeric() || b"/-._~%!$&'()*+,;=:@".contains(&b);
         if !rest.bytes().all(legal) {
-            self.e.invalid(path, rest, "Invalid path (regex used for validation is '[A-Za-z0-9/\\-._~%!$&'()*+,;=:]+')");
+            self.e.invalid(
+                path,
+                rest,
+                "Invalid path (regex used for validation is '[A-Za-z0-9/\\-._~%!$&'()*+,;=:]+')",
+            );
         }
     }
 

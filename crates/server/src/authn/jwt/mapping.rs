@@ -191,8 +191,8 @@ impl Mapping {
         }
         for (key, expression) in &self.extra {
             let found = strings(&expression.eval("claims", &value)?);
-            let found =
-                found.map_err(|why| format!("oidc: error evaluating extra claim expression: {}: {why}", expression.text))?;
+            let found = found
+                .map_err(|why| format!("oidc: error evaluating extra claim expression: {}: {why}", expression.text))?;
             if !found.is_empty() {
                 extra.insert(key.clone(), found);
             }
@@ -225,9 +225,11 @@ impl Mapping {
                         None | Some(Json::Bool(true)) => {}
                         Some(Json::Bool(false)) => return Err("oidc: email not verified".into()),
                         Some(_) => {
-                            return Err("oidc: parse 'email_verified' claim: json: cannot unmarshal into Go value of type \
+                            return Err(
+                                "oidc: parse 'email_verified' claim: json: cannot unmarshal into Go value of type \
                                         bool"
-                                .into());
+                                    .into(),
+                            );
                         }
                     }
                 }
@@ -347,9 +349,7 @@ mod tests {
             "claimValidationRules": [{"claim": "hd", "requiredValue": "example.com"},
                 {"expression": "claims.exp - claims.nbf <= 86400", "message": "too long"}],
             "userValidationRules": [{"expression": "!user.username.startsWith('system:')", "message": "reserved"}]}));
-        let claims = |name: &str, exp: i64| {
-            json!({"username": name, "roles": "a,,b", "t": "1", "hd": "example.com", "exp": exp, "nbf": 0})
-        };
+        let claims = |name: &str, exp: i64| json!({"username": name, "roles": "a,,b", "t": "1", "hd": "example.com", "exp": exp, "nbf": 0});
         let found = user(&config, claims("bob", 100)).unwrap();
         assert_eq!((found.username.as_str(), &found.groups[..2]), ("bob:x", &["a".to_owned(), "b".to_owned()][..]));
         assert_eq!(found.extra["example.org/t"], ["1"]);
