@@ -14,7 +14,7 @@ use http::request::Parts;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -201,7 +201,7 @@ async fn over_websocket(
         let (Some(data), Some(error)) = (ends.next(), ends.next()) else {
             break;
         };
-        let (Some(mut reader), Some(mut writer), Some(mut refused)) = (data.reader, data.writer, error.writer) else {
+        let (Some(reader), Some(mut writer), Some(mut refused)) = (data.reader, data.writer, error.writer) else {
             continue;
         };
         // Each channel begins with the port it is for, little-endian.
@@ -209,13 +209,8 @@ async fn over_websocket(
         refused.write_all(&port.to_le_bytes()).await?;
         let dialer = dialer.clone();
         forwards.spawn(async move {
-            // Nothing is dialled before the client sends: a channel that is never used needs no connection.
-            let mut first = [0u8; 1];
-            if !matches!(reader.read(&mut first).await, Ok(1)) {
-                return;
-            }
-            let from: BoxRead = Box::new(std::io::Cursor::new(first.to_vec()).chain(reader));
-            if let Err(message) = dialer.forward(port, from, writer).await {
+            // At once, not with the client's first byte: in many protocols the server speaks first.
+            if let Err(message) = dialer.forward(port, reader, writer).await {
                 let _ = refused.write_all(message.as_bytes()).await;
             }
         });

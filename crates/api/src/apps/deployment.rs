@@ -185,7 +185,7 @@ fn validate_strategy(e: &mut ErrorList, strategy: &DeploymentStrategy, path: &Pa
             None => e.required(&rolling_path, "this should be defaulted and never be nil"),
             Some(rolling) => validate_rolling_update(e, rolling, &rolling_path),
         },
-        other => e.not_supported(path, other, &["Recreate", "RollingUpdate"]),
+        _ => workload::unknown_strategy(e, path, &json!(strategy), &["Recreate", "RollingUpdate"]),
     }
 }
 
@@ -266,7 +266,8 @@ mod tests {
             ),
             (
                 |s| s.strategy.as_mut().unwrap().type_ = Some("x".into()),
-                "spec.strategy: Unsupported value: \"x\": supported values: \"Recreate\", \"RollingUpdate\"",
+                "spec.strategy: Unsupported value: {\"Type\":\"x\",\"RollingUpdate\":null}: supported values: \"Recreate\", \
+                 \"RollingUpdate\"",
             ),
             (
                 |s| {

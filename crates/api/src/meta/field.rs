@@ -172,6 +172,13 @@ impl ErrorList {
 fn show(value: &serde_json::Value) -> String {
     match value {
         serde_json::Value::String(s) => format!("{s:?}"),
+        // A label selector, the one usual type whose fields are not in the order of their names.
+        serde_json::Value::Object(fields) if fields.len() == 2 => {
+            match (fields.get("matchLabels"), fields.get("matchExpressions")) {
+                (Some(labels), Some(terms)) => format!("{{\"matchLabels\":{labels},\"matchExpressions\":{terms}}}"),
+                _ => value.to_string(),
+            }
+        }
         other => other.to_string(),
     }
 }

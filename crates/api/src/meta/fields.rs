@@ -54,17 +54,6 @@ impl FieldSelector {
     pub fn requires_exact_match(&self, field: &str) -> Option<&str> {
         self.0.iter().find(|t| t.equal && t.field == field).map(|t| t.value.as_str())
     }
-
-    /// Refuses fields the resource does not offer.
-    ///
-    /// # Errors
-    /// `field label not supported: x` with the first unknown field. `metadata.name` and `metadata.namespace` are always known.
-    pub fn check_fields(&self, known: &[&str]) -> Result<(), String> {
-        let unknown = |t: &&Term| {
-            !matches!(t.field.as_str(), "metadata.name" | "metadata.namespace") && !known.contains(&t.field.as_str())
-        };
-        self.0.iter().find(unknown).map_or(Ok(()), |t| Err(unsupported_field(&t.field)))
-    }
 }
 
 /// The sentence for a field that cannot be selected on.
@@ -173,8 +162,5 @@ mod tests {
         assert_eq!(FieldSelector::parse("a=1,b").unwrap_err(), "invalid selector: 'a=1,b'; can't understand 'b'");
         assert!(FieldSelector::parse("a=b\\c").is_err());
         assert!(FieldSelector::parse("a=b=c").is_err());
-        let s = FieldSelector::parse("metadata.name=a,spec.foo=b").unwrap();
-        assert_eq!(s.check_fields(&[]).unwrap_err(), "field label not supported: spec.foo");
-        assert!(s.check_fields(&["spec.foo"]).is_ok());
     }
 }

@@ -269,7 +269,8 @@ pub fn port_number(port: i32) -> Vec<String> {
 /// Errors of a Unix user id.
 #[must_use]
 pub fn user_id(id: i64) -> Vec<String> {
-    if (0..=0xffff_ffff).contains(&id) { Vec::new() } else { vec![inclusive_range_error(0, 0xffff_ffff)] }
+    const MAX: i64 = i32::MAX as i64;
+    if (0..=MAX).contains(&id) { Vec::new() } else { vec![inclusive_range_error(0, MAX)] }
 }
 
 /// Errors of a Unix group id.

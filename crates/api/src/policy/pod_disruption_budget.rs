@@ -5,7 +5,7 @@ use crate::kind::{Column, Context, Kind, ResourceInfo, STATUS};
 use crate::meta::conditions::validate_conditions;
 use crate::meta::field::{ErrorList, Path};
 use crate::meta::labels::{SelectorOptions, validate_label_selector};
-use crate::meta::table;
+use crate::meta::{names, table};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use k8s_openapi::jiff::Timestamp;
@@ -36,12 +36,22 @@ impl Kind for PodDisruptionBudget {
         self.metadata.generation = Some(1);
     }
 
+    fn validate_name(name: &str, prefix: bool) -> Vec<String> {
+        names::path_segment(name, prefix)
+    }
+
     fn validate(&self) -> ErrorList {
         let mut e = ErrorList::default();
         let path = Path::new("spec");
         let spec = self.spec.clone().unwrap_or_default();
         if spec.min_available.is_some() && spec.max_unavailable.is_some() {
-            e.invalid(&path, json!(spec), "minAvailable and maxUnavailable cannot be both set");
+            let shown = workload::shown_as(&[
+                ("MinAvailable", json!(spec.min_available)),
+                ("Selector", json!(spec.selector)),
+                ("MaxUnavailable", json!(spec.max_unavailable)),
+                ("UnhealthyPodEvictionPolicy", json!(spec.unhealthy_pod_eviction_policy)),
+            ]);
+            workload::invalid_shown(&mut e, &path, &shown, "minAvailable and maxUnavailable cannot be both set");
         }
         for (name, value) in [("minAvailable", &spec.min_available), ("maxUnavailable", &spec.max_unavailable)] {
             if let Some(v) = value {
@@ -116,7 +126,8 @@ mod tests {
         let cases = [
             (
                 json!({"minAvailable": 1, "maxUnavailable": 1}),
-                "spec: Invalid value: {\"maxUnavailable\":1,\"minAvailable\":1}: minAvailable and maxUnavailable cannot be both set",
+                "spec: Invalid value: {\"MinAvailable\":1,\"Selector\":null,\"MaxUnavailable\":1,\
+                 \"UnhealthyPodEvictionPolicy\":null}: minAvailable and maxUnavailable cannot be both set",
             ),
             (json!({"minAvailable": -1}), "spec.minAvailable: Invalid value: -1: must be greater than or equal to 0"),
             (

@@ -77,7 +77,7 @@ mod tests {
             (
                 json!({"kind": "X", "name": "r"}),
                 json!([]),
-                r#"roleRef.kind: Unsupported value: "X": supported values: "ClusterRole", "Role""#,
+                r#"roleRef.kind: Unsupported value: "X": supported values: "Role", "ClusterRole""#,
             ),
             (json!({"kind": "Role", "name": ""}), json!([]), "roleRef.name: Required value"),
             (

@@ -33,7 +33,7 @@ pub(super) fn validate(role_ref: &RoleRef, subjects: Option<&Vec<Subject>>, name
     if group != GROUP {
         e.not_supported(&at.child("apiGroup"), group, &[GROUP]);
     }
-    let kinds: &[&str] = if namespaced { &["ClusterRole", "Role"] } else { &["ClusterRole"] };
+    let kinds: &[&str] = if namespaced { &["Role", "ClusterRole"] } else { &["ClusterRole"] };
     if !kinds.contains(&role_ref.kind.as_str()) {
         e.not_supported(&at.child("kind"), &role_ref.kind, kinds);
     }
@@ -73,7 +73,7 @@ fn validate_subject(s: &Subject, namespaced: bool, at: &Path, e: &mut ErrorList)
                 e.not_supported(&at.child("apiGroup"), group, &[GROUP]);
             }
         }
-        other => e.not_supported(&at.child("kind"), other, &["Group", "ServiceAccount", "User"]),
+        other => e.not_supported(&at.child("kind"), other, &["ServiceAccount", "User", "Group"]),
     }
 }
 

@@ -220,6 +220,10 @@ impl Hook for ServiceAllocation {
     ) -> Result<(), ApiError> {
         // What the update leaves out was carried over from the old object before this step.
         let Some(service) = downcast_mut::<Service>(object) else { return Ok(()) };
+        if service.metadata.name().is_empty() {
+            // What is allocated is allocated to a name. Validation says that there is none.
+            return Ok(());
+        }
         Self::seed(&mut *self.pools.lock().await, cluster).await?;
         let taken = self.allocate_address(service, old.and_then(downcast), dry_run, cluster).await?;
         let result = {

@@ -1,6 +1,7 @@
 //! Where a pod may run: affinity, tolerations, topology spread, gates.
 
-use crate::meta::field::{ErrorList, Path};
+use crate::apps::workload::shown_as;
+use crate::meta::field::{ErrorList, ErrorType, FieldError, Path};
 use crate::meta::labels::{SelectorOptions, validate_label_key, validate_label_selector};
 use crate::meta::{names, text};
 use k8s_openapi::api::core::v1::{
@@ -8,6 +9,7 @@ use k8s_openapi::api::core::v1::{
     TopologySpreadConstraint, WeightedPodAffinityTerm,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+use serde_json::json;
 use std::collections::BTreeSet;
 
 const REQUIRED: &str = "requiredDuringSchedulingIgnoredDuringExecution";
@@ -230,10 +232,17 @@ pub(crate) fn validate_taints(taints: &[Taint], path: &Path, errors: &mut ErrorL
             errors.not_supported(&path.child("effect"), &t.effect, EFFECTS);
         }
         if !seen.insert((t.key.as_str(), t.effect.as_str())) {
-            errors.duplicate(&path, serde_json::json!(t));
-            if let Some(last) = errors.0.last_mut() {
-                last.body.push_str(": taints must be unique by key and effect pair");
-            }
+            let shown = shown_as(&[
+                ("Key", json!(t.key)),
+                ("Value", json!(text(&t.value))),
+                ("Effect", json!(t.effect)),
+                ("TimeAdded", json!(t.time_added)),
+            ]);
+            errors.0.push(FieldError {
+                r#type: ErrorType::Duplicate,
+                field: path.as_str().to_owned(),
+                body: format!("Duplicate value: {shown}: taints must be unique by key and effect pair"),
+            });
         }
     }
 }

@@ -372,7 +372,7 @@ fn security() {
             (
                 json!({"securityContext": {"runAsUser": -1, "seccompProfile": {"type": "Localhost"}}}),
                 vec![
-                    "spec.securityContext.runAsUser: Invalid value: -1: must be between 0 and 4294967295, inclusive",
+                    "spec.securityContext.runAsUser: Invalid value: -1: must be between 0 and 2147483647, inclusive",
                     "spec.securityContext.seccompProfile.localhostProfile: Required value: must be set when seccomp type is Localhost",
                 ],
             ),

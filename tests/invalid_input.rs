@@ -1,0 +1,332 @@
+//! The usual mistakes in each kind, and the exact `Status` they are answered with: `tests/golden/invalid`.
+//!
+//! The expected answers are written from upstream's validation, not from what is answered here. `metadata.yaml` is sent for
+//! every kind of `kinds.yaml`; each other file has one kind's own mistakes. A case changes fields of a valid object (`set`,
+//! by JSON pointer, null takes away) that is to be made, or of one that is there (`update`). It expects either `errors` of
+//! validation, each `field: what is wrong` (from which message, details and causes follow), or the message of a
+//! `bad_request`, or of one that is `forbidden`, or the rest of the `status`.
+
+mod cluster;
+
+use cluster::Cluster;
+use cluster::api::Api;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+/// A kind with an object that is valid.
+#[derive(Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Kind {
+    path: String,
+    kind: String,
+    version: String,
+    #[serde(default)]
+    name: String,
+    #[serde(default)]
+    finalizers: String,
+    valid: Value,
+}
+
+/// One mistake.
+#[derive(Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Case {
+    mistake: String,
+    #[serde(default)]
+    only: BTreeMap<String, Value>,
+    #[serde(default)]
+    set: BTreeMap<String, Value>,
+    #[serde(default)]
+    update: BTreeMap<String, Value>,
+    #[serde(default)]
+    errors: Vec<String>,
+    #[serde(default)]
+    bad_request: String,
+    #[serde(default)]
+    forbidden: String,
+    #[serde(default)]
+    status: BTreeMap<String, Value>,
+    #[serde(default)]
+    taken: bool,
+}
+
+fn golden() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/invalid")
+}
+
+fn read<T: serde::de::DeserializeOwned>(file: &Path) -> T {
+    let text = std::fs::read_to_string(file).unwrap();
+    serde_saphyr::from_str(&text).unwrap_or_else(|e| panic!("{}: {e}", file.display()))
+}
+
+/// Sets or takes away what a JSON pointer points at; objects on the way are made.
+fn set(object: &mut Value, pointer: &str, value: &Value) {
+    let (parent, last) = pointer.rsplit_once('/').unwrap();
+    let mut here = object;
+    for part in parent.split('/').skip(1) {
+        here = match part.parse::<usize>() {
+            Ok(index) if here.is_array() => &mut here[index],
+            _ => &mut here[part],
+        };
+    }
+    match last.parse::<usize>() {
+        Ok(index) if here.is_array() && value.is_null() => drop(here.as_array_mut().unwrap().remove(index)),
+        Ok(index) if here.is_array() => here[index] = value.clone(),
+        _ if value.is_null() => drop(here.as_object_mut().unwrap().remove(last)),
+        _ => here[last] = value.clone(),
+    }
+}
+
+/// The machine's word for an error of validation.
+fn cause(body: &str) -> &'static str {
+    let kinds = [
+        ("Required value", "FieldValueRequired"),
+        ("Invalid value", "FieldValueInvalid"),
+        ("Unsupported value", "FieldValueNotSupported"),
+        ("Duplicate value", "FieldValueDuplicate"),
+        ("Forbidden", "FieldValueForbidden"),
+        ("Not found", "FieldValueNotFound"),
+        ("Too long", "FieldValueTooLong"),
+        ("Too many", "FieldValueTooMany"),
+        ("Internal error", "InternalError"),
+    ];
+    kinds.iter().find(|(text, _)| body.starts_with(text)).unwrap_or_else(|| panic!("{body}")).1
+}
+
+impl Kind {
+    fn group(&self) -> &str {
+        self.path.strip_prefix("/apis/").and_then(|p| p.split('/').next()).unwrap_or_default()
+    }
+
+    fn plural(&self) -> &str {
+        self.path.rsplit('/').next().unwrap()
+    }
+
+    fn object(&self) -> Value {
+        let mut object = self.valid.clone();
+        let group = self.group();
+        let version = if group.is_empty() { self.version.clone() } else { format!("{group}/{}", self.version) };
+        object["apiVersion"] = version.into();
+        object["kind"] = self.kind.as_str().into();
+        if object["metadata"]["name"].is_null() {
+            object["metadata"]["name"] = "it".into();
+        }
+        object
+    }
+
+    fn has(&self, mark: &str, value: &Value) -> bool {
+        match mark {
+            "name" => value == self.name.as_str(),
+            "finalizers" => value == self.finalizers.as_str(),
+            "namespaced" => *value == self.path.contains("/namespaces/"),
+            _ => panic!("no such mark: {mark}"),
+        }
+    }
+
+    /// The `Status` the case must be answered with.
+    fn status(&self, case: &Case, name: &str) -> Value {
+        let full = |text: &str| {
+            let text = text.replace("{Kind}", &self.kind).replace("{version}", &self.version);
+            text.replace("{plural}", self.plural())
+        };
+        let mut status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure"});
+        let dot =
+            |kind: &str| if self.group().is_empty() { kind.to_owned() } else { format!("{kind}.{}", self.group()) };
+        let details = |kind: &str| {
+            let mut details = json!({"kind": kind});
+            if !name.is_empty() {
+                details["name"] = name.into();
+            }
+            if !self.group().is_empty() {
+                details["group"] = self.group().into();
+            }
+            details
+        };
+        if !case.status.is_empty() {
+            status.as_object_mut().unwrap().extend(case.status.clone());
+        } else if case.taken {
+            status["code"] = 409.into();
+            status["reason"] = "AlreadyExists".into();
+            status["message"] = format!("{} \"{name}\" already exists", dot(self.plural())).into();
+            status["details"] = details(self.plural());
+        } else if !case.bad_request.is_empty() {
+            status["code"] = 400.into();
+            status["reason"] = "BadRequest".into();
+            status["message"] = full(&case.bad_request).into();
+        } else if !case.forbidden.is_empty() {
+            status["code"] = 403.into();
+            status["reason"] = "Forbidden".into();
+            let why = full(&case.forbidden);
+            status["message"] = format!("{} \"{name}\" is forbidden: {why}", dot(self.plural())).into();
+            status["details"] = details(self.plural());
+        } else {
+            assert!(!case.errors.is_empty(), "{}: {:?} expects nothing", self.kind, case.mistake);
+            let errors: Vec<String> = case.errors.iter().map(|e| full(e)).collect();
+            let mut told: Vec<&str> = Vec::new();
+            for error in &errors {
+                if !told.contains(&error.as_str()) {
+                    told.push(error);
+                }
+            }
+            let why = if let [one] = told[..] { one.to_owned() } else { format!("[{}]", told.join(", ")) };
+            status["code"] = 422.into();
+            status["reason"] = "Invalid".into();
+            status["message"] = format!("{} \"{name}\" is invalid: {why}", dot(&self.kind)).into();
+            status["details"] = details(&self.kind);
+            let causes: Vec<Value> = errors
+                .iter()
+                .map(|e| {
+                    let (field, body) = e.split_once(": ").unwrap();
+                    json!({"reason": cause(body), "message": body, "field": field})
+                })
+                .collect();
+            status["details"]["causes"] = causes.into();
+        }
+        status
+    }
+
+    /// Sends one mistake; what differs from what is expected.
+    fn attempt(&self, api: &Api<'_>, case: &Case) -> Option<String> {
+        let valid = self.object();
+        let own = valid["metadata"]["name"].as_str().unwrap().to_owned();
+        let strict = "?fieldValidation=Strict";
+        let (answer, name, sent) = if case.update.is_empty() {
+            let mut object = valid;
+            for (pointer, value) in &case.set {
+                set(&mut object, pointer, value);
+            }
+            if case.taken {
+                let first = api.send("POST", &self.path, &object);
+                assert!(matches!(first.code, 201 | 409), "{}: {}", self.kind, first.text);
+            }
+            let name = object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+            (api.send("POST", &format!("{}{strict}", self.path), &object), name, object)
+        } else {
+            let first = api.send("POST", &self.path, &valid);
+            assert!(matches!(first.code, 201 | 409), "{}: {}", self.kind, first.text);
+            let path = format!("{}/{own}", self.path);
+            loop {
+                let mut object = api.get(&path);
+                for (pointer, value) in &case.update {
+                    set(&mut object, pointer, value);
+                }
+                let answer = api.send("PUT", &format!("{path}{strict}"), &object);
+                // A controller may have been faster.
+                let stale = answer.code == 409 && answer.text.contains("the object has been modified");
+                if !stale {
+                    break (answer, own, object);
+                }
+            }
+        };
+        let wanted = self.status(case, &name);
+        let got: Value = serde_json::from_str(&answer.text).unwrap_or_else(|_| answer.text.clone().into());
+        (got != wanted).then(|| {
+            let show = |v: &Value| format!("{} {} {}", v["code"], v["message"], v["details"]);
+            format!(
+                "{} {}: {}\n  sent   {sent}\n  got    {}\n  wanted {}",
+                self.kind,
+                self.version,
+                case.mistake,
+                if got["kind"] == "Status" { show(&got) } else { answer.text.chars().take(300).collect() },
+                show(&wanted)
+            )
+        })
+    }
+}
+
+/// Every kind that is served and can be made is in the list.
+fn missing(api: &Api<'_>, kinds: &[Kind]) -> Vec<String> {
+    let mut served = BTreeSet::new();
+    let mut note = |base: &str| {
+        for resource in api.get(base)["resources"].as_array().unwrap() {
+            let plural = resource["name"].as_str().unwrap();
+            let verbs = resource["verbs"].as_array().unwrap();
+            if !plural.contains('/') && verbs.iter().any(|v| v == "create") && verbs.iter().any(|v| v == "update") {
+                let scope = if resource["namespaced"] == true { "/namespaces/default" } else { "" };
+                served.insert(format!("{base}{scope}/{plural}"));
+            }
+        }
+    };
+    note("/api/v1");
+    for group in api.get("/apis")["groups"].as_array().unwrap() {
+        for version in group["versions"].as_array().unwrap() {
+            note(&format!("/apis/{}", version["groupVersion"].as_str().unwrap()));
+        }
+    }
+    served
+        .into_iter()
+        .filter(|path| !kinds.iter().any(|k| k.path == *path) && !OTHERWISE.contains(&path.as_str()))
+        .collect()
+}
+
+/// Kinds whose metadata is checked in ways of their own; those that have a file are in it.
+const OTHERWISE: &[&str] = &[
+    "/api/v1/namespaces/default/events",
+    "/apis/events.k8s.io/v1/namespaces/default/events",
+    "/apis/apiextensions.k8s.io/v1/customresourcedefinitions",
+    "/apis/apiregistration.k8s.io/v1/apiservices",
+    "/apis/certificates.k8s.io/v1/certificatesigningrequests",
+    "/apis/networking.k8s.io/v1/servicecidrs",
+    "/apis/networking.k8s.io/v1/ipaddresses",
+];
+
+fn server() -> Cluster {
+    let mut cluster = Cluster::prepare_role("server", &[]);
+    cluster.up();
+    cluster
+}
+
+/// `GANTRY_ONLY` in the environment picks the kinds whose name contains it.
+fn wanted(kind: &str) -> bool {
+    kind.contains(&std::env::var("GANTRY_ONLY").unwrap_or_default())
+}
+
+fn report(differences: &[String], of: usize) {
+    assert!(of > 0, "no case was chosen");
+    assert!(differences.is_empty(), "{} of {of} cases differ:\n{}", differences.len(), differences.join("\n"));
+}
+
+#[test]
+fn metadata_of_every_kind() {
+    let cluster = server();
+    let api = Api::new(&cluster);
+    let kinds: Vec<Kind> = read(&golden().join("kinds.yaml"));
+    let cases: Vec<Case> = read(&golden().join("metadata.yaml"));
+    let served = |kind: &Kind| api.try_get(&kind.path).code == 200;
+    let mut differences: Vec<String> = missing(&api, &kinds).iter().map(|p| format!("{p} is in no list")).collect();
+    let mut count = 0;
+    for kind in kinds.iter().filter(|k| wanted(&k.kind)).filter(|k| served(k)) {
+        for case in cases.iter().filter(|c| c.only.iter().all(|(mark, value)| kind.has(mark, value))) {
+            count += 1;
+            differences.extend(kind.attempt(&api, case));
+        }
+    }
+    report(&differences, count);
+}
+
+#[test]
+fn mistakes_of_each_kind() {
+    let cluster = server();
+    let api = Api::new(&cluster);
+    let mut differences = Vec::new();
+    let mut count = 0;
+    let mut files: Vec<PathBuf> =
+        std::fs::read_dir(golden().join("kinds")).unwrap().map(|f| f.unwrap().path()).collect();
+    files.sort();
+    for file in files {
+        let mut all: BTreeMap<String, Value> = read(&file);
+        let cases = all.remove("cases").unwrap_or_else(|| panic!("{} has no cases", file.display()));
+        let cases: Vec<Case> = serde_json::from_value(cases).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
+        let kind: Kind = serde_json::from_value(json!(all)).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
+        if !wanted(&kind.kind) || api.try_get(&kind.path).code == 404 {
+            continue;
+        }
+        for case in &cases {
+            count += 1;
+            differences.extend(kind.attempt(&api, case));
+        }
+    }
+    report(&differences, count);
+}
