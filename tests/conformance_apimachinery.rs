@@ -154,10 +154,8 @@ fn orphaned_pods(api: &Api<'_>) {
     let path = format!("/api/v1/namespaces/{namespace}/replicationcontrollers/simpletest");
     let wrong = json!({"propagationPolicy": "Orphan", "preconditions": {"uid": "another"}});
     let status = api.send("DELETE", &path, &wrong).expect(409);
-    assert!(
-        status["message"].as_str().unwrap().contains("Precondition failed: UID in precondition: another"),
-        "{status}"
-    );
+    let why = "the UID in the precondition (another) does not match the UID in record";
+    assert!(status["message"].as_str().unwrap().contains(why), "{status}");
     api.delete_with(&path, &deletion(&rc, "Orphan"));
     api.gone(&path);
     // The owner only goes once nothing names it any more, so nothing can take the pods away later.
