@@ -123,7 +123,10 @@ fn a_configuration_file_is_followed() {
     let status = cluster.wait_for("the webhook out of reach", || {
         Some(may(&api, "hanna", "get", "default")).filter(|s| s["denied"] == true)
     });
-    assert!(status["reason"].as_str().unwrap().contains("connection refused"), "{status}");
+    assert!(status["evaluationError"].as_str().unwrap().contains("connection refused"), "{status}");
+    let failed = api.impersonate("hanna", &[]).try_get("/api/v1/namespaces/default/configmaps");
+    assert_eq!(failed.code, 500);
+    assert!(failed.text.starts_with("Internal Server Error: \"/api/v1/namespaces/default/configmaps\": Post "), "{failed:?}");
     assert_eq!(api.get("/api/v1/namespaces/default")["metadata"]["name"], "default");
 }
 

@@ -388,6 +388,9 @@ impl Authorizer for Ask {
         };
         // Authorizers decide from caches and never wait; evaluation is not asynchronous.
         match self.authorizer.authorize(&attributes).now_or_never() {
+            Some(authz::Decision::Failed { why, .. }) => {
+                Decision { allowed: false, reason: String::new(), error: Some(why) }
+            }
             Some(authz::Decision::Allow(reason)) => Decision { allowed: true, reason, error: None },
             Some(authz::Decision::Deny(reason) | authz::Decision::NoOpinion(reason)) => {
                 Decision { allowed: false, reason, error: None }

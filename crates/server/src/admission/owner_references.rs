@@ -31,7 +31,7 @@ impl OwnerReferences {
     async fn refusal(&self, attributes: &authz::Attributes) -> Option<String> {
         match self.0.authorize(attributes).await {
             Decision::Allow(_) => None,
-            Decision::Deny(reason) | Decision::NoOpinion(reason) => Some(reason),
+            Decision::Deny(reason) | Decision::NoOpinion(reason) | Decision::Failed { why: reason, .. } => Some(reason),
         }
     }
 

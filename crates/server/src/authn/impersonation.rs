@@ -107,7 +107,7 @@ pub async fn impersonate(
     for question in questions(&wish, user) {
         match authorizer.authorize(&question).await {
             Decision::Allow(_) => {}
-            Decision::Deny(reason) | Decision::NoOpinion(reason) => {
+            Decision::Deny(reason) | Decision::NoOpinion(reason) | Decision::Failed { why: reason, .. } => {
                 return Err(question.forbidden(&reason));
             }
         }

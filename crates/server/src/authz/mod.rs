@@ -111,6 +111,13 @@ pub enum Decision {
     Deny(String),
     /// No opinion, with a reason to report if nobody allows.
     NoOpinion(String),
+    /// An authorizer could not decide, and nobody else allowed.
+    Failed {
+        /// Whether it denies for good what it cannot decide.
+        denied: bool,
+        /// What failed.
+        why: String,
+    },
 }
 
 /// Decides from attributes.

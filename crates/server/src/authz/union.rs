@@ -53,15 +53,20 @@ impl Union {
 #[async_trait]
 impl Authorizer for Union {
     async fn authorize(&self, attributes: &Attributes) -> Decision {
-        let mut reasons = Vec::new();
+        let (mut reasons, mut failures) = (Vec::new(), Vec::new());
         for member in &self.members {
             match member.authorize(attributes).await {
                 Decision::NoOpinion(reason) if reason.is_empty() => {}
                 Decision::NoOpinion(reason) => reasons.push(reason),
+                Decision::Failed { denied: false, why } => failures.push(why),
                 decided => return decided,
             }
         }
-        Decision::NoOpinion(reasons.join("\n"))
+        match failures.len() {
+            0 => Decision::NoOpinion(reasons.join("\n")),
+            1 => Decision::Failed { denied: false, why: failures.remove(0) },
+            _ => Decision::Failed { denied: false, why: format!("[{}]", failures.join(", ")) },
+        }
     }
 
     async fn rules_for(&self, user: &UserInfo, namespace: &str) -> Rules {

@@ -202,7 +202,7 @@ impl WebhookAuthorizer {
 
     fn failed(&self, why: String) -> Decision {
         tracing::error!(name = self.name, why, "Failed to make webhook authorizer request");
-        if self.config.failure_policy == "Deny" { Decision::Deny(why) } else { Decision::NoOpinion(why) }
+        Decision::Failed { denied: self.config.failure_policy == "Deny", why }
     }
 
     fn remember(&self, key: Vec<u8>, decision: &Decision, a: &Attributes) {
@@ -319,10 +319,14 @@ mod tests {
         let deny = authorizer("Deny", &only_devs);
         assert_eq!(deny.authorize(&pods("carol")).await, Decision::NoOpinion(String::new()));
         let refused = deny.authorize(&pods("bob")).await;
-        assert!(matches!(&refused, Decision::Deny(why) if why.contains("connection refused")), "{refused:?}");
+        let fits = matches!(&refused, Decision::Failed { denied: true, why } if why.contains("connection refused"));
+        assert!(fits, "{refused:?}");
         let lenient = authorizer("NoOpinion", &[]).authorize(&pods("bob")).await;
-        assert!(matches!(&lenient, Decision::NoOpinion(why) if why.starts_with("Post ")), "{lenient:?}");
+        let fits = matches!(&lenient, Decision::Failed { denied: false, why } if why.starts_with("Post "));
+        assert!(fits, "{lenient:?}");
         let broken = authorizer("Deny", &["request.extra['x'][0] == 'y'"]).authorize(&pods("bob")).await;
-        assert!(matches!(&broken, Decision::Deny(why) if why.starts_with("cel evaluation error: ")), "{broken:?}");
+        let fits =
+            matches!(&broken, Decision::Failed { denied: true, why } if why.starts_with("cel evaluation error: "));
+        assert!(fits, "{broken:?}");
     }
 }

@@ -204,6 +204,15 @@ async fn steps(
             audit::authorized(false, &reason);
             return Err(attributes.forbidden(&reason));
         }
+        Decision::Failed { why, .. } => {
+            audit::authorized(false, &why);
+            let uri = cx.parts.uri.path_and_query().map_or("/", |p| p.as_str());
+            let text = format!("Internal Server Error: {uri:?}: {why}\n");
+            let mut response = respond::with_type(500, "text/plain; charset=utf-8", text);
+            let no_sniffing = HeaderValue::from_static("nosniff");
+            response.headers_mut().insert(http::header::X_CONTENT_TYPE_OPTIONS, no_sniffing);
+            return Ok(response);
+        }
     }
 
     // What do they send?

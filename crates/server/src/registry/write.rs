@@ -169,7 +169,9 @@ impl Registry {
         };
         match authorizer.authorize(&attributes).await {
             Decision::Allow(_) => Ok(()),
-            Decision::Deny(reason) | Decision::NoOpinion(reason) => Err(attributes.forbidden(&reason)),
+            Decision::Deny(reason) | Decision::NoOpinion(reason) | Decision::Failed { why: reason, .. } => {
+                Err(attributes.forbidden(&reason))
+            }
         }
     }
 

@@ -88,16 +88,17 @@ fn subject(spec: &SubjectAccessReviewSpec) -> UserInfo {
 }
 
 async fn decide(question: &Attributes, services: &Services) -> SubjectAccessReviewStatus {
-    let (allowed, denied, reason) = match services.authorizer.authorize(question).await {
-        Decision::Allow(reason) => (true, false, reason),
-        Decision::Deny(reason) => (false, true, reason),
-        Decision::NoOpinion(reason) => (false, false, reason),
+    let (allowed, denied, reason, error) = match services.authorizer.authorize(question).await {
+        Decision::Allow(reason) => (true, false, reason, None),
+        Decision::Deny(reason) => (false, true, reason, None),
+        Decision::NoOpinion(reason) => (false, false, reason, None),
+        Decision::Failed { denied, why } => (false, denied, String::new(), Some(why)),
     };
     SubjectAccessReviewStatus {
         allowed,
         denied: denied.then_some(true),
         reason: (!reason.is_empty()).then_some(reason),
-        evaluation_error: None,
+        evaluation_error: error,
     }
 }
 
