@@ -234,7 +234,7 @@ fn admission(api: &Api<'_>, log: &Path) {
         &json!({"metadata": {"name": "p"}, "spec": {"matchConstraints": {"resourceRules": [{"apiGroups": [""],
             "apiVersions": ["v1"], "resources": ["configmaps"], "operations": ["CREATE"]}]},
             "validations": [{"expression": "true"}, {"expression": "false", "message": "never"}],
-            "auditAnnotations": [{"key": "name", "valueExpression": "object.metadata.name"}]}}),
+            "auditAnnotations": [{"key": "name", "valueExpression": "string(object.metadata.name)"}]}}),
     );
     api.create(
         &format!("{kinds}/validatingadmissionpolicybindings"),

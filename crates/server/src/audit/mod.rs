@@ -26,14 +26,14 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::future::Future;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 /// Answers up to this size are looked at for whether they are a `Status`.
 const STATUS_BYTES_MAX: usize = 16 << 10;
 
 tokio::task_local! {
-    static TRAIL: Trail;
+    static COURSE: Arc<Course>;
 }
 
 /// A back end.
@@ -98,9 +98,12 @@ impl Audit {
     }
 }
 
-/// The place for the record of the request that a task answers.
-#[derive(Clone, Default)]
-struct Trail(Arc<OnceLock<Record>>);
+/// The course of the request that a task answers: its record, once there is one. It is over when nobody holds it any more.
+struct Course {
+    record: OnceLock<Record>,
+    long_running: bool,
+    ended: AtomicBool,
+}
 
 struct Record {
     audit: Arc<Audit>,
@@ -145,51 +148,52 @@ pub struct Arrival {
 
 /// Answers a request with a place for its record, and ends the record with the answer.
 pub async fn trailed(long_running: bool, work: impl Future<Output = Response>) -> Response {
-    let mut end = End { trail: Trail::default(), long_running, ended: false };
-    let mut response = TRAIL.scope(end.trail.clone(), work).await;
-    let Some(record) = end.trail.0.get() else { return response };
+    let course = Arc::new(Course { record: OnceLock::new(), long_running, ended: AtomicBool::new(false) });
+    let mut response = COURSE.scope(course.clone(), work).await;
+    let Some(record) = course.record.get() else { return response };
     record.event.lock().end_with_code(response.status().as_u16());
     if long_running || record.turned_away {
         record.emit(Stage::ResponseStarted);
     }
     if record.turned_away {
-        end.ended = true;
+        course.ended.store(true, Ordering::Relaxed);
     } else if long_running {
-        response = response.map(|body| respond::holding(body, end));
+        response = response.map(|body| respond::holding(body, course));
     } else {
         record.emit(Stage::ResponseComplete);
-        end.ended = true;
+        course.ended.store(true, Ordering::Relaxed);
     }
     response
 }
 
-/// Dropped when a request is over, however that came about.
-struct End {
-    trail: Trail,
-    long_running: bool,
-    ended: bool,
-}
-
-impl Drop for End {
+impl Drop for Course {
     fn drop(&mut self) {
-        let Some(record) = self.trail.0.get().filter(|_| !self.ended) else { return };
+        let Some(record) = self.record.get_mut().filter(|_| !*self.ended.get_mut()) else { return };
         if std::thread::panicking() {
             let status =
                 json!({"status": "Failure", "reason": "InternalError", "message": "APIServer panic'd", "code": 500});
-            record.event.lock().end_with(&status);
+            record.event.get_mut().end_with(&status);
             record.emit(Stage::Panic);
             return;
         }
-        let unanswered = record.event.lock().response_status.is_none();
-        if unanswered {
+        if record.event.get_mut().response_status.is_none() {
             let status = json!({"status": "Success", "message": "Connection closed early", "code": 200});
-            record.event.lock().end_with(&status);
+            record.event.get_mut().end_with(&status);
             if self.long_running {
                 record.emit(Stage::ResponseStarted);
             }
         }
         record.emit(Stage::ResponseComplete);
     }
+}
+
+/// Keeps the request that this task answers from being over.
+pub struct Held(#[allow(dead_code, reason = "held for its end")] Arc<Course>);
+
+/// For those who go on with the request's connection after it was answered.
+#[must_use]
+pub fn hold() -> Option<Held> {
+    COURSE.try_with(|course| Held(course.clone())).ok()
 }
 
 /// Begins the record of an authenticated request, where the policy wants one.
@@ -239,8 +243,8 @@ fn start(audit: &Arc<Audit>, cx: &RequestContext, arrival: &Arrival, turned_away
     let is_resource = info.is_resource;
     let record = Record { audit: audit.clone(), verdict, is_resource, turned_away, event: Mutex::new(event) };
     // Outside of `trailed` nothing is recorded, and nothing runs there that calls this.
-    let _ = TRAIL.try_with(|trail| {
-        let record = trail.0.get_or_init(|| record);
+    let _ = COURSE.try_with(|course| {
+        let record = course.record.get_or_init(|| record);
         if !record.turned_away {
             record.emit(Stage::RequestReceived);
         }
@@ -249,7 +253,7 @@ fn start(audit: &Arc<Audit>, cx: &RequestContext, arrival: &Arrival, turned_away
 
 /// Looks at the record of the request that this task answers, if there is one.
 fn with<T>(look: impl FnOnce(&Record) -> T) -> Option<T> {
-    TRAIL.try_with(|trail| trail.0.get().map(look)).ok().flatten()
+    COURSE.try_with(|course| course.record.get().map(look)).ok().flatten()
 }
 
 /// Notes something about the request this task answers. What was noted first under a key stays.

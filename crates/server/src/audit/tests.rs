@@ -139,6 +139,23 @@ async fn what_lasts_has_a_beginning_and_an_end() {
 }
 
 #[tokio::test]
+async fn a_connection_that_is_taken_over_ends_with_who_took_it() {
+    let (audit, events) = audit("{level: Metadata, omitStages: [RequestReceived]}");
+    let cx = context("create");
+    let mut held = None;
+    let work = async {
+        begin(&audit, &cx, &arrival(&audit));
+        held = hold();
+        respond::with_type(101, "application/json", "")
+    };
+    drop(trailed(true, work).await);
+    assert_eq!(stages(&events), ["ResponseStarted"]);
+    drop(held);
+    assert_eq!(stages(&events), ["ResponseStarted", "ResponseComplete"]);
+    assert_eq!(events.lock()[1]["responseStatus"]["code"], 101);
+}
+
+#[tokio::test]
 async fn clients_that_go_and_credentials_that_are_not_valid() {
     let (audit, events) = audit("level: Metadata");
     let cx = context("get");

@@ -7,7 +7,8 @@ use base64::engine::general_purpose::STANDARD;
 use gantry_api::entropy::Entropy;
 use gantry_api::meta::field::{ErrorList, Path};
 use gantry_schema::strict;
-use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -22,17 +23,17 @@ struct Configuration {
     api_version: String,
     #[serde(default)]
     kind: String,
-    #[serde(default)]
-    resources: Vec<Rule>,
+    #[serde(default, deserialize_with = "or_none")]
+    resources: Vec<Value>,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Rule {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_none")]
     resources: Vec<String>,
-    #[serde(default)]
-    providers: Vec<ProviderConfig>,
+    #[serde(default, deserialize_with = "or_none")]
+    providers: Vec<Value>,
 }
 
 #[derive(Deserialize)]
@@ -53,7 +54,7 @@ struct Empty {}
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Keys {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_none")]
     keys: Vec<Key>,
 }
 
@@ -64,6 +65,16 @@ struct Key {
     name: String,
     #[serde(default)]
     secret: String,
+}
+
+/// A list that may be given as nothing.
+fn or_none<'de, D: Deserializer<'de>, T: Deserialize<'de>>(from: D) -> Result<Vec<T>, D::Error> {
+    Ok(Option::deserialize(from)?.unwrap_or_default())
+}
+
+/// Reads a part of the configuration, and says where it is wrong.
+fn part<T: DeserializeOwned>(value: &Value, place: &Path) -> Result<T, String> {
+    T::deserialize(value).map_err(|e| format!("{place}: {e}"))
 }
 
 /// `resource.group`; what has no dot is in the core group.
@@ -106,8 +117,9 @@ impl Encryption {
         }
         for (i, rule) in config.resources.iter().enumerate() {
             let place = root.index(i);
+            let rule: Rule = part(rule, &place)?;
             check_resources(&rule.resources, &place.child("resources"), &mut errors);
-            let providers = providers(&rule.providers, &place.child("providers"), &mut errors);
+            let providers = providers(&rule.providers, &place.child("providers"), &mut errors)?;
             for resource in &rule.resources {
                 let resource = group_resource(resource);
                 for earlier in [(resource.0.clone(), ANY.to_owned()), (ANY.to_owned(), ANY.to_owned())] {
@@ -185,13 +197,14 @@ fn check_resources(resources: &[String], path: &Path, errors: &mut ErrorList) {
     }
 }
 
-fn providers(configs: &[ProviderConfig], path: &Path, errors: &mut ErrorList) -> Vec<Arc<Provider>> {
+fn providers(configs: &[Value], path: &Path, errors: &mut ErrorList) -> Result<Vec<Arc<Provider>>, String> {
     if configs.is_empty() {
         errors.required(path, &format!("at least one {path} is required"));
     }
     let mut out = Vec::new();
     for (i, config) in configs.iter().enumerate() {
         let path = path.index(i);
+        let config: ProviderConfig = part(config, &path)?;
         let keyed = [
             (Algorithm::AesGcm, &config.aesgcm),
             (Algorithm::AesCbc, &config.aescbc),
@@ -222,7 +235,7 @@ fn providers(configs: &[ProviderConfig], path: &Path, errors: &mut ErrorList) ->
             }
         }
     }
-    out
+    Ok(out)
 }
 
 fn keys(algorithm: Algorithm, configs: &[Key], path: &Path, errors: &mut ErrorList) -> Vec<(Vec<u8>, Cipher)> {
@@ -300,7 +313,8 @@ mod tests {
         );
         assert!(by("{aescbc: {keys: [{secret: '%'}]}}").contains("keys[0].name: Required value"));
         assert!(by("{aescbc: {keys: [{name: a, secret: '%'}]}}").ends_with("secrets must be base64 encoded"));
-        assert!(by("{aescbc: {keyz: []}}").contains("keyz"));
+        assert!(by("{aescbc: {keyz: []}}").starts_with(&format!("{place}: unknown field `keyz`")));
+        assert!(failure("- resources: secrets\n").starts_with("resources[0]: invalid type: string"));
         let masked = "- resources: ['*.apps']\n  providers: [{identity: {}}]\n\
                       - resources: [deployments.apps]\n  providers: [{identity: {}}]\n";
         assert_eq!(failure(masked), "resource \"deployments.apps\" is masked by earlier rule \"*.apps\"");

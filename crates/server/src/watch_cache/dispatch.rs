@@ -357,8 +357,8 @@ fn decoded(
     let event = if kv.version == 1 { EventType::Added } else { EventType::Modified };
     let resource = cache.resource;
     // What is stored of a learned resource may lack defaults, or have what its schema does not know any more.
-    let own = resource.learned().is_none()
-        && json.get(1..).is_some_and(|v| v.starts_with(cache.type_prefix().as_bytes()));
+    let own =
+        resource.learned().is_none() && json.get(1..).is_some_and(|v| v.starts_with(cache.type_prefix().as_bytes()));
     let entry = match announced.filter(|_| own) {
         Some(selectable) => Entry::new(path, event, json, kv.mod_revision, resource, selectable),
         None => {

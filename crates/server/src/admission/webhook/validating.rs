@@ -61,9 +61,11 @@ impl ValidatingPlugin for ValidatingWebhooks {
                     a.warnings.extend(answer.warnings);
                     if answer.allowed { Ok(()) } else { Err(review::refusal(&hook.name, answer.status)) }
                 }
-                Err(failure) => {
-                    hook.settle(a, failure, &format!("failed-open.validating.webhook.admission.k8s.io/round_0_index_{i}"))
-                }
+                Err(failure) => hook.settle(
+                    a,
+                    failure,
+                    &format!("failed-open.validating.webhook.admission.k8s.io/round_0_index_{i}"),
+                ),
             };
             // Upstream answers with the first one, too.
             first = first.and(outcome);

@@ -1,5 +1,6 @@
 //! Passing a backend's answer on: hop-by-hop headers stay behind, upgraded connections become tunnels.
 
+use crate::audit;
 use crate::request::Response;
 use http::header::{CONNECTION, HeaderMap, HeaderName, TRANSFER_ENCODING, UPGRADE};
 use http::{HeaderValue, StatusCode};
@@ -69,7 +70,12 @@ pub(crate) fn answer(mut backend: http::Response<Incoming>, client: Option<OnUpg
         let to_backend = hyper::upgrade::on(&mut backend);
         let (parts, _) = backend.into_parts();
         if let Some(client) = client {
-            tokio::spawn(tunnel(client, to_backend));
+            // The audit log is told of the end when the tunnel ends.
+            let held = audit::hold();
+            tokio::spawn(async move {
+                tunnel(client, to_backend).await;
+                drop(held);
+            });
         }
         let mut response = Response::new(crate::http::respond::full(bytes::Bytes::new()));
         *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
