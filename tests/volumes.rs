@@ -6,6 +6,7 @@ mod cluster;
 use cluster::pods::{create, event, once, pod, refused, sh, succeeded};
 use cluster::{Cluster, busybox};
 use serde_json::{Value, json};
+use std::path::PathBuf;
 
 fn claim(name: &str, spec: &Value) -> Value {
     let mut all = json!({"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}});
@@ -70,7 +71,8 @@ fn provisioned(cluster: &mut Cluster) {
         "local-path 1Gi"
     );
     let name = cluster.jsonpath(&["pvc", "data"], "{.spec.volumeName}");
-    let directory = cluster.data_dir().join("volumes").join(&name);
+    let directory = PathBuf::from(cluster.jsonpath(&["pv", &name], "{.spec.local.path}"));
+    assert!(directory.starts_with(cluster.data_dir()), "{}", directory.display());
     assert_eq!(std::fs::read_to_string(directory.join("file")).unwrap(), "kept\n");
 
     // A claim in use stays until its pod is gone.
@@ -80,6 +82,17 @@ fn provisioned(cluster: &mut Cluster) {
     gone(cluster, "pvc", "data");
     gone(cluster, "pv", &name);
     assert!(!directory.exists(), "{} outlived its volume", directory.display());
+
+    // So does the directory of a volume that was deleted before its claim, and waited for that.
+    create(cluster, &[claim("early", &json!({})), pod("uses-early", &mounted("early").0, &mounted("early").1)]);
+    cluster.ready("uses-early");
+    let name = cluster.jsonpath(&["pvc", "early"], "{.spec.volumeName}");
+    let directory = PathBuf::from(cluster.jsonpath(&["pv", &name], "{.spec.local.path}"));
+    cluster.kubectl(&["delete", "pv", &name, "--wait=false"]);
+    assert_eq!(phase(cluster, "pv", &name), "Bound");
+    cluster.kubectl(&["delete", "pod/uses-early", "pvc/early"]);
+    gone(cluster, "pv", &name);
+    cluster.wait_for("the directory is removed", || (!directory.exists()).then_some(()));
 
     // Another claim's data outlive a pod and a restart.
     create(cluster, &[claim("again", &json!({}))]);
@@ -113,6 +126,16 @@ fn by_hand(cluster: &Cluster) {
     reaches(cluster, "pv", "small", "Released");
     assert!(place.path().join("file").exists());
     cluster.kubectl(&["delete", "pv", "small", "large"]);
+    // Nobody can delete what is behind a volume made by hand, and the volume says so.
+    let mut deleted = source;
+    deleted["persistentVolumeReclaimPolicy"] = json!("Delete");
+    deleted["storageClassName"] = json!("deleting");
+    create(cluster, &[volume("undeletable", &deleted), claim("brief", &json!({"storageClassName": "deleting"}))]);
+    reaches(cluster, "pvc", "brief", "Bound");
+    cluster.kubectl(&["delete", "pvc", "brief"]);
+    reaches(cluster, "pv", "undeletable", "Failed");
+    event(cluster, "undeletable", "VolumeFailedDelete", "no deletable volume plugin matched");
+    cluster.kubectl(&["delete", "pv", "undeletable"]);
 }
 
 /// The claim of an ephemeral volume comes and goes with its pod.
@@ -147,6 +170,11 @@ fn reasons(cluster: &Cluster) {
     cluster.kubectl(&["delete", "pod", "lost"]);
     create(cluster, &[claim("missing", &json!({})), pod("lost", &mounted("missing").0, &mounted("missing").1)]);
     cluster.ready("lost");
+    // A share that cannot be mounted: the words of mount are passed on.
+    let share = json!({"volumes": [{"name": "v", "nfs": {"server": "127.0.0.1", "path": "/nothing"}}]});
+    create(cluster, &[pod("share", &mounted("x").0, &share)]);
+    event(cluster, "share", "FailedMount", "MountVolume.SetUp failed for volume \"v\" : mount failed: exit status 32");
+    event(cluster, "share", "FailedMount", "Mounting command: mount\nMounting arguments: -t nfs 127.0.0.1:/nothing ");
     let small = json!({"resources": {"requests": {"storage": "0"}}});
     assert!(refused(cluster, &claim("nothing", &small)).contains("must be greater than zero"));
 }
