@@ -4,7 +4,7 @@
 use async_trait::async_trait;
 use bytes::Bytes;
 use gantry_client::Client;
-use gantry_client::transport::{Body, Transport, TransportError};
+use gantry_client::transport::{Body, SharedMemory, Transport, TransportError};
 use gantry_server::Server;
 use gantry_server::authn::UserInfo;
 use http::{Request, Response};
@@ -20,7 +20,8 @@ pub struct InProcess {
 #[async_trait]
 impl Transport for InProcess {
     async fn send(&self, request: Request<Bytes>) -> Result<Response<Body>, TransportError> {
-        let response = self.server.call(request, self.user.clone()).await;
+        let mut response = self.server.call(request, self.user.clone()).await;
+        response.extensions_mut().insert(SharedMemory);
         Ok(response.map(|body| {
             body.map_err(|e| TransportError { context: "in-process request".into(), message: e.to_string() }).boxed()
         }))

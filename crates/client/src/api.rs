@@ -1,7 +1,7 @@
 //! Typed access to one kind: [`Api<K>`].
 
 use crate::query::Query;
-use crate::{Client, Error};
+use crate::{Client, Error, Item};
 use bytes::Bytes;
 use futures::stream::BoxStream;
 use gantry_api::kind::Kind;
@@ -124,6 +124,20 @@ pub enum WatchEvent<K> {
         /// Whether it ends the initial events.
         initial_events_end: bool,
     },
+}
+
+impl<K> WatchEvent<K> {
+    /// The same event of the object in another form.
+    pub fn map<T>(self, of: impl FnOnce(K) -> T) -> WatchEvent<T> {
+        match self {
+            WatchEvent::Added(k) => WatchEvent::Added(of(k)),
+            WatchEvent::Modified(k) => WatchEvent::Modified(of(k)),
+            WatchEvent::Deleted(k) => WatchEvent::Deleted(of(k)),
+            WatchEvent::Bookmark { resource_version, initial_events_end } => {
+                WatchEvent::Bookmark { resource_version, initial_events_end }
+            }
+        }
+    }
 }
 
 /// A watch's events; ends when the server ends it. A failure is the last item.
@@ -312,6 +326,14 @@ impl<K: Kind> Api<K> {
     /// # Errors
     /// See [`Error`].
     pub async fn list(&self, params: &ListParams) -> Result<ObjectList<K>, Error> {
+        self.list_as(params).await
+    }
+
+    /// [`Api::list`], each object read in another form.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn list_as<T: Item>(&self, params: &ListParams) -> Result<ObjectList<T>, Error> {
         let path = params.query().on(&self.path(None, None));
         let bytes = self.client.call(Method::GET, &path, None, Bytes::new()).await?;
         crate::frames::list(&bytes, K::INFO.plural)
@@ -322,9 +344,17 @@ impl<K: Kind> Api<K> {
     /// # Errors
     /// Where the watch could not be started; `Expired` or `Gone` where the version is no longer held.
     pub async fn watch(&self, params: &WatchParams) -> Result<WatchStream<K>, Error> {
+        self.watch_as(params).await
+    }
+
+    /// [`Api::watch`], each object read in another form.
+    ///
+    /// # Errors
+    /// As [`Api::watch`].
+    pub async fn watch_as<T: Item>(&self, params: &WatchParams) -> Result<WatchStream<T>, Error> {
         let path = params.query().on(&self.path(None, None));
-        let body = self.client.stream(Method::GET, &path, None, Bytes::new()).await?;
-        Ok(crate::frames::watch::<K>(body, K::INFO.plural))
+        let response = self.client.open(Method::GET, &path, None, Bytes::new()).await?;
+        Ok(crate::frames::watch(response, K::INFO.plural.to_owned()))
     }
 
     /// Creates an object; the server's version of it is returned.

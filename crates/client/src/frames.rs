@@ -1,13 +1,14 @@
 //! Decoding of lists and watch streams, without building JSON trees.
 
 use crate::api::{ObjectList, WatchEvent, WatchStream};
-use crate::transport::Body;
+use crate::transport::{Body, SharedMemory};
 use crate::{ApiError, Error};
 use bytes::{Buf, Bytes, BytesMut};
 use futures::StreamExt;
 use futures::stream;
 use gantry_api::ObjectMeta;
 use gantry_api::kind::Kind;
+use http::Response;
 use http_body_util::BodyExt;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ListMeta, Status};
 use serde::Deserialize;
@@ -62,6 +63,14 @@ pub trait Item: Sized + Send + Sync + 'static {
     /// # Errors
     /// Where it is not JSON or a field has the wrong type.
     fn read(bytes: &[u8]) -> Result<Self, serde_json::Error>;
+    /// The same for what wants to keep the text: `keep` gives memory that holds it and little else.
+    ///
+    /// # Errors
+    /// As [`Item::read`].
+    fn read_kept(bytes: &[u8], keep: &dyn Fn() -> Bytes) -> Result<Self, serde_json::Error> {
+        let _ = keep;
+        Self::read(bytes)
+    }
     /// Object metadata.
     fn metadata(&self) -> &ObjectMeta;
     /// Drops what caches need not hold. Managed fields are often half an object's weight, and a write that leaves them out
@@ -97,9 +106,9 @@ pub(crate) fn list<T: Item>(bytes: &[u8], plural: &str) -> Result<ObjectList<T>,
     let raw = frame.items.unwrap_or_default();
     let mut items = Vec::with_capacity(raw.len());
     for (n, r) in raw.into_iter().enumerate() {
-        items.push(
-            T::read(r.get().as_bytes()).map_err(|e| undecodable(&format!("item {n} of the list of {plural}"), &e))?,
-        );
+        let text = r.get().as_bytes();
+        let item = T::read_kept(text, &|| Bytes::copy_from_slice(text));
+        items.push(item.map_err(|e| undecodable(&format!("item {n} of the list of {plural}"), &e))?);
     }
     Ok(ObjectList {
         items,
@@ -108,12 +117,13 @@ pub(crate) fn list<T: Item>(bytes: &[u8], plural: &str) -> Result<ObjectList<T>,
     })
 }
 
-/// Decodes one line of a watch.
-fn event<T: Item>(line: &[u8], plural: &str) -> Result<WatchEvent<T>, Error> {
+/// Decodes one line of a watch. A `shared` line may be kept as it is.
+fn event<T: Item>(line: &Bytes, shared: bool, plural: &str) -> Result<WatchEvent<T>, Error> {
     let what = || format!("watch event of {plural}");
     let frame: EventFrame<'_> = serde_json::from_slice(line).map_err(|e| undecodable(&what(), &e))?;
     let object = frame.object.get().as_bytes();
-    let item = || T::read(object).map_err(|e| undecodable(&what(), &e));
+    let keep = || if shared { line.slice_ref(object) } else { Bytes::copy_from_slice(object) };
+    let item = || T::read_kept(object, &keep).map_err(|e| undecodable(&what(), &e));
     match frame.r#type.as_str() {
         "ADDED" => Ok(WatchEvent::Added(item()?)),
         "MODIFIED" => Ok(WatchEvent::Modified(item()?)),
@@ -133,31 +143,40 @@ fn event<T: Item>(line: &[u8], plural: &str) -> Result<WatchEvent<T>, Error> {
 
 struct Lines {
     body: Body,
-    buffer: BytesMut,
-    scanned: usize,
+    /// What has not been looked at of the frame that came last.
+    frame: Bytes,
+    /// The beginning of a line whose end has not come.
+    begun: BytesMut,
     ended: bool,
 }
 
 impl Lines {
-    /// The next line without its end, None at the end of the stream.
+    /// The next line without its end, None at the end of the stream. A line within one frame is a part of that frame.
     async fn next(&mut self, plural: &str) -> Option<Result<Bytes, Error>> {
         loop {
-            if let Some(at) = self.buffer[self.scanned..].iter().position(|b| *b == b'\n') {
-                let line = self.buffer.split_to(self.scanned + at).freeze();
-                self.buffer.advance(1);
-                self.scanned = 0;
+            if let Some(at) = self.frame.iter().position(|b| *b == b'\n') {
+                let rest = self.frame.split_to(at);
+                self.frame.advance(1);
+                let line = if self.begun.is_empty() {
+                    rest
+                } else {
+                    self.begun.extend_from_slice(&rest);
+                    self.begun.split().freeze()
+                };
                 if line.iter().all(u8::is_ascii_whitespace) {
                     continue;
                 }
                 return Some(Ok(line));
             }
-            self.scanned = self.buffer.len();
+            self.begun.extend_from_slice(&self.frame);
+            self.frame.clear();
             if self.ended {
                 // What follows the last line end is a frame cut off by a broken connection, never a whole event.
                 return None;
             }
-            if self.buffer.len() > MAX_FRAME {
+            if self.begun.len() > MAX_FRAME {
                 self.ended = true;
+                self.begun.clear();
                 return Some(Err(Error::Decode {
                     what: format!("watch event of {plural}"),
                     message: format!("longer than {MAX_FRAME} bytes"),
@@ -167,32 +186,23 @@ impl Lines {
                 None => self.ended = true,
                 Some(Err(e)) => {
                     self.ended = true;
-                    self.buffer.clear();
-                    self.scanned = 0;
+                    self.begun.clear();
                     return Some(Err(e.into()));
                 }
-                Some(Ok(frame)) => {
-                    if let Some(data) = frame.data_ref() {
-                        self.buffer.extend_from_slice(data);
-                    }
-                }
+                Some(Ok(frame)) => self.frame = frame.into_data().unwrap_or_default(),
             }
         }
     }
 }
 
-/// The events of a watch's body. Ends after the first failure.
-pub(crate) fn watch<T: Item>(body: Body, plural: &'static str) -> WatchStream<T> {
-    watch_named(body, plural.to_owned())
-}
-
-/// [`watch`] for a resource known only at run time.
-pub(crate) fn watch_named<T: Item>(body: Body, plural: String) -> WatchStream<T> {
-    let lines = Lines { body, buffer: BytesMut::new(), scanned: 0, ended: false };
-    stream::unfold(Some((lines, plural)), |state| async move {
+/// The events of a watch's answer. Ends after the first failure.
+pub(crate) fn watch<T: Item>(response: Response<Body>, plural: String) -> WatchStream<T> {
+    let shared = response.extensions().get::<SharedMemory>().is_some();
+    let lines = Lines { body: response.into_body(), frame: Bytes::new(), begun: BytesMut::new(), ended: false };
+    stream::unfold(Some((lines, plural)), move |state| async move {
         let (mut lines, plural) = state?;
         let item = match lines.next(&plural).await? {
-            Ok(line) => event(&line, &plural),
+            Ok(line) => event(&line, shared, &plural),
             Err(e) => Err(e),
         };
         let next = item.is_ok().then_some((lines, plural));
@@ -238,7 +248,7 @@ mod tests {
                 "{\"type\":\"ERROR\",\"object\":{\"kind\":\"Status\",\"status\":\"Failure\",\"code\":410,\"reason\":\"Expired\",\"message\":\"too old\"}}\n{\"type\":\"ADDED\"}\n",
             ),
         ];
-        let mut w = watch::<ConfigMap>(body(chunks), "configmaps");
+        let mut w = watch::<ConfigMap>(Response::new(body(chunks)), "configmaps".to_owned());
         assert!(matches!(w.next().await, Some(Ok(WatchEvent::Added(c))) if c.metadata.name.as_deref() == Some("a")));
         assert!(matches!(
             w.next().await,
@@ -250,10 +260,10 @@ mod tests {
 
     #[tokio::test]
     async fn a_cut_off_frame_is_no_event_and_a_broken_connection_is_an_error() {
-        let mut w = watch::<ConfigMap>(body(vec![Ok("{\"type\":\"ADDED\",")]), "configmaps");
+        let mut w = watch::<ConfigMap>(Response::new(body(vec![Ok("{\"type\":\"ADDED\",")])), "configmaps".to_owned());
         assert!(w.next().await.is_none());
         let broken = TransportError { context: "read".into(), message: "reset".into() };
-        let mut w = watch::<ConfigMap>(body(vec![Err(broken)]), "configmaps");
+        let mut w = watch::<ConfigMap>(Response::new(body(vec![Err(broken)])), "configmaps".to_owned());
         assert!(matches!(w.next().await, Some(Err(Error::Transport(_)))));
         assert!(w.next().await.is_none());
     }

@@ -165,9 +165,20 @@ impl Client {
         accept: Option<&str>,
         body: Bytes,
     ) -> Result<Body, Error> {
+        Ok(self.open(method, path_and_query, accept, body).await?.into_body())
+    }
+
+    /// [`Client::stream`] with the head of the answer.
+    pub(crate) async fn open(
+        &self,
+        method: Method,
+        path_and_query: &str,
+        accept: Option<&str>,
+        body: Bytes,
+    ) -> Result<Response<Body>, Error> {
         let response = self.send(method, path_and_query, None, accept, body).await?;
         if response.status().is_success() {
-            return Ok(response.into_body());
+            return Ok(response);
         }
         match read(response).await {
             Err(e) => Err(e),

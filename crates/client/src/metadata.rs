@@ -128,8 +128,8 @@ impl MetadataApi {
     /// See [`crate::Api::watch`].
     pub async fn watch(&self, params: &WatchParams) -> Result<WatchStream<PartialObject>, Error> {
         let path = params.query().on(&self.path("", None));
-        let body = self.client.stream(Method::GET, &path, Some(PARTIAL_OBJECT), Bytes::new()).await?;
-        Ok(crate::frames::watch_named(body, self.resource.plural.clone()))
+        let response = self.client.open(Method::GET, &path, Some(PARTIAL_OBJECT), Bytes::new()).await?;
+        Ok(crate::frames::watch(response, self.resource.plural.clone()))
     }
 
     /// Patches an object; its metadata is returned.

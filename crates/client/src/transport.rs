@@ -8,6 +8,11 @@ use http_body_util::combinators::BoxBody;
 /// A streamed answer body.
 pub type Body = BoxBody<Bytes, TransportError>;
 
+/// Extension of an answer whose body hands out memory that the sender keeps anyway, one watch event per frame: whoever
+/// keeps an event may keep the frame instead of a copy.
+#[derive(Clone, Copy, Debug)]
+pub struct SharedMemory;
+
 /// The connection failed or broke; always retryable.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{context}: {message}")]

@@ -4,10 +4,11 @@
 //! only where that version is no longer held does it list anew, and then tells the difference as changes. Handlers are
 //! called one change at a time, in order, by the informer's own task: they map an object to queue keys and return. As
 //! queues hold each key once, nothing is ever buffered beyond the number of objects, and no handler can miss a change.
-//! Cached objects come without their managed fields ([`Item::slim`]).
+//! Cached objects come without their managed fields ([`Item::slim`]). What is seldom asked for is held as the text it came
+//! as ([`Store`]), which in one process is the API server's own memory.
 
 use crate::backoff::Backoff;
-use crate::store::{Index, Store, key_of};
+use crate::store::{Index, Kept, Store, key_of};
 use async_trait::async_trait;
 use futures::StreamExt;
 use gantry_api::kind::Kind;
@@ -67,8 +68,8 @@ type Handler<T> = Box<dyn Fn(&Change<T>) + Send + Sync>;
 /// Where an informer lists and watches.
 #[async_trait]
 trait Source<T>: Send + Sync {
-    async fn list(&self, page: ListParams) -> Result<ObjectList<T>, Error>;
-    async fn watch(&self, from: WatchParams) -> Result<WatchStream<T>, Error>;
+    async fn list(&self, page: ListParams) -> Result<ObjectList<Kept<T>>, Error>;
+    async fn watch(&self, from: WatchParams) -> Result<WatchStream<Kept<T>>, Error>;
     fn name(&self) -> String;
 }
 
@@ -80,21 +81,21 @@ struct Typed<K> {
 
 #[async_trait]
 impl<K: Kind> Source<K> for Typed<K> {
-    async fn list(&self, page: ListParams) -> Result<ObjectList<K>, Error> {
+    async fn list(&self, page: ListParams) -> Result<ObjectList<Kept<K>>, Error> {
         let selectors = ListParams {
             field_selector: self.field_selector.clone(),
             label_selector: self.label_selector.clone(),
             ..page
         };
-        self.api.list(&selectors).await
+        self.api.list_as(&selectors).await
     }
-    async fn watch(&self, from: WatchParams) -> Result<WatchStream<K>, Error> {
+    async fn watch(&self, from: WatchParams) -> Result<WatchStream<Kept<K>>, Error> {
         let selectors = WatchParams {
             field_selector: self.field_selector.clone(),
             label_selector: self.label_selector.clone(),
             ..from
         };
-        self.api.watch(&selectors).await
+        self.api.watch_as(&selectors).await
     }
     fn name(&self) -> String {
         K::INFO.qualified()
@@ -103,11 +104,18 @@ impl<K: Kind> Source<K> for Typed<K> {
 
 #[async_trait]
 impl Source<PartialObject> for MetadataApi {
-    async fn list(&self, page: ListParams) -> Result<ObjectList<PartialObject>, Error> {
-        MetadataApi::list(self, "", &page).await
+    // What is known of an object takes less memory than the text it came as, so that is not kept.
+    async fn list(&self, page: ListParams) -> Result<ObjectList<Kept<PartialObject>>, Error> {
+        let list = MetadataApi::list(self, "", &page).await?;
+        Ok(ObjectList {
+            items: list.items.into_iter().map(Kept::from).collect(),
+            resource_version: list.resource_version,
+            continue_token: list.continue_token,
+        })
     }
-    async fn watch(&self, from: WatchParams) -> Result<WatchStream<PartialObject>, Error> {
-        MetadataApi::watch(self, &from).await
+    async fn watch(&self, from: WatchParams) -> Result<WatchStream<Kept<PartialObject>>, Error> {
+        let events = MetadataApi::watch(self, &from).await?;
+        Ok(events.map(|event| event.map(|e| e.map(Kept::from))).boxed())
     }
     fn name(&self) -> String {
         self.resource().qualified()
@@ -196,10 +204,11 @@ impl<T: Item> Informer<T> {
         self.0.changes.send_modify(|n| *n += 1);
     }
 
-    fn put(&self, mut object: T) {
+    fn put(&self, kept: Kept<T>) {
+        let Kept { mut object, json } = kept;
         object.slim();
         let object = Arc::new(object);
-        self.apply(|store| match store.put(object.clone()) {
+        self.apply(|store| match store.put_with(object.clone(), json) {
             None => Some(Change::Added(object)),
             Some(old) => {
                 let same = old.metadata().resource_version == object.metadata().resource_version
@@ -223,7 +232,7 @@ impl<T: Item> Informer<T> {
         loop {
             let list = self.0.source.list(page.clone()).await?;
             for object in list.items {
-                seen.insert(key_of(&object));
+                seen.insert(key_of(&object.object));
                 self.put(object);
             }
             if list.continue_token.is_empty() {
@@ -248,8 +257,8 @@ impl<T: Item> Informer<T> {
         };
         let mut stream = self.0.source.watch(params).await?;
         while let Some(event) = stream.next().await {
-            let seen = |o: &T, v: &mut String| {
-                if let Some(rv) = &o.metadata().resource_version {
+            let seen = |o: &Kept<T>, v: &mut String| {
+                if let Some(rv) = &o.object.metadata().resource_version {
                     v.clone_from(rv);
                 }
             };
@@ -260,7 +269,7 @@ impl<T: Item> Informer<T> {
                 }
                 WatchEvent::Deleted(o) => {
                     seen(&o, version);
-                    self.remove(&key_of(&o), Some(o));
+                    self.remove(&key_of(&o.object), Some(o.object));
                 }
                 WatchEvent::Bookmark { resource_version, .. } => *version = resource_version,
             }

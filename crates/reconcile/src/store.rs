@@ -1,9 +1,12 @@
 //! The objects an informer holds, by name and by index.
 
+use bytes::Bytes;
+use gantry_api::ObjectMeta;
 use gantry_client::Item;
-use parking_lot::RwLock;
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use parking_lot::Mutex;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::Bound;
+use std::sync::{Arc, Weak};
 
 /// `namespace/name`, or `name` where there is no namespace: how caches and queues name objects.
 #[must_use]
@@ -24,19 +27,52 @@ pub fn split_key(key: &str) -> (&str, &str) {
     key.split_once('/').unwrap_or(("", key))
 }
 
+/// Objects whose decoded form is kept beside their text. A decoded Pod is four times its text and more, but whoever
+/// works on an object looks at it several times; so those looked at last stay decoded.
+const DECODED_MAX: usize = 1024;
+
+/// An object with the text it was read from, where that may be kept instead.
+pub struct Kept<T> {
+    /// The object.
+    pub object: T,
+    /// Its text.
+    pub json: Option<Bytes>,
+}
+
+impl<T> From<T> for Kept<T> {
+    fn from(object: T) -> Self {
+        Self { object, json: None }
+    }
+}
+
+impl<T: Item> Item for Kept<T> {
+    fn read(bytes: &[u8]) -> Result<Self, serde_json::Error> {
+        T::read(bytes).map(Self::from)
+    }
+    fn read_kept(bytes: &[u8], keep: &dyn Fn() -> Bytes) -> Result<Self, serde_json::Error> {
+        Ok(Self { object: T::read(bytes)?, json: Some(keep()) })
+    }
+    fn metadata(&self) -> &ObjectMeta {
+        self.object.metadata()
+    }
+    fn slim(&mut self) {
+        self.object.slim();
+    }
+}
+
 type IndexFn<T> = Box<dyn Fn(&T) -> Vec<String> + Send + Sync>;
-type Objects<T> = BTreeMap<String, Arc<T>>;
+type Key = Arc<str>;
 
 struct IndexData<T> {
     name: &'static str,
     of: IndexFn<T>,
-    entries: BTreeMap<String, Objects<T>>,
+    entries: BTreeMap<String, BTreeSet<Key>>,
 }
 
 impl<T> IndexData<T> {
-    fn insert(&mut self, key: &str, object: &Arc<T>) {
+    fn insert(&mut self, key: &Key, object: &T) {
         for value in (self.of)(object) {
-            self.entries.entry(value).or_default().insert(key.to_owned(), object.clone());
+            self.entries.entry(value).or_default().insert(key.clone());
         }
     }
     fn remove(&mut self, key: &str, object: &T) {
@@ -51,13 +87,80 @@ impl<T> IndexData<T> {
     }
 }
 
+/// One object: decoded, as text, or both.
+struct Slot<T> {
+    decoded: Option<Arc<T>>,
+    /// Finds the decoded form while somebody else has it.
+    elsewhere: Weak<T>,
+    json: Option<Bytes>,
+}
+
+impl<T: Item> Slot<T> {
+    fn known(&self) -> Option<Arc<T>> {
+        self.decoded.clone().or_else(|| self.elsewhere.upgrade())
+    }
+
+    fn object(&self) -> Arc<T> {
+        self.known().unwrap_or_else(|| decode(self.json.as_ref()))
+    }
+}
+
+fn decode<T: Item>(json: Option<&Bytes>) -> Arc<T> {
+    let json = json.expect("an object is decoded, or its text is kept");
+    let mut object = T::read(json).expect("the text was decoded before");
+    object.slim();
+    Arc::new(object)
+}
+
 struct State<T> {
-    objects: Objects<T>,
+    objects: BTreeMap<Key, Slot<T>>,
     indexes: Vec<IndexData<T>>,
+    /// Keys of objects that are decoded and have a text, in the order they came to be. May name some that are no more.
+    decoded: VecDeque<Key>,
+}
+
+impl<T: Item> State<T> {
+    /// Notes that the object at `key` is decoded, and lets go of the one that was first.
+    fn decoded(&mut self, key: Key) {
+        self.decoded.push_back(key);
+        if self.decoded.len() > DECODED_MAX
+            && let Some(first) = self.decoded.pop_front()
+            && let Some(slot) = self.objects.get_mut(&first)
+            && slot.json.is_some()
+        {
+            slot.decoded = None;
+        }
+    }
+
+    fn put(&mut self, object: Arc<T>, json: Option<Bytes>) -> Option<Arc<T>> {
+        let name = key_of(&*object);
+        let known = self.objects.get_key_value(name.as_str()).map(|(k, slot)| (k.clone(), slot.decoded.is_some()));
+        let (key, noted) = known.unwrap_or_else(|| (name.into(), false));
+        let has_text = json.is_some();
+        let slot = Slot { elsewhere: Arc::downgrade(&object), decoded: Some(object.clone()), json };
+        let old = self.objects.insert(key.clone(), slot).map(|slot| slot.object());
+        for index in &mut self.indexes {
+            if let Some(old) = &old {
+                index.remove(&key, old);
+            }
+            index.insert(&key, &object);
+        }
+        if has_text && !noted {
+            self.decoded(key);
+        }
+        old
+    }
+}
+
+/// What was found, its decoding left to do outside of the lock.
+struct Found<T> {
+    key: Key,
+    object: Option<Arc<T>>,
+    json: Option<Bytes>,
 }
 
 /// A cache of objects in key order. Cheap to clone; all clones are one cache.
-pub struct Store<T>(Arc<RwLock<State<T>>>);
+pub struct Store<T>(Arc<Mutex<State<T>>>);
 
 impl<T> Clone for Store<T> {
     fn clone(&self) -> Self {
@@ -67,8 +170,17 @@ impl<T> Clone for Store<T> {
 
 impl<T: Item> Default for Store<T> {
     fn default() -> Self {
-        Self(Arc::new(RwLock::new(State { objects: BTreeMap::new(), indexes: Vec::new() })))
+        let state = State { objects: BTreeMap::new(), indexes: Vec::new(), decoded: VecDeque::new() };
+        Self(Arc::new(Mutex::new(state)))
     }
+}
+
+fn found<'a, T: Item>(slots: impl Iterator<Item = (&'a Key, &'a Slot<T>)>) -> Vec<Found<T>> {
+    let one = |(key, slot): (&Key, &Slot<T>)| match slot.known() {
+        Some(object) => Found { key: key.clone(), object: Some(object), json: None },
+        None => Found { key: key.clone(), object: None, json: slot.json.clone() },
+    };
+    slots.map(one).collect()
 }
 
 impl<T: Item> Store<T> {
@@ -81,13 +193,15 @@ impl<T: Item> Store<T> {
     /// The object of this key.
     #[must_use]
     pub fn by_key(&self, key: &str) -> Option<Arc<T>> {
-        self.0.read().objects.get(key).cloned()
+        let found = found(self.0.lock().objects.get_key_value(key).into_iter());
+        self.decode(found).pop()
     }
 
     /// All objects, in key order.
     #[must_use]
     pub fn list(&self) -> Vec<Arc<T>> {
-        self.0.read().objects.values().cloned().collect()
+        let found = found(self.0.lock().objects.iter());
+        self.decode(found)
     }
 
     /// All objects of a namespace, in name order.
@@ -95,19 +209,53 @@ impl<T: Item> Store<T> {
     pub fn list_in(&self, namespace: &str) -> Vec<Arc<T>> {
         // '0' follows '/', so the range holds exactly the keys that begin with "namespace/".
         let (from, to) = (format!("{namespace}/"), format!("{namespace}0"));
-        self.0.read().objects.range(from..to).map(|(_, o)| o.clone()).collect()
+        let range = (Bound::Included(from.as_str()), Bound::Excluded(to.as_str()));
+        let found = found(self.0.lock().objects.range::<str, _>(range));
+        self.decode(found)
+    }
+
+    /// Decodes what is not, and keeps it so unless it is more than is kept.
+    fn decode(&self, found: Vec<Found<T>>) -> Vec<Arc<T>> {
+        let undecoded = found.iter().filter(|f| f.object.is_none()).count();
+        let mut kept = Vec::new();
+        let mut out = Vec::with_capacity(found.len());
+        for Found { key, object, json } in found {
+            let object = object.unwrap_or_else(|| {
+                let object = decode(json.as_ref());
+                if undecoded <= DECODED_MAX {
+                    kept.push((key, json, Arc::clone(&object)));
+                }
+                object
+            });
+            out.push(object);
+        }
+        if !kept.is_empty() {
+            let state = &mut *self.0.lock();
+            for (key, json, object) in kept {
+                let same = |slot: &Slot<T>| slot.json.as_ref().map(|j| j.as_ptr()) == json.as_ref().map(|j| j.as_ptr());
+                if let Some(slot) = state.objects.get_mut(&key)
+                    && slot.decoded.is_none()
+                    && same(slot)
+                {
+                    slot.elsewhere = Arc::downgrade(&object);
+                    slot.decoded = Some(object);
+                    state.decoded(key);
+                }
+            }
+        }
+        out
     }
 
     /// All keys, in order.
     #[must_use]
     pub fn keys(&self) -> Vec<String> {
-        self.0.read().objects.keys().cloned().collect()
+        self.0.lock().objects.keys().map(|k| k.as_ref().to_owned()).collect()
     }
 
     /// How many objects there are.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.0.read().objects.len()
+        self.0.lock().objects.len()
     }
 
     /// Whether there are none.
@@ -119,11 +267,11 @@ impl<T: Item> Store<T> {
     /// An index kept up to date with the cache: `of` gives the values under which an object is found. Asking again for the
     /// same name gives the same index.
     pub fn index(&self, name: &'static str, of: impl Fn(&T) -> Vec<String> + Send + Sync + 'static) -> Index<T> {
-        let mut state = self.0.write();
+        let mut state = self.0.lock();
         let slot = state.indexes.iter().position(|i| i.name == name).unwrap_or_else(|| {
             let mut data = IndexData { name, of: Box::new(of), entries: BTreeMap::new() };
-            for (k, o) in &state.objects {
-                data.insert(k, o);
+            for (key, slot) in &state.objects {
+                data.insert(key, &slot.object());
             }
             state.indexes.push(data);
             state.indexes.len() - 1
@@ -131,24 +279,20 @@ impl<T: Item> Store<T> {
         Index { store: self.clone(), slot }
     }
 
-    /// Puts an object in, returning what it replaces. Informers do this; so do tests.
+    /// Puts an object in, returning what it replaces.
     pub fn put(&self, object: Arc<T>) -> Option<Arc<T>> {
-        let key = key_of(&*object);
-        let state = &mut *self.0.write();
-        let old = state.objects.insert(key.clone(), object.clone());
-        for index in &mut state.indexes {
-            if let Some(old) = &old {
-                index.remove(&key, old);
-            }
-            index.insert(&key, &object);
-        }
-        old
+        self.put_with(object, None)
+    }
+
+    /// The same with the text the object was read from, which may be kept instead of it.
+    pub(crate) fn put_with(&self, object: Arc<T>, json: Option<Bytes>) -> Option<Arc<T>> {
+        self.0.lock().put(object, json)
     }
 
     /// Takes an object out.
     pub fn take(&self, key: &str) -> Option<Arc<T>> {
-        let state = &mut *self.0.write();
-        let old = state.objects.remove(key)?;
+        let state = &mut *self.0.lock();
+        let old = state.objects.remove(key)?.object();
         for index in &mut state.indexes {
             index.remove(key, &old);
         }
@@ -172,20 +316,24 @@ impl<T: Item> Index<T> {
     /// The objects under `value`, in key order.
     #[must_use]
     pub fn get(&self, value: &str) -> Vec<Arc<T>> {
-        let state = self.store.0.read();
-        state.indexes[self.slot].entries.get(value).map(|b| b.values().cloned().collect()).unwrap_or_default()
+        let found = {
+            let state = &*self.store.0.lock();
+            let keys = state.indexes[self.slot].entries.get(value).into_iter().flatten();
+            found(keys.filter_map(|k| state.objects.get_key_value(k)))
+        };
+        self.store.decode(found)
     }
 
     /// How many objects are under `value`.
     #[must_use]
     pub fn count(&self, value: &str) -> usize {
-        self.store.0.read().indexes[self.slot].entries.get(value).map_or(0, BTreeMap::len)
+        self.store.0.lock().indexes[self.slot].entries.get(value).map_or(0, BTreeSet::len)
     }
 
     /// All values, in order.
     #[must_use]
     pub fn values(&self) -> Vec<String> {
-        self.store.0.read().indexes[self.slot].entries.keys().cloned().collect()
+        self.store.0.lock().indexes[self.slot].entries.keys().cloned().collect()
     }
 }
 
@@ -213,6 +361,36 @@ mod tests {
         assert_eq!(s.len(), 5);
         assert_eq!(split_key("a/x"), ("a", "x"));
         assert_eq!(split_key("node"), ("", "node"));
+    }
+
+    #[test]
+    fn more_objects_than_are_kept_decoded_are_read_again_from_their_text() {
+        let s = Store::default();
+        let by_tag = s.index("tag", |c: &ConfigMap| c.data.iter().flat_map(|d| d.values().cloned()).collect());
+        let put = |n: usize, tag: &str| {
+            let object = cm("n", &format!("{n:05}"), tag);
+            let json = serde_json::to_vec(&*object).unwrap();
+            s.put_with(object, Some(json.into()))
+        };
+        let count = DECODED_MAX * 2;
+        for n in 0..count {
+            put(n, "red");
+        }
+        assert_eq!(s.0.lock().objects.values().filter(|o| o.decoded.is_some()).count(), DECODED_MAX);
+        // What goes out of use is read again; while it is in use there is one of it.
+        let first = s.get("n", "00000").unwrap();
+        assert!(Arc::ptr_eq(&first, &s.get("n", "00000").unwrap()));
+        for n in 1..count {
+            assert_eq!(put(n, "blue").unwrap().data.as_ref().unwrap()["tag"], "red");
+        }
+        assert!(s.0.lock().objects["n/00000"].decoded.is_none());
+        assert!(Arc::ptr_eq(&first, &s.get("n", "00000").unwrap()));
+        assert_eq!((by_tag.count("red"), by_tag.get("blue").len(), s.list().len()), (1, count - 1, count));
+        assert_eq!(put(0, "blue").as_deref(), Some(&*first));
+        for n in 0..count {
+            assert!(s.take(&format!("n/{n:05}")).is_some());
+        }
+        assert!(s.is_empty() && by_tag.values().is_empty() && s.0.lock().decoded.len() <= DECODED_MAX);
     }
 
     #[test]
