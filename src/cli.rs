@@ -32,6 +32,9 @@ enum Command {
     /// Images on this node
     #[command(subcommand)]
     Image(ImageCommand),
+    /// Say why something is as it is
+    #[command(subcommand)]
+    Explain(ExplainCommand),
 }
 
 /// `gantry up`
@@ -162,6 +165,34 @@ pub enum ImageCommand {
     },
 }
 
+/// `gantry explain …`
+#[derive(Subcommand, Debug)]
+pub enum ExplainCommand {
+    /// Why a pod is on its node, or on none, and what would change that
+    Pod {
+        /// Name of the pod
+        name: String,
+        /// Its namespace
+        #[arg(long, short, value_name = "NAMESPACE", default_value = "default")]
+        namespace: String,
+        /// How to reach the server; ~/.kube/config unless given
+        #[arg(long, value_name = "FILE", env = "KUBECONFIG")]
+        kubeconfig: Option<PathBuf>,
+        /// Words for people, or everything as JSON
+        #[arg(long, short, value_name = "FORMAT", value_enum, default_value_t = ExplainFormat::Text)]
+        output: ExplainFormat,
+    },
+}
+
+/// How explanations are printed.
+#[derive(clap::ValueEnum, Clone, Copy, Debug)]
+pub enum ExplainFormat {
+    /// Words
+    Text,
+    /// The server's answer
+    Json,
+}
+
 /// Parses the command line and runs what it says. Failures are printed as one line with their causes.
 #[must_use]
 pub fn main() -> ExitCode {
@@ -192,6 +223,7 @@ pub fn main() -> ExitCode {
             Command::Server(command) => roles::server::run(*command).await,
             Command::Agent(command) => roles::agent::run(*command).await,
             Command::Image(command) => roles::image::run(command).await,
+            Command::Explain(command) => roles::explain::run(command).await,
         }
     });
     match result {

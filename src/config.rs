@@ -4,6 +4,7 @@ use crate::access_options::AccessOptions;
 use crate::admission_options::AdmissionOptions;
 use crate::audit_options::AuditOptions;
 use crate::encryption_options::EncryptionOptions;
+use crate::scheduler_options::SchedulerOptions;
 use clap::Args;
 use ipnet::IpNet;
 use std::net::IpAddr;
@@ -109,6 +110,9 @@ pub struct ServerOptions {
     /// Encryption at rest
     #[command(flatten)]
     pub encryption: EncryptionOptions,
+    /// Scheduling
+    #[command(flatten)]
+    pub scheduling: SchedulerOptions,
 }
 
 fn port_range(text: &str) -> Result<(u16, u16), String> {

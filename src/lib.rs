@@ -11,4 +11,5 @@ pub mod encryption_options;
 pub mod in_process;
 pub mod reload;
 pub mod roles;
+pub mod scheduler_options;
 pub mod wire;

@@ -5,8 +5,8 @@ use gantry_api::clock::Clock;
 use gantry_api::entropy::Entropy;
 use gantry_controllers::ControllersConfig;
 use gantry_reconcile::Informers;
+use gantry_scheduler::config::Configuration;
 use gantry_scheduler::{Explainer, SchedulerConfig};
-use gantry_scheduler::profile::Profile;
 use gantry_server::Server;
 use gantry_server::authn::UserInfo;
 use gantry_server::config::ComponentRole;
@@ -32,6 +32,8 @@ pub struct Components {
     pub autoscaling_period: Option<Duration>,
     /// Address of the cluster's DNS Service, where the nodes serve DNS.
     pub cluster_dns: Option<IpAddr>,
+    /// Profiles of the scheduler.
+    pub scheduling: Configuration,
 }
 
 /// The RBAC every controller states beside its code.
@@ -45,8 +47,16 @@ pub fn component_roles() -> Vec<ComponentRole> {
 
 /// Runs controllers and scheduler, in process and on shared caches, until `cancel`.
 pub async fn run(server: Arc<Server>, components: Components, cancel: CancellationToken) {
-    let Components { ca_cert_pem, ca_key_pem, clock, entropy, signing_duration, autoscaling_period, cluster_dns } =
-        components;
+    let Components {
+        ca_cert_pem,
+        ca_key_pem,
+        clock,
+        entropy,
+        signing_duration,
+        autoscaling_period,
+        cluster_dns,
+        scheduling,
+    } = components;
     let factory = server.clone();
     let client_for = Arc::new(move |name: &str| in_process::controller_client(&factory, name));
     let mut config = ControllersConfig::new(clock, entropy.clone(), client_for, ca_cert_pem);
@@ -58,12 +68,11 @@ pub async fn run(server: Arc<Server>, components: Components, cancel: Cancellati
     let manager = in_process::client(&server, UserInfo::new(&format!("system:{manager}"), &[]), manager);
     let informers = Informers::new(manager);
     let scheduler = in_process::client(&server, UserInfo::new("system:kube-scheduler", &[]), "kube-scheduler");
-    let profiles = vec![Profile::new("default-scheduler")];
     let explainer = Explainer::default();
     let asked = explainer.clone();
     // One server has one scheduler; in a second wiring of the same server the first stays.
     let _ = server.services.explain.set(Arc::new(move |namespace, name| asked.explain(namespace, name)));
-    let scheduling = SchedulerConfig { profiles, clock, entropy, explainer };
+    let scheduling = SchedulerConfig { configuration: scheduling, clock, entropy, explainer };
     tokio::join!(
         // In order: an unordered choice draws lots, and two simulations from one seed would differ.
         biased;

@@ -2,6 +2,7 @@
 
 pub mod agent;
 pub mod down;
+pub mod explain;
 pub mod image;
 pub mod join;
 pub mod server;

@@ -100,6 +100,7 @@ pub async fn start(
     node_ip: IpAddr,
     cancel: &CancellationToken,
 ) -> Result<Running> {
+    let scheduling = options.scheduling.configuration()?;
     let clock = Clock::starting_at(Timestamp::now());
     let entropy = Entropy::from_seed_bytes(seed()?);
     let audit = options.audit.open(clock, &entropy)?;
@@ -146,6 +147,7 @@ pub async fn start(
         signing_duration: Some(options.cluster_signing_duration),
         autoscaling_period: Some(options.horizontal_pod_autoscaler_sync_period),
         cluster_dns: Some(cluster.dns_service_ip()),
+        scheduling,
     };
     tasks.push(tokio::spawn(wire::run(server.clone(), components, cancel.clone())));
     Ok(Running { server, pki, url, tasks })

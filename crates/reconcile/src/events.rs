@@ -21,7 +21,7 @@ use correlate::{Correlator, Decision};
 /// Events wait in a queue of this length; what does not fit is dropped, never buffered without bound.
 const QUEUE: usize = 1000;
 /// Records under way at once: each waits for the disk, and many can wait together.
-const UNDER_WAY: usize = 16;
+const UNDER_WAY: usize = 4;
 /// A record is tried this often while the server cannot be reached…
 const TRIES: u32 = 12;
 /// …with this long in between.

@@ -55,7 +55,8 @@ pub struct AffinityState {
     /// Weights of preferred terms, the pod's and the placed ones', per domain.
     preferences: Tally,
     hard_weight: i64,
-    ignore_preferred_of_placed: bool,
+    /// Whether nothing is preferred, because the pod itself prefers nothing and the profile asks no others.
+    indifferent: bool,
 }
 
 fn matches(term: &AffinityTerm, pod: &PodInfo, snapshot: &Snapshot) -> bool {
@@ -83,7 +84,7 @@ impl AffinityState {
     pub fn new(snapshot: &Snapshot, pod: &PodInfo, profile: &Profile) -> Self {
         let mut state = Self {
             hard_weight: profile.hard_affinity_weight,
-            ignore_preferred_of_placed: profile.ignore_preferred_of_placed,
+            indifferent: profile.ignore_preferred_of_placed && pod.preferred.is_empty(),
             ..Self::default()
         };
         let own = !(pod.affinity.is_empty() && pod.anti_affinity.is_empty() && pod.preferred.is_empty());
@@ -114,6 +115,9 @@ impl AffinityState {
                 self.anti.add(snapshot, row, &term.topology_key, sign);
             }
         }
+        if self.indifferent {
+            return;
+        }
         let mut prefer = |term: &AffinityTerm, subject: &PodInfo, weight: i64| {
             if weight != 0 && matches(term, subject, snapshot) {
                 self.preferences.add(snapshot, row, &term.topology_key, sign * weight);
@@ -121,9 +125,7 @@ impl AffinityState {
         };
         pod.preferred.iter().for_each(|t| prefer(t, other, t.weight));
         other.affinity.iter().for_each(|t| prefer(t, pod, self.hard_weight));
-        if !self.ignore_preferred_of_placed {
-            other.preferred.iter().for_each(|t| prefer(t, pod, t.weight));
-        }
+        other.preferred.iter().for_each(|t| prefer(t, pod, t.weight));
     }
 
     fn affinity_met(&self, snapshot: &Snapshot, row: Row, pod: &PodInfo) -> bool {

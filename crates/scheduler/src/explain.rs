@@ -93,7 +93,7 @@ fn resources(snapshot: &Snapshot, row: Row, pod: &PodInfo) -> Vec<Problem> {
         let show = |n: i64| amount(&name, n);
         let (free, node) = (have - taken, &snapshot.names[row]);
         let detail =
-            format!("{name}: wants {}, {} of {} free, {} short", show(want), show(free), show(have), show(want - free));
+            format!("wants {}, {} of {} free, {} short", show(want), show(free), show(have), show(want - free));
         let problem = Problem::new("NodeResourcesFit", &format!("Insufficient {name}"), detail);
         out.push(if want > have {
             problem.remedied("Request", format!("request at most {} of {name} to fit on {node}", show(have)))
@@ -117,12 +117,20 @@ fn reach(snapshot: &Snapshot, row: Row, cycle: &Cycle) -> Vec<Problem> {
         let reason = "node(s) didn't match the requested node name";
         out.push(Problem::new("NodeName", reason, format!("wants {wanted}")));
     }
-    if enabled(Filter::TaintToleration) && !cycle.reach.tolerates(snapshot, row) {
-        let taints: Vec<String> = cycle.reach.untolerated(snapshot, row).map(taint_text).collect();
+    // A cordoned node has a taint for it, which goes when the node is uncordoned.
+    let of_cordon = |t: &&Taint| snapshot.unschedulable[row] && t.key == "node.kubernetes.io/unschedulable";
+    let taints = cycle.reach.untolerated(snapshot, row).filter(|t| !of_cordon(t));
+    let taints: Vec<String> = taints.map(taint_text).collect();
+    if enabled(Filter::TaintToleration) && !taints.is_empty() {
         let all = taints.join(", ");
         let problem = Problem::new("TaintToleration", "node(s) had untolerated taint(s)", all.clone());
         let noun = if taints.len() == 1 { "taint" } else { "taints" };
         out.push(problem.remedied("Taint", format!("remove the {noun} {all} from {node}, or tolerate it")));
+    }
+    if enabled(Filter::NodeAffinity) && !cycle.reach.is_allowed(snapshot, row) {
+        let reason = "node(s) didn't match scheduler-enforced node affinity";
+        let detail = format!("the profile {} admits other nodes only", cycle.profile.name);
+        out.push(Problem::new("NodeAffinity", reason, detail));
     }
     if enabled(Filter::NodeAffinity) && !cycle.reach.admits(snapshot, row) {
         let labels = &snapshot.labels[row];
@@ -319,8 +327,9 @@ impl Scheduler {
         let nominated = state.queue.nominations();
         let request = Request { pod, defaults: &defaults, volumes: volumes.as_ref(), nominated: &nominated };
         let outcome = decider.decide(snapshot, &request, &mut |_| 0);
-        if let Err(rejected) = &outcome {
-            out["message"] = json!(rejected.diagnosis.message());
+        let possible = outcome.is_ok();
+        if let Err(rejected) = outcome {
+            out["message"] = json!(self.failure(snapshot, &state.queue, *rejected).diagnosis.message());
         }
         let budgets: Vec<Budget> = self.budgets.list().iter().filter_map(|b| Budget::new(b)).collect();
         let mut remedies = Remedies(Vec::new());
@@ -357,7 +366,7 @@ impl Scheduler {
         }
         nodes.sort_by_key(|n| std::cmp::Reverse(n["score"].as_i64()));
         out["nodes"] = json!(nodes);
-        if outcome.is_err() && in_the_way.is_empty() {
+        if !possible && in_the_way.is_empty() {
             out["remedies"] = json!(remedies.finish());
         }
     }

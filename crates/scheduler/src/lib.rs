@@ -9,6 +9,7 @@ pub mod affinity;
 mod bind;
 pub mod bits;
 pub mod class;
+pub mod config;
 pub mod cycle;
 pub mod decide;
 mod defaults;

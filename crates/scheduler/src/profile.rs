@@ -72,7 +72,7 @@ pub struct Profile {
     pub percentage: u8,
     /// What required affinity of a placed pod weighs in scores (`hardPodAffinityWeight`).
     pub hard_affinity_weight: i64,
-    /// Whether preferred terms of placed pods count only where the incoming pod has affinity itself.
+    /// Whether the terms of placed pods score only for pods that prefer or shun pods themselves.
     pub ignore_preferred_of_placed: bool,
     /// Node affinity that every pod has besides its own.
     pub added_affinity: Option<NodeAffinity>,

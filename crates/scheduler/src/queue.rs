@@ -6,10 +6,6 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// First back-off after a failed attempt; doubles with each.
-const BACKOFF_INITIAL: Duration = Duration::from_secs(1);
-/// Longest back-off.
-const BACKOFF_MAX: Duration = Duration::from_secs(10);
 /// A pod nothing helped is tried again after this long all the same, in case a change was missed.
 const UNSCHEDULABLE_MAX: Duration = Duration::from_secs(300);
 
@@ -91,8 +87,12 @@ pub struct Standing {
 type Rank = (std::cmp::Reverse<i32>, u64);
 
 /// The queue. Keyed by pod UID.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Queue {
+    /// First back-off after a failed attempt; doubles with each.
+    backoff_initial: Duration,
+    /// Longest back-off.
+    backoff_max: Duration,
     pods: HashMap<String, (Waiting, Place)>,
     active: BTreeMap<Rank, String>,
     timers: BTreeSet<(Instant, String)>,
@@ -122,6 +122,26 @@ fn is_gated(pod: &PodInfo) -> bool {
 }
 
 impl Queue {
+    /// An empty queue with these back-offs: the first, and the longest.
+    #[must_use]
+    pub fn new(backoff_initial: Duration, backoff_max: Duration) -> Self {
+        Self {
+            backoff_initial,
+            backoff_max,
+            pods: HashMap::new(),
+            active: BTreeMap::new(),
+            timers: BTreeSet::new(),
+            next_sequence: 0,
+            nominated: BTreeMap::new(),
+            rejected: BTreeMap::new(),
+            since_pop: BTreeSet::new(),
+        }
+    }
+
+    fn backoff(&self, attempts: u32) -> Duration {
+        self.backoff_initial.saturating_mul(1 << attempts.saturating_sub(1).min(20)).min(self.backoff_max)
+    }
+
     /// Adds or replaces a pod that has no node yet. A changed pod is tried at once, unless it is in flight.
     pub fn put(&mut self, pod: Arc<PodInfo>, spec_changed: bool) {
         let uid = pod.uid.clone();
@@ -236,7 +256,7 @@ impl Queue {
         let helped = self.since_pop.iter().any(|c| rejected_by.is_empty() || rejected_by.iter().any(|p| c.may_help(p)));
         waiting.rejected_by = rejected_by;
         let place = if helped {
-            Place::Backoff(now + backoff(waiting.attempts))
+            Place::Backoff(now + self.backoff(waiting.attempts))
         } else {
             Place::Unschedulable(now + UNSCHEDULABLE_MAX)
         };
@@ -249,7 +269,7 @@ impl Queue {
             return;
         };
         waiting.attempts += 1;
-        let at = now + backoff(waiting.attempts);
+        let at = now + self.backoff(waiting.attempts);
         self.set(uid.to_owned(), waiting, Place::Backoff(at));
     }
 
@@ -262,7 +282,7 @@ impl Queue {
         for uid in helped {
             let Some((waiting, Place::Unschedulable(expires))) = self.take(&uid) else { continue };
             let failed_at = expires.checked_sub(UNSCHEDULABLE_MAX).unwrap_or(now);
-            let ready = failed_at + backoff(waiting.attempts);
+            let ready = failed_at + self.backoff(waiting.attempts);
             let next = if ready <= now { Place::Active } else { Place::Backoff(ready) };
             self.set(uid, waiting, next);
         }
@@ -318,10 +338,6 @@ impl Queue {
     }
 }
 
-fn backoff(attempts: u32) -> Duration {
-    BACKOFF_INITIAL.saturating_mul(1 << attempts.saturating_sub(1).min(8)).min(BACKOFF_MAX)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -344,7 +360,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn by_priority_then_arrival() {
-        let mut q = Queue::default();
+        let mut q = Queue::new(Duration::from_secs(1), Duration::from_secs(10));
         q.put(pod("a", 0, false), false);
         q.put(pod("b", 5, false), false);
         q.put(pod("c", 0, false), false);
@@ -359,7 +375,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn unschedulable_pods_wait_for_what_helps() {
-        let mut q = Queue::default();
+        let mut q = Queue::new(Duration::from_secs(1), Duration::from_secs(10));
         q.put(pod("a", 0, false), false);
         popped(&mut q);
         q.unschedulable("a", ["TaintToleration"].into(), Instant::now());

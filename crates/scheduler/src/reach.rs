@@ -57,6 +57,11 @@ fn all(tests: &[Test], snapshot: &Snapshot, row: Row) -> bool {
     tests.iter().all(|t| t.holds(snapshot, row))
 }
 
+/// Whether any of the alternatives holds, where there are any.
+fn any(alternatives: Option<&[Vec<Test>]>, snapshot: &Snapshot, row: Row) -> bool {
+    alternatives.is_none_or(|alternatives| alternatives.iter().any(|tests| all(tests, snapshot, row)))
+}
+
 /// See the module.
 #[derive(Clone, Debug)]
 pub struct Reach {
@@ -65,8 +70,10 @@ pub struct Reach {
     tolerated: Bits,
     disliked: Bits,
     selector: Vec<Test>,
-    /// Alternatives, each of which suffices; all of the groups must be met.
-    required: Vec<Vec<Vec<Test>>>,
+    /// Alternatives, each of which suffices.
+    required: Option<Vec<Vec<Test>>>,
+    /// The same, added by the profile.
+    enforced: Option<Vec<Vec<Test>>>,
     preferred: Vec<(i64, Vec<Test>)>,
 }
 
@@ -83,7 +90,11 @@ impl Reach {
         let cordon =
             Taint { key: "node.kubernetes.io/unschedulable".into(), effect: "NoSchedule".into(), ..Default::default() };
         let own = spec.affinity.as_ref().and_then(|a| a.node_affinity.as_ref());
-        let affinities: Vec<&NodeAffinity> = profile.added_affinity.iter().chain(own).collect();
+        let required = |affinity: Option<&NodeAffinity>| {
+            let selector = affinity?.required_during_scheduling_ignored_during_execution.as_ref()?;
+            Some(terms(snapshot, selector))
+        };
+        let both = profile.added_affinity.iter().chain(own);
         let selector = spec.node_selector.iter().flatten();
         Self {
             vocabulary: snapshot.vocabulary(),
@@ -93,13 +104,9 @@ impl Reach {
                 taints[n].effect == "PreferNoSchedule" && !tolerated_by(&taints[n], for_scores)
             }),
             selector: selector.map(|(k, v)| label_test(snapshot, k, |have| have == Some(v))).collect(),
-            required: affinities
-                .iter()
-                .filter_map(|a| a.required_during_scheduling_ignored_during_execution.as_ref())
-                .map(|s| terms(snapshot, s))
-                .collect(),
-            preferred: affinities
-                .iter()
+            required: required(own),
+            enforced: required(profile.added_affinity.as_ref()),
+            preferred: both
                 .flat_map(|a| a.preferred_during_scheduling_ignored_during_execution.iter().flatten())
                 .map(|t| (i64::from(t.weight), term(snapshot, &t.preference)))
                 .collect(),
@@ -115,8 +122,13 @@ impl Reach {
     /// Whether node selector and required node affinity admit the node.
     #[must_use]
     pub fn admits(&self, snapshot: &Snapshot, row: Row) -> bool {
-        all(&self.selector, snapshot, row)
-            && self.required.iter().all(|alternatives| alternatives.iter().any(|t| all(t, snapshot, row)))
+        all(&self.selector, snapshot, row) && any(self.required.as_deref(), snapshot, row)
+    }
+
+    /// Whether the node affinity that the profile adds admits the node.
+    #[must_use]
+    pub fn is_allowed(&self, snapshot: &Snapshot, row: Row) -> bool {
+        any(self.enforced.as_deref(), snapshot, row)
     }
 
     /// Whether the node is not cordoned, or the pod tolerates that.

@@ -1,6 +1,7 @@
 //! The loop: take the most urgent pod, decide on the snapshot, assume the decision, bind in the background.
 
 use crate::bind::{Failure, Preemption};
+use crate::config::Configuration;
 use crate::cycle::Cycle;
 use crate::decide::{Decider, Rejected, Request};
 use crate::defaults::Owners;
@@ -9,7 +10,6 @@ use crate::filter::Rejection;
 use crate::filter::volumes::{self, Assignment};
 use crate::pod::PodInfo;
 use crate::preempt::{self, Budget};
-use crate::profile::Profile;
 use crate::queue::{ClusterChange, Queue, Waiting};
 use crate::snapshot::Snapshot;
 use crate::volumes::{Refusal, Volumes};
@@ -34,8 +34,8 @@ const DECISIONS_PER_TURN: usize = 16;
 /// Configuration of one scheduler.
 #[derive(Clone)]
 pub struct SchedulerConfig {
-    /// Who places which pods, and how. Pods whose `spec.schedulerName` is that of none are not ours.
-    pub profiles: Vec<Profile>,
+    /// Who places which pods, and how. Pods whose `spec.schedulerName` is that of no profile are not ours.
+    pub configuration: Configuration,
     /// Time.
     pub clock: Clock,
     /// Chance, for ties.
@@ -84,7 +84,8 @@ pub async fn run(client: Client, informers: &Informers, config: SchedulerConfig,
     let pods = informers.get::<Pod>();
     let nodes = informers.get::<Node>();
     let namespaces = informers.get::<Namespace>();
-    let SchedulerConfig { profiles, clock, entropy, explainer } = config;
+    let SchedulerConfig { configuration, clock, entropy, explainer } = config;
+    let Configuration { profiles, backoff_initial, backoff_max } = configuration;
     let component = profiles.first().map_or("default-scheduler", |p| p.name.as_str());
     let scheduler = Arc::new(Scheduler {
         recorder: EventRecorder::new(client.clone(), clock, component, ""),
@@ -92,7 +93,7 @@ pub async fn run(client: Client, informers: &Informers, config: SchedulerConfig,
         client,
         state: Mutex::new(State {
             snapshot: Snapshot::default(),
-            queue: Queue::default(),
+            queue: Queue::new(backoff_initial, backoff_max),
             assumed: HashMap::new(),
             deciders: profiles.into_iter().map(|p| (p.name.clone(), Decider::new(p))).collect(),
         }),
@@ -316,7 +317,8 @@ impl Scheduler {
         outcome.map_err(|rejected| Box::new(self.failure(snapshot, queue, *rejected)))
     }
 
-    fn failure(&self, snapshot: &Snapshot, queue: &Queue, rejected: Rejected) -> Failure {
+    /// What follows from there being no node: pods to evict, or why that does not help.
+    pub(crate) fn failure(&self, snapshot: &Snapshot, queue: &Queue, rejected: Rejected) -> Failure {
         let Rejected { mut diagnosis, mut cycle } = rejected;
         let pod = cycle.pod.clone();
         let mut preemption = None;

@@ -70,6 +70,7 @@ impl ControlPlane {
             signing_duration: None,
             autoscaling_period: None,
             cluster_dns: None,
+            scheduling: Default::default(),
         };
         tokio::spawn(wire::run(running.server.clone(), components, running.cancel.clone()));
         Ok(running)

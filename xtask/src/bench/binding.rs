@@ -1,5 +1,6 @@
 //! Pods bound per second, from the first create to the last binding seen by a watch, on hollow nodes.
 
+use super::deciding::{self, Shape};
 use super::gantry::Gantry;
 use super::workload::{self, Events, PODS, pod_event};
 use super::{Bench, Measurement};
@@ -20,25 +21,69 @@ const BOUND_WITHIN: Duration = Duration::from_secs(600);
 
 /// One server for each size of cluster.
 pub async fn run(bench: &Bench) -> Result<Vec<Measurement>> {
-    let mut found = vec![bound(bench, "bound_1000", 1_000).await?];
+    let mut found = vec![bound(bench, "bound_1000", 1_000, Shape::Plain).await?];
     if !bench.quick {
-        found.push(bound(bench, "bound_5000", 5_000).await?);
+        found.push(bound(bench, "bound_5000", 5_000, Shape::Plain).await?);
     }
     Ok(found)
 }
 
-async fn bound(bench: &Bench, id: &'static str, nodes: u64) -> Result<Measurement> {
+/// The name of the priority class of pods that preempt.
+const URGENT: &str = "bench-urgent";
+
+/// Gives every node one pod of low priority that takes all of it and goes at once when told to.
+async fn occupy(clients: &[Client], nodes: u64) -> Result<()> {
+    let class = json!({
+        "apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", "metadata": { "name": URGENT }, "value": 1000,
+    });
+    let path = "/apis/scheduling.k8s.io/v1/priorityclasses";
+    clients[0].call(Method::POST, path, Some("application/json"), Bytes::from(class.to_string())).await?;
+    workload::fill(clients, PODS, nodes, |n| {
+        let mut filler = workload::pod(&format!("filler-{n:05}"), "32");
+        filler["spec"]["terminationGracePeriodSeconds"] = json!(0);
+        filler["spec"]["nodeName"] = json!(name(n));
+        filler
+    })
+    .await?;
+    Ok(())
+}
+
+/// A pod of a shape. Those that preempt take so much of a node that it has room for one.
+fn pod(number: u64, shape: Shape) -> Value {
+    let cpu = if shape == Shape::Preempting { "17" } else { "100m" };
+    let mut pod = workload::pod(&format!("bound-{number:05}"), cpu);
+    if shape == Shape::Plain {
+        return pod;
+    }
+    let app = format!("app-{}", number % deciding::CONTROLLERS as u64);
+    pod["metadata"]["labels"]["app"] = json!(app);
+    if shape == Shape::Preempting {
+        pod["spec"]["priorityClassName"] = json!(URGENT);
+    } else if let (Some(whole), Some(spec)) = (pod["spec"].as_object_mut(), shape.spec(&app).as_object()) {
+        whole.extend(spec.clone());
+    }
+    pod
+}
+
+/// Measures one shape of pods on so many nodes.
+pub async fn bound(bench: &Bench, id: &'static str, nodes: u64, shape: Shape) -> Result<Measurement> {
     let gantry = Gantry::server(bench).await?;
     let clients = gantry.clients(workload::fillers()).await?;
     let client = clients[0].clone();
     workload::namespace(&client).await?;
-    workload::fill(&clients, NODES, nodes, node).await?;
+    workload::fill(&clients, NODES, nodes, move |n| node(n, shape)).await?;
     workload::fill(&clients, LEASES, nodes, lease).await?;
     untainted(&client).await?;
+    if shape == Shape::Preempting {
+        occupy(&clients, nodes).await?;
+    }
     gantry.settle().await?;
     let heartbeats = tokio::spawn(heartbeats(client.clone(), nodes));
 
-    let count = bench.scaled(10_000, 2_000);
+    let mut count = bench.scaled(10_000, 2_000);
+    if matches!(shape, Shape::Preempting) {
+        count = count.min(nodes);
+    }
     let version = workload::version(&client, PODS).await?;
     let mut events = Events::watch(&gantry.client()?, PODS, &version).await?;
     let before = gantry.cpu()?;
@@ -48,7 +93,8 @@ async fn bound(bench: &Bench, id: &'static str, nodes: u64) -> Result<Measuremen
         let (mut first, mut last) = (Duration::ZERO, Duration::ZERO);
         let seen = events.each(|line| {
             let event = pod_event(line)?;
-            if !event.object.spec.node_name.is_empty() && names.insert(event.object.metadata.name) {
+            let ours = event.object.metadata.name.starts_with("bound-");
+            if ours && !event.object.spec.node_name.is_empty() && names.insert(event.object.metadata.name) {
                 last = began.elapsed();
                 if names.len() == 1 {
                     first = last;
@@ -61,7 +107,7 @@ async fn bound(bench: &Bench, id: &'static str, nodes: u64) -> Result<Measuremen
             Err(_) => bail!("only {} of {count} pods were bound within {} s", names.len(), BOUND_WITHIN.as_secs()),
         }
     });
-    let created = workload::fill(&clients, PODS, count, |n| workload::pod(&format!("bound-{n:05}"), "100m")).await?;
+    let created = workload::fill(&clients, PODS, count, move |n| pod(n, shape)).await?;
     let (first, last) = watching.await.context("the watcher panicked")??;
     let used = gantry.cpu()? - before;
     heartbeats.abort();
@@ -82,7 +128,8 @@ fn name(number: u64) -> String {
 }
 
 /// A node as its agent would register it.
-fn node(number: u64) -> Value {
+fn node(number: u64, shape: Shape) -> Value {
+    let (labels, taints) = deciding::traits(number, shape);
     let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
     let condition = |kind: &str, status: &str, reason: &str| {
         json!({
@@ -96,13 +143,9 @@ fn node(number: u64) -> Value {
         "kind": "Node",
         "metadata": {
             "name": name(number),
-            "labels": {
-                "kubernetes.io/hostname": name(number),
-                "kubernetes.io/os": "linux",
-                "kubernetes.io/arch": "amd64",
-                "topology.kubernetes.io/zone": format!("zone-{}", number % 3),
-            },
+            "labels": labels,
         },
+        "spec": { "taints": taints },
         "status": {
             "capacity": capacity,
             "allocatable": capacity,
@@ -143,13 +186,15 @@ async fn heartbeats(client: Client, nodes: u64) {
     }
 }
 
-/// Waits until the node controller has taken the taint of new nodes from all.
+/// Waits until the node controller has taken the taint of new nodes from all. Those of the benchmark stay.
 async fn untainted(client: &Client) -> Result<()> {
     let deadline = Instant::now() + super::gantry::PATIENCE;
     loop {
         let list = workload::get(client, NODES).await?;
         let nodes = list["items"].as_array().cloned().unwrap_or_default();
-        let tainted = nodes.iter().filter(|n| n["spec"]["taints"].as_array().is_some_and(|t| !t.is_empty())).count();
+        let system = |t: &Value| t["key"].as_str().is_some_and(|k| k.starts_with("node.kubernetes.io/"));
+        let is_tainted = |n: &&Value| n["spec"]["taints"].as_array().is_some_and(|t| t.iter().any(system));
+        let tainted = nodes.iter().filter(is_tainted).count();
         if tainted == 0 {
             return Ok(());
         }

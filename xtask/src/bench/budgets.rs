@@ -67,7 +67,20 @@ pub const BUDGETS: &[Budget] = &[
     less("watch_p99", "watch, 1,000 watchers, 10 updates/s: p99 delay", 15.0, "ms", "79 ms"),
     more("bound_1000", "pods bound, durable, end to end, 1,000 nodes", 10_000.0, "/s", "280–315"),
     more("bound_5000", "pods bound, durable, end to end, 5,000 nodes", 10_000.0, "/s", "231–271"),
+    less("decide_plain", "decision alone, 5,000 nodes, plain", 50.0, "µs", NOT_MEASURED),
+    less("decide_constrained", "decision alone, spread, affinity, taints", 100.0, "µs", NOT_MEASURED),
+    less("decide_anti_affine", "decision alone, anti-affinity", 100.0, "µs", NOT_MEASURED),
+    less("decide_preempting", "decision alone, preempting", 2_000.0, "µs", NOT_MEASURED),
+    more("bound_constrained_1000", "bound, spread, affinity, taints, 1,000 nodes", 10_000.0, "/s", NOT_MEASURED),
+    more("bound_anti_affine_1000", "bound, anti-affinity, 1,000 nodes", 10_000.0, "/s", NOT_MEASURED),
+    more("bound_preempting_1000", "bound after preempting, 1,000 nodes", 1_000.0, "/s", NOT_MEASURED),
+    more("bound_constrained_5000", "bound, spread, affinity, taints, 5,000 nodes", 10_000.0, "/s", NOT_MEASURED),
+    more("bound_anti_affine_5000", "bound, anti-affinity, 5,000 nodes", 10_000.0, "/s", NOT_MEASURED),
+    more("bound_preempting_5000", "bound after preempting, 5,000 nodes", 1_000.0, "/s", NOT_MEASURED),
 ];
+
+/// Where there is no figure of Kubernetes on the same machine.
+const NOT_MEASURED: &str = "not measured";
 
 impl Budget {
     /// The budget of a figure.

@@ -8,6 +8,7 @@ mod budgets;
 mod build;
 mod cache;
 mod creates;
+mod deciding;
 mod first_pod;
 mod gantry;
 mod gets;
@@ -21,6 +22,7 @@ mod pending;
 mod pod_start;
 mod process;
 mod report;
+mod sched;
 mod shim;
 mod size;
 mod startup;
@@ -112,6 +114,7 @@ const ALL: &[Measure] = &[
     measure("list", |b| Box::pin(list::run(b))),
     measure("watch", |b| Box::pin(watch::run(b))),
     measure("binding", |b| Box::pin(binding::run(b))),
+    measure("sched", |b| Box::pin(sched::run(b))),
     measure("pending", |b| Box::pin(pending::run(b))),
     Measure { name: "list-memory", long: true, run: |b| Box::pin(list_memory::run(b)) },
 ];

@@ -96,6 +96,9 @@ pub fn local(
     if profile.filters(Filter::TaintToleration) && !reach.tolerates(snapshot, row) {
         return Err(Rejection::one("TaintToleration", "node(s) had untolerated taint(s)", true));
     }
+    if profile.filters(Filter::NodeAffinity) && !reach.is_allowed(snapshot, row) {
+        return Err(Rejection::one("NodeAffinity", "node(s) didn't match scheduler-enforced node affinity", true));
+    }
     if profile.filters(Filter::NodeAffinity) && !reach.admits(snapshot, row) {
         return Err(Rejection::one("NodeAffinity", "node(s) didn't match Pod's node affinity/selector", true));
     }

@@ -1,0 +1,167 @@
+//! What the scheduler's decision alone costs: no API, no store, no queue; a snapshot and pods.
+
+use gantry_api::entropy::Entropy;
+use gantry_api::k8s_openapi::api::core::v1::{Node, Pod};
+use gantry_scheduler::decide::{Decider, Request};
+use gantry_scheduler::pod::PodInfo;
+use gantry_scheduler::preempt;
+use gantry_scheduler::profile::Profile;
+use gantry_scheduler::snapshot::Snapshot;
+use gantry_scheduler::spread::DefaultConstraints;
+use serde_json::{Value, json};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Controllers whose pods come in turns; each makes a class of equal pods.
+pub const CONTROLLERS: usize = 20;
+
+/// What pods ask for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shape {
+    /// Nothing but cpu and memory.
+    Plain,
+    /// To be spread over zones (hard) and hosts (soft), a preferred and a required node affinity, on tainted nodes.
+    Constrained,
+    /// Not to be on a node with others of their controller.
+    AntiAffine,
+    /// Room that only pods of lower priority can give.
+    Preempting,
+}
+
+impl Shape {
+    /// Its name in results.
+    pub fn name(self) -> &'static str {
+        match self {
+            Shape::Plain => "plain",
+            Shape::Constrained => "constrained",
+            Shape::AntiAffine => "anti_affine",
+            Shape::Preempting => "preempting",
+        }
+    }
+
+    /// The parts of a pod's spec that make the shape; `app` is the pod's label.
+    pub fn spec(self, app: &str) -> Value {
+        let selector = json!({ "matchLabels": { "app": app } });
+        match self {
+            Shape::Plain => json!({}),
+            Shape::Constrained => json!({
+                "topologySpreadConstraints": [
+                    { "maxSkew": 1, "topologyKey": "topology.kubernetes.io/zone", "whenUnsatisfiable": "DoNotSchedule",
+                      "labelSelector": selector },
+                    { "maxSkew": 1, "topologyKey": "kubernetes.io/hostname", "whenUnsatisfiable": "ScheduleAnyway",
+                      "labelSelector": selector },
+                ],
+                "affinity": { "nodeAffinity": {
+                    "requiredDuringSchedulingIgnoredDuringExecution": { "nodeSelectorTerms": [
+                        { "matchExpressions": [{ "key": "kubernetes.io/os", "operator": "In", "values": ["linux"] }] },
+                    ] },
+                    "preferredDuringSchedulingIgnoredDuringExecution": [{ "weight": 10, "preference": {
+                        "matchExpressions": [{ "key": "disk", "operator": "In", "values": ["ssd"] }],
+                    } }],
+                } },
+                "tolerations": [{ "key": "dedicated", "operator": "Equal", "value": "batch", "effect": "NoSchedule" }],
+            }),
+            Shape::AntiAffine => json!({ "affinity": { "podAntiAffinity": {
+                "requiredDuringSchedulingIgnoredDuringExecution": [
+                    { "labelSelector": selector, "topologyKey": "kubernetes.io/hostname" },
+                ],
+            } } }),
+            Shape::Preempting => json!({ "priority": 1000 }),
+        }
+    }
+}
+
+/// The labels and taints of a node.
+pub fn traits(number: u64, shape: Shape) -> (Value, Value) {
+    let labels = json!({
+        "kubernetes.io/hostname": format!("hollow-{number:05}"),
+        "kubernetes.io/os": "linux",
+        "kubernetes.io/arch": "amd64",
+        "topology.kubernetes.io/zone": format!("zone-{}", number % 3),
+        "disk": if number % 4 == 0 { "ssd" } else { "hdd" },
+    });
+    let taints = match (shape, number % 10) {
+        (Shape::Constrained, 0) => json!([{ "key": "dedicated", "value": "batch", "effect": "NoSchedule" }]),
+        (Shape::Constrained, 1) => json!([{ "key": "dedicated", "value": "gpu", "effect": "NoSchedule" }]),
+        (Shape::Constrained, 2) => json!([{ "key": "slow", "effect": "PreferNoSchedule" }]),
+        _ => json!([]),
+    };
+    (labels, taints)
+}
+
+fn node(number: u64, shape: Shape) -> Node {
+    let (labels, taints) = traits(number, shape);
+    let capacity = json!({ "cpu": "32", "memory": "256Gi", "pods": "110", "ephemeral-storage": "100Gi" });
+    let value = json!({
+        "metadata": { "name": format!("hollow-{number:05}"), "labels": labels },
+        "spec": { "taints": taints },
+        "status": { "allocatable": capacity },
+    });
+    serde_json::from_value(value).expect("a node")
+}
+
+fn pod(kind: &str, number: usize, cpu: &str, spec: &Value) -> Arc<PodInfo> {
+    let app = format!("app-{}", number % CONTROLLERS);
+    let mut whole = json!({ "containers": [{
+        "name": "c", "image": "registry.example/app:1",
+        "resources": { "requests": { "cpu": cpu, "memory": "64Mi" } },
+    }] });
+    if let (Some(whole), Some(spec)) = (whole.as_object_mut(), spec.as_object()) {
+        whole.extend(spec.clone());
+    }
+    let metadata = json!({
+        "name": format!("{app}-{number}"), "namespace": "default", "uid": format!("{kind}-{number}"),
+        "labels": { "app": app },
+    });
+    let pod: Pod = serde_json::from_value(json!({ "metadata": metadata, "spec": whole })).expect("a pod");
+    Arc::new(PodInfo::new(Arc::new(pod)))
+}
+
+/// Mean time from a pod to its node, the pod then counted there. With preemption: to the node and its victims.
+pub fn cost(nodes: u64, shape: Shape, decisions: usize) -> Duration {
+    let mut snapshot = Snapshot::default();
+    (0..nodes).for_each(|n| snapshot.set_node(&node(n, shape)));
+    if shape == Shape::Preempting {
+        for number in 0..nodes {
+            for part in 0..4 {
+                let filler =
+                    pod("filler", usize::try_from(number * 4 + part).unwrap_or(0), "8", &json!({ "priority": 0 }));
+                snapshot.place(filler, &format!("hollow-{number:05}"));
+            }
+        }
+    }
+    let pods: Vec<Arc<PodInfo>> =
+        (0..decisions).map(|n| pod("new", n, "100m", &shape.spec(&format!("app-{}", n % CONTROLLERS)))).collect();
+    let entropy = Entropy::seeded(7);
+    let mut decider = Decider::new(Profile::new("default-scheduler"));
+    let defaults = DefaultConstraints::default();
+    let began = Instant::now();
+    for pod in &pods {
+        let request = Request { pod, defaults: &defaults, volumes: None, nominated: &[] };
+        match decider.decide(&snapshot, &request, &mut |n| entropy.below(n)) {
+            Ok(row) => {
+                let name = snapshot.names[row].clone();
+                snapshot.place(pod.clone(), &name);
+            }
+            Err(mut rejected) => {
+                let (cycle, diagnosis) = (&mut rejected.cycle, &mut rejected.diagnosis);
+                if let Some(found) = preempt::find(&snapshot, cycle, diagnosis, &[], &|_| Vec::new()) {
+                    let name = snapshot.names[found.row].clone();
+                    for victim in &found.victims {
+                        snapshot.displace(&victim.uid);
+                    }
+                    // What the next pods take is room that the next victims must make.
+                    let rest = pod_of_rest(pod, found.victims.len());
+                    snapshot.place(rest, &name);
+                }
+            }
+        }
+    }
+    began.elapsed() / u32::try_from(decisions).unwrap_or(u32::MAX).max(1)
+}
+
+/// The preempting pod, grown to all that its victims left, so that the next one has to preempt as well.
+fn pod_of_rest(taker: &PodInfo, victims: usize) -> Arc<PodInfo> {
+    let number = taker.name.rsplit('-').next().and_then(|n| n.parse().ok()).unwrap_or(0);
+    pod("taker", number, &(8 * victims).to_string(), &json!({ "priority": 1000 }))
+}
