@@ -53,16 +53,23 @@ impl Authenticator for BearerToken {
         token: &str,
         audiences: &[String],
     ) -> Result<Option<(UserInfo, Vec<String>)>, ApiError> {
-        let mut refused = None;
+        let mut refused = Vec::new();
         for source in &self.sources {
             match source.authenticate_token(token, audiences).await {
                 Ok(Some(found)) => return Ok(Some(found)),
                 Ok(None) => {}
                 // One that knows the token's sort but not the token does not keep the others from knowing it.
-                Err(e) => refused = refused.or(Some(e)),
+                Err(e) => refused.push(e),
             }
         }
-        refused.map_or(Ok(None), Err)
+        match refused.len() {
+            0 => Ok(None),
+            1 => Err(refused.remove(0)),
+            _ => {
+                let all: Vec<String> = refused.into_iter().map(|e| e.message).collect();
+                Err(invalid_credentials(format!("[{}]", all.join(", "))))
+            }
+        }
     }
 }
 

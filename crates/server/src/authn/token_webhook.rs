@@ -48,7 +48,10 @@ impl WebhookTokens {
             "metadata": { "creationTimestamp": null }, "spec": { "token": token, "audiences": wanted },
             "status": { "user": {} },
         });
-        let mut answer = self.hook.review(&review, ANSWER_WITHIN).await?;
+        let asked = self.hook.review(&review, ANSWER_WITHIN).await;
+        let mut answer = asked.inspect_err(|why| {
+            tracing::error!(why, "Failed to make webhook authenticator request");
+        })?;
         let status = match answer.get_mut("status").map(Value::take) {
             None | Some(Value::Null) => TokenReviewStatus::default(),
             Some(status) => serde_json::from_value(status).map_err(|e| e.to_string())?,
@@ -91,10 +94,7 @@ impl Authenticator for WebhookTokens {
         if let Some(known) = self.remembered.get(&key) {
             return Ok(known);
         }
-        let answer = self.ask(token, wanted).await.map_err(|why| {
-            tracing::error!(why, "Failed to make webhook authenticator request");
-            invalid_credentials(why)
-        })?;
+        let answer = self.ask(token, wanted).await.map_err(invalid_credentials)?;
         if !self.remember_for.is_zero() {
             self.remembered.put(key, answer.clone(), self.remember_for);
         }

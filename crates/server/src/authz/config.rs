@@ -19,10 +19,12 @@ const TIMEOUT_MAX: Duration = Duration::from_secs(30);
 #[derive(Clone, Debug, Default, Deserialize, PartialEq)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct AuthorizationConfiguration {
+    /// `apiserver.config.k8s.io/v1`; nothing where it is made of flags.
     #[serde(default)]
-    api_version: String,
+    pub api_version: String,
+    /// Kind; nothing where it is made of flags.
     #[serde(default)]
-    kind: String,
+    pub kind: String,
     /// The authorizers, asked in this order.
     #[serde(default)]
     pub authorizers: Vec<AuthorizerConfiguration>,

@@ -16,10 +16,12 @@ const API_VERSIONS: [&str; 3] = ["v1", "v1beta1", "v1alpha1"];
 #[derive(Clone, Debug, Default, Deserialize, PartialEq)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct AuthenticationConfiguration {
+    /// `apiserver.config.k8s.io/v1`; nothing where it is made of flags.
     #[serde(default)]
-    api_version: String,
+    pub api_version: String,
+    /// Kind; nothing where it is made of flags.
     #[serde(default)]
-    kind: String,
+    pub kind: String,
     /// Issuers whose tokens are accepted.
     #[serde(default)]
     pub jwt: Vec<JwtAuthenticator>,

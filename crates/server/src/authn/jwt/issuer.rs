@@ -41,7 +41,7 @@ pub(super) struct Issuer {
 }
 
 /// The `iss` claim of a token that nobody has verified.
-pub(super) fn untrusted_issuer(token: &str) -> Option<String> {
+pub(in crate::authn) fn untrusted_issuer(token: &str) -> Option<String> {
     if token.len() > TOKEN_BYTES_MAX {
         return None;
     }

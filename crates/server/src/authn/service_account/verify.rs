@@ -2,6 +2,7 @@
 
 use super::legacy::{ISSUER, LegacyClaims};
 use super::{Claims, KeyError, Keys, NamedObject, groups, split_username};
+use crate::authn::jwt::untrusted_issuer;
 use crate::authn::{
     AUTHENTICATED, Authenticator, EXTRA_CREDENTIAL_ID, EXTRA_NODE_NAME, EXTRA_NODE_UID, EXTRA_POD_NAME, EXTRA_POD_UID,
     Peer, UserInfo, invalid_credentials,
@@ -71,6 +72,10 @@ impl TokenAuthenticator {
         }
         // Anything else than three dotted parts is some other sort of token.
         if token.split('.').count() != 3 {
+            return Ok(None);
+        }
+        // One that says it is of another issuer is for others to judge.
+        if untrusted_issuer(token).is_some_and(|iss| iss != self.issuer && iss != ISSUER) {
             return Ok(None);
         }
         let claims: Opened =
