@@ -229,10 +229,7 @@ fn applied_in_two_versions(api: &Api<'_>) {
     };
     apply("v1", "one", false, json!({"hostPort": "localhost:8080"})).expect(201);
     let conflict = apply("v2", "two", false, json!({"host": "there"})).expect(409);
-    assert_eq!(
-        conflict["message"],
-        "Apply failed with 1 conflict: conflict with \"one\" using apply.conversion.example.com/v1: .hostPort"
-    );
+    assert_eq!(conflict["message"], "Apply failed with 1 conflict: conflict with \"one\": .hostPort");
     let forced = apply("v2", "two", true, json!({"host": "there"})).expect(200);
     assert_eq!((&forced["host"], &forced["port"]), (&json!("there"), &json!("8080")));
     let owners: Vec<&Value> =

@@ -285,6 +285,15 @@ impl<T: Item> Informer<T> {
             loop {
                 let mut version = match self.relist().await {
                     Ok(v) => v,
+                    Err(e) if e.is("NotFound") => {
+                        // A kind that is not served has no objects. It may be served again.
+                        debug!(resource = %name, "not served");
+                        for key in self.0.store.keys() {
+                            self.remove(&key, None);
+                        }
+                        tokio::time::sleep(backoff.next_delay()).await;
+                        continue;
+                    }
                     Err(e) => {
                         warn!(resource = %name, error = %e, "cannot list");
                         tokio::time::sleep(backoff.next_delay()).await;
@@ -308,6 +317,10 @@ impl<T: Item> Informer<T> {
                             // The stream cannot be resumed past what cannot be read; listing shows whether it is still there.
                             warn!(resource = %name, error = %e, "cannot read watch");
                             tokio::time::sleep(backoff.next_delay()).await;
+                            break;
+                        }
+                        Err(e) if e.is("NotFound") => {
+                            debug!(resource = %name, "not served any more");
                             break;
                         }
                         Err(e) => {

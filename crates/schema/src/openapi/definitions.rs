@@ -94,11 +94,11 @@ pub(super) fn of_resources(resources: &[&ServedResource]) -> BTreeMap<String, Va
 /// Where upstream's descriptions of lists point to.
 const CONVENTIONS: &str = "https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md";
 
-fn add_custom(definitions: &mut BTreeMap<String, Value>, resource: &ServedResource, schema: &Value) {
+fn add_custom(definitions: &mut BTreeMap<String, Value>, resource: &ServedResource, schema: &str) {
     let name = name_of(&resource.group, &resource.version, &resource.kind);
     let gvk = |kind: &str| serde_json::json!([{"group": resource.group, "version": resource.version, "kind": kind}]);
     let reference = |name: &str| format!("#/definitions/{name}");
-    let mut own = schema.clone();
+    let mut own: Value = serde_json::from_str(schema).unwrap_or_default();
     if !own.is_object() {
         own = serde_json::json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true});
     }

@@ -59,8 +59,8 @@ pub struct ServedResource {
     pub verbs: Vec<String>,
     /// What is served below an object.
     pub subresources: Vec<ServedSubresource>,
-    /// The `openAPIV3Schema` of a custom resource; nothing for a built-in type.
-    pub schema: Option<Arc<Value>>,
+    /// The `openAPIV3Schema` of a custom resource as JSON text; nothing for a built-in type.
+    pub schema: Option<Arc<str>>,
 }
 
 /// One subresource.

@@ -266,13 +266,15 @@ fn version_three_of_a_group() {
 #[test]
 fn custom_resources_are_described() {
     let mut resource = ServedResource::builtin("stable.example.com", "v1", "CronTab", "crontabs", true);
-    resource.schema = Some(Arc::new(
+    resource.schema = Some(
         json!({"type": "object", "properties": {"spec": {"type": "object", "properties": {
             "port": {"x-kubernetes-int-or-string": true, "anyOf": [{"type": "integer"}, {"type": "string"}]},
             "free": {"type": "object", "x-kubernetes-preserve-unknown-fields": true, "properties": {"a": {"type": "string"}}},
             "pod": {"type": "object", "x-kubernetes-embedded-resource": true, "properties": {"spec": {"type": "object"}}},
-        }}}}),
-    ));
+        }}}})
+        .to_string()
+        .into(),
+    );
     let documents = OpenApi::new(vec![resource], "v1.37.0");
     let two = parse(&documents.v2(Encoding::Json));
     let spec = &two["definitions"]["com.example.stable.v1.CronTab"]["properties"]["spec"]["properties"];

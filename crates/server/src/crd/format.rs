@@ -34,14 +34,19 @@ const KNOWN: &[&str] = &[
     "k8slongname",
 ];
 
+/// Known formats as schemas usually spell them.
+const DASHED: &[&str] = &["date-time", "k8s-short-name", "k8s-long-name"];
+
 fn normalized(format: &str) -> String {
     format.replace('-', "")
 }
 
-/// Whether strings are held against this format; others are names only.
+/// The format as errors name it, where strings are held against it; others are names only.
 #[must_use]
-pub fn is_known(format: &str) -> bool {
-    KNOWN.contains(&normalized(format).as_str())
+pub fn known(format: &str) -> Option<&'static str> {
+    let plain = normalized(format);
+    let spelled = DASHED.iter().find(|d| **d == format).copied();
+    spelled.or_else(|| KNOWN.iter().find(|k| **k == plain).copied())
 }
 
 fn matches(pattern: &'static LazyLock<Regex>, value: &str) -> bool {
@@ -196,10 +201,10 @@ mod tests {
             ("k8s-short-name", "my-name", "My-Name"),
             ("creditcard", "4111 1111 1111 1111", "1234"),
         ] {
-            assert!(is_known(format), "{format}");
+            assert!(known(format).is_some(), "{format}");
             assert!(fits(format, good), "{format}: {good}");
             assert!(!fits(format, bad), "{format}: {bad}");
         }
-        assert!(!is_known("int32") && fits("whatever", "x"));
+        assert!(known("int32").is_none() && fits("whatever", "x"));
     }
 }

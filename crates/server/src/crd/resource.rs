@@ -603,7 +603,7 @@ pub fn validate_defaults(crd: &CustomResourceDefinition) -> ErrorList {
     let mut errors = ErrorList::default();
     for (path, schema, value) in gantry_api::apiextensions::default_values(crd) {
         let schema = serde_json::to_value(schema).unwrap_or_default();
-        let node = Node::read(&schema);
+        let node = Arc::new(Node::read(&schema));
         let mut pruned = value.clone();
         shape::prune(&mut pruned, &node, node.embedded);
         if pruned != *value {
@@ -613,7 +613,7 @@ pub fn validate_defaults(crd: &CustomResourceDefinition) -> ErrorList {
         let unfit = !found.is_empty();
         errors.extend(found);
         errors.extend(validation::validate_embedded(&path, value, &node));
-        if let Some(rules) = Rules::build(&schema, node.embedded).filter(|_| !unfit) {
+        if let Some(rules) = Rules::build(&schema, &node, node.embedded).filter(|_| !unfit) {
             let value = Arc::new(value.clone());
             errors.extend(rules.check(path.as_str(), &value, None));
         }

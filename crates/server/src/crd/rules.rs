@@ -130,7 +130,7 @@ pub struct Rules {
     own: Vec<Rule>,
     /// `object`, `array`, `string`, …, as errors show it.
     kind: String,
-    node: Node,
+    node: Arc<Node>,
     items: Option<Box<Rules>>,
     additional: Option<Box<Rules>>,
     properties: BTreeMap<String, Rules>,
@@ -181,41 +181,44 @@ struct Run {
 struct Exhausted;
 
 impl Rules {
-    /// The rules of a schema given as JSON; None where there is none at all.
+    /// The rules of a schema given as JSON and read; None where there is none at all.
     #[must_use]
-    pub fn build(schema: &Value, resource: bool) -> Option<Rules> {
-        Self::build_from(schema, schema, resource)
+    pub fn build(schema: &Value, node: &Arc<Node>, resource: bool) -> Option<Rules> {
+        Self::build_from(schema, schema, node, resource)
     }
 
-    /// `validation` holds the rules, `node` the structure they are about; they differ inside of `allOf`.
-    fn build_from(validation: &Value, node: &Value, resource: bool) -> Option<Rules> {
-        let embedded = |s: &Value| s["x-kubernetes-embedded-resource"] == true;
+    /// `validation` holds the rules, `structure` what they are about, and `node` is that read; the first two differ inside
+    /// of `allOf`.
+    fn build_from(validation: &Value, structure: &Value, node: &Arc<Node>, resource: bool) -> Option<Rules> {
         let listed = validation["x-kubernetes-validations"].as_array().map(Vec::as_slice).unwrap_or_default();
-        let scope = if listed.is_empty() { None } else { Scope::of(node, resource) };
+        let scope = if listed.is_empty() { None } else { Scope::of(structure, resource) };
         let own: Vec<Rule> = scope.iter().flat_map(|s| listed.iter().filter_map(|r| Rule::read(s, r))).collect();
-        let items = (validation["items"].is_object() && node["items"].is_object())
-            .then(|| Self::build_from(&validation["items"], &node["items"], embedded(&node["items"])).map(Box::new))
-            .flatten();
-        let values = "additionalProperties";
-        let additional = (validation[values].is_object() && node[values].is_object())
-            .then(|| Self::build_from(&validation[values], &node[values], embedded(&node[values])).map(Box::new))
-            .flatten();
+        let below = |key: &str, node: &Arc<Node>| {
+            let validation = validation.get(key).filter(|v| v.is_object())?;
+            Self::build_from(validation, &structure[key], node, node.embedded).map(Box::new)
+        };
+        let items = node.items.as_ref().and_then(|node| below("items", node));
+        let additional = match &node.additional {
+            Additional::Values(node) => below("additionalProperties", node),
+            _ => None,
+        };
         let mut properties = BTreeMap::new();
         for (name, property) in validation["properties"].as_object().into_iter().flatten() {
-            let Some(structure) = node["properties"].get(name) else { continue };
-            if let Some(rules) = Self::build_from(property, structure, embedded(structure)) {
+            let Some(node) = node.properties.get(name) else { continue };
+            let structure = &structure["properties"][name.as_str()];
+            if let Some(rules) = Self::build_from(property, structure, node, node.embedded) {
                 properties.insert(name.clone(), rules);
             }
         }
         let all_of = validation["allOf"].as_array().into_iter().flatten();
-        let all_of: Vec<Rules> = all_of.filter_map(|v| Self::build_from(v, node, resource)).collect();
+        let all_of: Vec<Rules> = all_of.filter_map(|v| Self::build_from(v, structure, node, resource)).collect();
         let nothing =
             own.is_empty() && items.is_none() && additional.is_none() && properties.is_empty() && all_of.is_empty();
         (!nothing).then(|| Rules {
             scope,
             own,
-            kind: node["type"].as_str().unwrap_or_default().to_owned(),
-            node: Node::read(node),
+            kind: structure["type"].as_str().unwrap_or_default().to_owned(),
+            node: node.clone(),
             items,
             additional,
             properties,
@@ -471,7 +474,7 @@ mod tests {
     use serde_json::json;
 
     fn found(schema: &Value, new: Value, old: Option<Value>) -> Vec<String> {
-        let rules = Rules::build(schema, true).expect("there are rules");
+        let rules = Rules::build(schema, &Arc::new(Node::read(schema)), true).expect("there are rules");
         let errors = rules.check("", &Arc::new(new), old.map(Arc::new).as_ref());
         errors.0.iter().map(ToString::to_string).collect()
     }

@@ -3,6 +3,7 @@
 use regex::Regex;
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
+use std::sync::{Arc, LazyLock, OnceLock};
 
 /// How the elements of a list are told apart.
 #[derive(Debug, Default, PartialEq)]
@@ -27,28 +28,27 @@ pub enum Additional {
     /// `false`.
     None,
     /// Values of this schema.
-    Values(Box<Node>),
+    Values(Arc<Node>),
 }
 
-/// A regular expression with its text; the error where it is none.
+/// A regular expression, compiled when it is first needed: compiled ones are large, and most are never asked.
 #[derive(Debug)]
 pub struct Pattern {
     /// The text.
     pub text: String,
-    /// What it compiles to.
-    pub regex: Result<Regex, String>,
+    compiled: OnceLock<Result<Regex, String>>,
 }
 
-/// One schema.
+impl Pattern {
+    /// What it compiles to; the error where it is none.
+    pub fn regex(&self) -> &Result<Regex, String> {
+        self.compiled.get_or_init(|| Regex::new(&self.text).map_err(|e| e.to_string()))
+    }
+}
+
+/// What restricts values further than to a type. Few schemas have any.
 #[derive(Debug, Default)]
-#[allow(clippy::struct_excessive_bools, reason = "they are independent markers of the schema")]
-pub struct Node {
-    /// Types a value may have; empty for any.
-    pub types: Vec<String>,
-    /// The format, empty where none is known.
-    pub format: String,
-    /// Whether null is a value.
-    pub nullable: bool,
+pub struct Limits {
     /// Bounds of numbers, and whether each bound itself is outside.
     pub maximum: Option<f64>,
     /// See `maximum`.
@@ -75,8 +75,6 @@ pub struct Node {
     pub max_properties: Option<i64>,
     /// Fewest fields.
     pub min_properties: Option<i64>,
-    /// Fields there must be.
-    pub required: Vec<String>,
     /// The values there are.
     pub enumeration: Vec<Value>,
     /// All must hold.
@@ -87,14 +85,32 @@ pub struct Node {
     pub one_of: Vec<Node>,
     /// Must not hold.
     pub not: Option<Box<Node>>,
+}
+
+static UNLIMITED: LazyLock<Arc<Limits>> = LazyLock::new(Arc::default);
+
+/// One schema. There are tens of thousands of them in a large cluster.
+#[derive(Debug)]
+#[allow(clippy::struct_excessive_bools, reason = "they are independent markers of the schema")]
+pub struct Node {
+    /// Types a value may have; empty for any.
+    pub types: &'static [&'static str],
+    /// The format, empty where none is known.
+    pub format: &'static str,
+    /// Whether null is a value.
+    pub nullable: bool,
+    /// Further restrictions.
+    pub limits: Arc<Limits>,
+    /// Fields there must be.
+    pub required: Box<[String]>,
     /// Declared fields.
-    pub properties: BTreeMap<String, Node>,
+    pub properties: BTreeMap<String, Arc<Node>>,
     /// Other fields.
     pub additional: Additional,
     /// Elements of a list.
-    pub items: Option<Box<Node>>,
+    pub items: Option<Arc<Node>>,
     /// The value of an absent field.
-    pub default: Option<Value>,
+    pub default: Option<Box<Value>>,
     /// Whether unknown fields are kept.
     pub preserve: bool,
     /// Whether the value is an object with apiVersion, kind and metadata.
@@ -103,6 +119,90 @@ pub struct Node {
     pub list_type: ListType,
     /// Whether an object is one value.
     pub atomic_map: bool,
+}
+
+impl Default for Node {
+    fn default() -> Self {
+        Self {
+            types: &[],
+            format: "",
+            nullable: false,
+            limits: UNLIMITED.clone(),
+            required: Box::default(),
+            properties: BTreeMap::new(),
+            additional: Additional::default(),
+            items: None,
+            default: None,
+            preserve: false,
+            embedded: false,
+            list_type: ListType::default(),
+            atomic_map: false,
+        }
+    }
+}
+
+/// What restricts values besides their type.
+const LIMITING: [&str; 16] = [
+    "maximum",
+    "minimum",
+    "multipleOf",
+    "maxLength",
+    "minLength",
+    "pattern",
+    "maxItems",
+    "minItems",
+    "uniqueItems",
+    "maxProperties",
+    "minProperties",
+    "enum",
+    "allOf",
+    "anyOf",
+    "oneOf",
+    "not",
+];
+
+impl Limits {
+    fn read(s: &Map<String, Value>) -> Arc<Limits> {
+        if !LIMITING.iter().any(|key| s.contains_key(*key)) {
+            return UNLIMITED.clone();
+        }
+        let number = |key: &str| s.get(key).and_then(Value::as_f64);
+        let count = |key: &str| s.get(key).and_then(Value::as_i64);
+        let pattern = text(s, "pattern");
+        Arc::new(Limits {
+            maximum: number("maximum"),
+            exclusive_maximum: flag(s, "exclusiveMaximum"),
+            minimum: number("minimum"),
+            exclusive_minimum: flag(s, "exclusiveMinimum"),
+            multiple_of: number("multipleOf"),
+            max_length: count("maxLength"),
+            min_length: count("minLength"),
+            pattern: (!pattern.is_empty()).then(|| Pattern { text: pattern.to_owned(), compiled: OnceLock::new() }),
+            max_items: count("maxItems"),
+            min_items: count("minItems"),
+            unique_items: flag(s, "uniqueItems"),
+            max_properties: count("maxProperties"),
+            min_properties: count("minProperties"),
+            enumeration: s.get("enum").and_then(Value::as_array).cloned().unwrap_or_default(),
+            all_of: nodes(s, "allOf"),
+            any_of: nodes(s, "anyOf"),
+            one_of: nodes(s, "oneOf"),
+            not: s.get("not").map(|n| Box::new(Node::read(n))),
+        })
+    }
+}
+
+/// The types of a value that a schema says to have this one. Others than OpenAPI's restrict nothing.
+fn types_of(kind: &str) -> &'static [&'static str] {
+    match kind {
+        "array" => &["array"],
+        "boolean" => &["boolean"],
+        "integer" => &["integer"],
+        "number" => &["number"],
+        "object" => &["object"],
+        "string" => &["string"],
+        _ => &[],
+    }
 }
 
 fn flag(s: &Map<String, Value>, key: &str) -> bool {
@@ -122,13 +222,14 @@ fn nodes(s: &Map<String, Value>, key: &str) -> Vec<Node> {
     s.get(key).and_then(Value::as_array).into_iter().flatten().map(Node::read).collect()
 }
 
-/// The formats a kind of value may have; others mean nothing.
-fn known_format(kind: &str, format: &str) -> bool {
+/// The format of a kind of value; empty for those that mean nothing.
+fn known_format(kind: &str, format: &str) -> &'static str {
+    let numeric = |known: [&'static str; 2]| known.into_iter().find(|k| *k == format).unwrap_or_default();
     match kind {
-        "integer" => matches!(format, "int32" | "int64"),
-        "number" => matches!(format, "float" | "double"),
-        "" | "string" => super::format::is_known(format),
-        _ => false,
+        "integer" => numeric(["int32", "int64"]),
+        "number" => numeric(["float", "double"]),
+        "" | "string" => super::format::known(format).unwrap_or_default(),
+        _ => "",
     }
 }
 
@@ -138,55 +239,25 @@ impl Node {
     pub fn read(schema: &Value) -> Node {
         let Some(s) = schema.as_object() else { return Node::default() };
         let kind = text(s, "type");
-        let types = match kind {
-            _ if flag(s, "x-kubernetes-int-or-string") => vec!["integer".to_owned(), "string".to_owned()],
-            "" => Vec::new(),
-            kind => vec![kind.to_owned()],
-        };
-        let format = text(s, "format");
+        let int_or_string = flag(s, "x-kubernetes-int-or-string");
+        let types: &'static [&'static str] = if int_or_string { &["integer", "string"] } else { types_of(kind) };
         let single = if types.len() == 1 { kind } else { "" };
-        let number = |key: &str| s.get(key).and_then(Value::as_f64);
-        let count = |key: &str| s.get(key).and_then(Value::as_i64);
-        let pattern = text(s, "pattern");
+        let properties = s.get("properties").and_then(Value::as_object).into_iter().flatten();
         Node {
             types,
-            format: if known_format(single, format) { format.to_owned() } else { String::new() },
+            format: known_format(single, text(s, "format")),
             nullable: flag(s, "nullable"),
-            maximum: number("maximum"),
-            exclusive_maximum: flag(s, "exclusiveMaximum"),
-            minimum: number("minimum"),
-            exclusive_minimum: flag(s, "exclusiveMinimum"),
-            multiple_of: number("multipleOf"),
-            max_length: count("maxLength"),
-            min_length: count("minLength"),
-            pattern: (!pattern.is_empty())
-                .then(|| Pattern { text: pattern.to_owned(), regex: Regex::new(pattern).map_err(|e| e.to_string()) }),
-            max_items: count("maxItems"),
-            min_items: count("minItems"),
-            unique_items: flag(s, "uniqueItems"),
-            max_properties: count("maxProperties"),
-            min_properties: count("minProperties"),
-            required: strings(s, "required"),
-            enumeration: s.get("enum").and_then(Value::as_array).cloned().unwrap_or_default(),
-            all_of: nodes(s, "allOf"),
-            any_of: nodes(s, "anyOf"),
-            one_of: nodes(s, "oneOf"),
-            not: s.get("not").map(|n| Box::new(Node::read(n))),
-            properties: s
-                .get("properties")
-                .and_then(Value::as_object)
-                .into_iter()
-                .flatten()
-                .map(|(k, v)| (k.clone(), Node::read(v)))
-                .collect(),
+            limits: Limits::read(s),
+            required: strings(s, "required").into_boxed_slice(),
+            properties: properties.map(|(k, v)| (k.clone(), Arc::new(Node::read(v)))).collect(),
             additional: match s.get("additionalProperties") {
                 None | Some(Value::Null) => Additional::Unsaid,
                 Some(Value::Bool(false)) => Additional::None,
-                Some(values @ Value::Object(_)) => Additional::Values(Box::new(Node::read(values))),
+                Some(values @ Value::Object(_)) => Additional::Values(Arc::new(Node::read(values))),
                 Some(_) => Additional::Any,
             },
-            items: s.get("items").filter(|i| i.is_object()).map(|i| Box::new(Node::read(i))),
-            default: s.get("default").filter(|d| !d.is_null()).cloned(),
+            items: s.get("items").filter(|i| i.is_object()).map(|i| Arc::new(Node::read(i))),
+            default: s.get("default").filter(|d| !d.is_null()).cloned().map(Box::new),
             preserve: flag(s, "x-kubernetes-preserve-unknown-fields"),
             embedded: flag(s, "x-kubernetes-embedded-resource"),
             list_type: match text(s, "x-kubernetes-list-type") {
@@ -202,8 +273,7 @@ impl Node {
     #[must_use]
     pub fn field(&self, name: &str) -> Option<&Node> {
         match (self.properties.get(name), &self.additional) {
-            (Some(node), _) => Some(node),
-            (None, Additional::Values(values)) => Some(values),
+            (Some(node), _) | (None, Additional::Values(node)) => Some(node.as_ref()),
             _ => None,
         }
     }
@@ -214,7 +284,7 @@ impl Node {
         let ListType::Map(keys) = &self.list_type else { return None };
         let items = self.items.as_deref();
         let key = |v: &Value| -> Vec<Option<Value>> {
-            let default = |k: &str| items.and_then(|i| i.properties.get(k)).and_then(|p| p.default.clone());
+            let default = |k: &str| items.and_then(|i| i.properties.get(k)).and_then(|p| p.default.as_deref().cloned());
             keys.iter().map(|k| v.get(k).cloned().or_else(|| default(k))).collect()
         };
         let wanted = key(element);

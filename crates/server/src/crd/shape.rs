@@ -4,6 +4,7 @@ use super::schema::{Additional, Node};
 use gantry_schema::{Definitions, strict};
 use serde_json::Value;
 use std::fmt::Write as _;
+use std::sync::Arc;
 
 const OBJECT_META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta";
 const META_FIELDS: [&str; 3] = ["apiVersion", "kind", "metadata"];
@@ -56,7 +57,7 @@ fn walk(
                     }
                     continue;
                 }
-                let known = schema.and_then(|s| s.properties.get(&name));
+                let known = schema.and_then(|s| s.properties.get(&name)).map(Arc::as_ref);
                 let (below, kept) = match (known, schema.map(|s| &s.additional)) {
                     (Some(node), _) => (Some(node), true),
                     (None, Some(Additional::Values(values))) => (Some(&**values), true),
@@ -138,7 +139,7 @@ fn fill(value: &mut Value, schema: &Node) {
             for (name, property) in &schema.properties {
                 let Some(default) = &property.default else { continue };
                 if map.get(name).is_none_or(|present| forbidden_null(present, property)) {
-                    map.insert(name.clone(), default.clone());
+                    map.insert(name.clone(), Value::clone(default));
                 }
             }
             for (name, child) in map.iter_mut() {
@@ -160,7 +161,7 @@ fn fill(value: &mut Value, schema: &Node) {
 
 fn replace_null(value: &mut Value, schema: &Node) {
     if let (true, Some(default)) = (forbidden_null(value, schema), &schema.default) {
-        *value = default.clone();
+        *value = Value::clone(default);
     }
 }
 

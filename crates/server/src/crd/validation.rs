@@ -128,9 +128,13 @@ impl Judge<'_> {
                 _ => {}
             }
         }
-        if !schema.enumeration.is_empty() && !schema.enumeration.iter().any(|e| same(e, value)) {
-            let supported: Vec<String> =
-                schema.enumeration.iter().map(|e| e.as_str().map_or_else(|| e.to_string(), str::to_owned)).collect();
+        if !schema.limits.enumeration.is_empty() && !schema.limits.enumeration.iter().any(|e| same(e, value)) {
+            let supported: Vec<String> = schema
+                .limits
+                .enumeration
+                .iter()
+                .map(|e| e.as_str().map_or_else(|| e.to_string(), str::to_owned))
+                .collect();
             let supported: Vec<String> = supported.iter().map(|s| format!("{s:?}")).collect();
             let body = format!("Unsupported value: {}: supported values: {}", shown(value), supported.join(", "));
             out.errors.push(FieldError { r#type: ErrorType::NotSupported, field: self.place(path), body });
@@ -143,7 +147,7 @@ impl Judge<'_> {
     }
 
     fn kind(&self, out: &mut Verdict, path: &str, value: &Value, schema: &Node) {
-        let has = |t: &str| schema.types.iter().any(|known| known == t);
+        let has = |t: &str| schema.types.contains(&t);
         let wanted = schema.types.join(",");
         if value.is_null() {
             if !schema.types.is_empty() && !schema.nullable {
@@ -174,15 +178,15 @@ impl Judge<'_> {
         let judged =
             |list: &[Node]| -> Vec<Verdict> { list.iter().map(|s| self.value(path, value, None, s)).collect() };
         let best = |failed: Vec<Verdict>| failed.into_iter().reduce(|a, b| if b.matches > a.matches { b } else { a });
-        if !schema.any_of.is_empty() {
-            let verdicts = judged(&schema.any_of);
+        if !schema.limits.any_of.is_empty() {
+            let verdicts = judged(&schema.limits.any_of);
             if verdicts.iter().all(|v| !v.errors.is_empty()) {
                 self.whole(out, format!("{path:?} must validate at least one schema (anyOf)"));
                 out.add(best(verdicts).unwrap_or_default());
             }
         }
-        if !schema.one_of.is_empty() {
-            let verdicts = judged(&schema.one_of);
+        if !schema.limits.one_of.is_empty() {
+            let verdicts = judged(&schema.limits.one_of);
             match verdicts.iter().filter(|v| v.errors.is_empty()).count() {
                 1 => {}
                 0 => {
@@ -198,8 +202,8 @@ impl Judge<'_> {
                 }
             }
         }
-        if !schema.all_of.is_empty() {
-            let verdicts = judged(&schema.all_of);
+        if !schema.limits.all_of.is_empty() {
+            let verdicts = judged(&schema.limits.all_of);
             let fine = verdicts.iter().filter(|v| v.errors.is_empty()).count();
             let all = fine == verdicts.len();
             verdicts.into_iter().for_each(|v| out.add(v));
@@ -208,7 +212,7 @@ impl Judge<'_> {
                 self.whole(out, format!("{path:?} must validate all the schemas (allOf){none}"));
             }
         }
-        if let Some(not) = &schema.not
+        if let Some(not) = &schema.limits.not
             && self.value(path, value, None, not).errors.is_empty()
         {
             self.whole(out, format!("{path:?} must not validate the schema (not)"));
@@ -218,13 +222,13 @@ impl Judge<'_> {
 
     fn string(&self, out: &mut Verdict, path: &str, s: &str, value: &Value, schema: &Node) {
         let length = i64::try_from(s.chars().count()).unwrap_or(i64::MAX);
-        if let Some(max) = schema.max_length.filter(|max| length > *max) {
+        if let Some(max) = schema.limits.max_length.filter(|max| length > *max) {
             let body = format!("Too long: may not be more than {max} bytes");
             out.errors.push(FieldError { r#type: ErrorType::TooLong, field: self.place(path), body });
-        } else if let Some(min) = schema.min_length.filter(|min| length < *min) {
+        } else if let Some(min) = schema.limits.min_length.filter(|min| length < *min) {
             self.invalid(out, path, value, &format!("{path} in body should be at least {min} chars long"));
-        } else if let Some(pattern) = &schema.pattern {
-            match &pattern.regex {
+        } else if let Some(pattern) = &schema.limits.pattern {
+            match pattern.regex() {
                 Ok(regex) if regex.is_match(s) => out.matches += 1,
                 Ok(_) => self.invalid(out, path, value, &format!("{path} in body should match '{}'", pattern.text)),
                 Err(why) => {
@@ -236,7 +240,7 @@ impl Judge<'_> {
         } else {
             out.matches += 1;
         }
-        if !schema.format.is_empty() && !format::fits(&schema.format, s) {
+        if !schema.format.is_empty() && !format::fits(schema.format, s) {
             let detail = format!("{path} in body must be of type {}: {s:?}", schema.format);
             let body = format!("Invalid value: {}: {detail}", shown(value));
             out.errors.push(FieldError { r#type: ErrorType::TypeInvalid, field: self.place(path), body });
@@ -246,13 +250,13 @@ impl Judge<'_> {
     #[allow(clippy::cast_possible_truncation, reason = "bounds saturate as upstream's conversion does")]
     fn number(&self, out: &mut Verdict, path: &str, n: &serde_json::Number, value: &Value, schema: &Node) {
         let (whole, data) = (n.as_i64(), n.as_f64().unwrap_or(0.0));
-        let beyond = match schema.format.as_str() {
+        let beyond = match schema.format {
             "int32" => whole.is_some_and(|i| i32::try_from(i).is_err()),
             "float" => data.abs() > f64::from(f32::MAX),
             _ => false,
         };
         if beyond {
-            let kind = schema.types.first().map(String::as_str).unwrap_or_default();
+            let kind = schema.types.first().copied().unwrap_or_default();
             self.whole(out, format!("Checked value must be of type {kind} with format {} in {path}", schema.format));
         }
         // Bounds of integers are integers.
@@ -262,7 +266,7 @@ impl Judge<'_> {
             Some(i) => i.cmp(&(bound as i64)),
             None => data.total_cmp(&bound),
         };
-        if let Some(factor) = schema.multiple_of {
+        if let Some(factor) = schema.limits.multiple_of {
             let fits = match whole {
                 Some(i) if factor >= 1.0 => i % (factor as i64) == 0,
                 _ => is_whole(if factor < 1.0 { 1.0 / factor * data } else { data / factor }),
@@ -279,17 +283,17 @@ impl Judge<'_> {
                 self.invalid(out, path, value, &detail);
             }
         }
-        if let Some(max) = schema.maximum {
-            let over = order(max).is_gt() || (schema.exclusive_maximum && order(max).is_eq());
+        if let Some(max) = schema.limits.maximum {
+            let over = order(max).is_gt() || (schema.limits.exclusive_maximum && order(max).is_eq());
             if over {
-                let than = if schema.exclusive_maximum { "less than" } else { "less than or equal to" };
+                let than = if schema.limits.exclusive_maximum { "less than" } else { "less than or equal to" };
                 self.invalid(out, path, value, &format!("{path} in body should be {than} {}", bound_text(max)));
             }
         }
-        if let Some(min) = schema.minimum {
-            let under = order(min).is_lt() || (schema.exclusive_minimum && order(min).is_eq());
+        if let Some(min) = schema.limits.minimum {
+            let under = order(min).is_lt() || (schema.limits.exclusive_minimum && order(min).is_eq());
             if under {
-                let than = if schema.exclusive_minimum { "greater than" } else { "greater than or equal to" };
+                let than = if schema.limits.exclusive_minimum { "greater than" } else { "greater than or equal to" };
                 self.invalid(out, path, value, &format!("{path} in body should be {than} {}", bound_text(min)));
             }
         }
@@ -304,12 +308,12 @@ impl Judge<'_> {
             }
         }
         let size = i64::try_from(items.len()).unwrap_or(i64::MAX);
-        if let Some(min) = schema.min_items.filter(|min| size < *min) {
+        if let Some(min) = schema.limits.min_items.filter(|min| size < *min) {
             let detail = format!("{path} in body should have at least {min} items");
             self.invalid(out, path, &size.into(), &detail);
         }
-        self.too_many(out, path, size, schema.max_items);
-        if schema.unique_items && items.iter().enumerate().any(|(i, a)| items[..i].contains(a)) {
+        self.too_many(out, path, size, schema.limits.max_items);
+        if schema.limits.unique_items && items.iter().enumerate().any(|(i, a)| items[..i].contains(a)) {
             self.invalid(out, path, &"".into(), &format!("{path} in body shouldn't contain duplicates"));
         }
         out.matches += 1;
@@ -324,11 +328,11 @@ impl Judge<'_> {
 
     fn object(&self, out: &mut Verdict, path: &str, map: &Map<String, Value>, old: Option<&Value>, schema: &Node) {
         let size = i64::try_from(map.len()).unwrap_or(i64::MAX);
-        if let Some(min) = schema.min_properties.filter(|min| size < *min) {
+        if let Some(min) = schema.limits.min_properties.filter(|min| size < *min) {
             let detail = format!("{path} in body should have at least {min} properties");
             self.invalid(out, path, &size.into(), &detail);
         }
-        self.too_many(out, path, size, schema.max_properties);
+        self.too_many(out, path, size, schema.limits.max_properties);
         let below = |name: &str| if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
         let before = |name: &str| old.filter(|_| !schema.atomic_map).and_then(|o| o.get(name));
         for (name, value) in map.iter().filter(|(name, _)| !schema.properties.contains_key(*name)) {

@@ -13,19 +13,17 @@ use gantry_schema::apply::Versions;
 use gantry_schema::{Definitions, Schema};
 use serde_json::{Value, json};
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 /// What one version of a definition says of its objects.
 pub struct VersionSchema {
     /// `group/version`.
     pub api_version: String,
-    /// The schema as the definition has it; null where there is none.
-    pub open_api: Arc<Value>,
-    node: Node,
+    /// The schema as the definition has it, as JSON text; `null` where there is none.
+    pub open_api: Arc<str>,
+    node: Arc<Node>,
     /// Types for merging and field ownership.
     definitions: Definitions,
-    /// Knows metadata only; for decoding.
-    envelope: Definitions,
     rules: Option<Rules>,
     kind: String,
 }
@@ -46,6 +44,22 @@ pub struct State {
     pub terminating: bool,
 }
 
+/// The schema of anything.
+fn anything() -> Value {
+    json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true})
+}
+
+/// A type that knows metadata and lets all else pass: what custom objects are decoded by.
+#[must_use]
+pub fn envelope() -> Option<Schema<'static>> {
+    const KIND: (&str, &str, &str) = ("custom", "v1", "Object");
+    static ENVELOPE: LazyLock<Definitions> = LazyLock::new(|| {
+        let (group, version, kind) = KIND;
+        Definitions::for_custom_resource(group, version, kind, &anything()).expect("the schema of anything is one")
+    });
+    ENVELOPE.schema_for(KIND.0, KIND.1, KIND.2)
+}
+
 /// The schemas of a definition's versions.
 #[must_use]
 pub fn version_schemas(crd: &CustomResourceDefinition) -> HashMap<String, Arc<VersionSchema>> {
@@ -56,22 +70,21 @@ pub fn version_schemas(crd: &CustomResourceDefinition) -> HashMap<String, Arc<Ve
         if crd.spec.preserve_unknown_fields == Some(true) && open_api.is_object() {
             open_api["x-kubernetes-preserve-unknown-fields"] = true.into();
         }
-        let free = json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true});
+        let free = anything();
         let shape = if open_api.is_object() { &open_api } else { &free };
         let definitions = |s: &Value| Definitions::for_custom_resource(group, &v.name, kind, s);
-        let untyped = || definitions(&free).expect("the schema of anything is one");
         let typed = definitions(shape).unwrap_or_else(|e| {
             tracing::warn!(name = crd.metadata.name, version = v.name, error = %e, "schema is not structural");
-            untyped()
+            definitions(&free).expect("the schema of anything is one")
         });
+        let node = Arc::new(Node::read(shape));
         let version = VersionSchema {
             api_version: format!("{group}/{}", v.name),
-            node: Node::read(shape),
+            rules: Rules::build(shape, &node, true),
+            node,
             definitions: typed,
-            envelope: untyped(),
-            rules: Rules::build(shape, true),
             kind: kind.clone(),
-            open_api: Arc::new(open_api.clone()),
+            open_api: open_api.to_string().into(),
         };
         (version.api_version.clone(), Arc::new(version))
     };
@@ -82,18 +95,8 @@ impl VersionSchema {
     /// Types for merging and field ownership.
     #[must_use]
     pub fn schema(&self) -> Option<Schema<'_>> {
-        self.of(&self.definitions)
-    }
-
-    /// A type that knows metadata and lets all else pass; for decoding.
-    #[must_use]
-    pub fn envelope(&self) -> Option<Schema<'_>> {
-        self.of(&self.envelope)
-    }
-
-    fn of<'d>(&self, definitions: &'d Definitions) -> Option<Schema<'d>> {
         let (group, version) = self.api_version.split_once('/')?;
-        definitions.schema_for(group, version, &self.kind)
+        self.definitions.schema_for(group, version, &self.kind)
     }
 
     /// Drops unknown fields. Returns `unknown field "x"` for each.

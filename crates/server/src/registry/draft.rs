@@ -4,7 +4,7 @@
 use super::Registry;
 use super::options::FieldValidation;
 use super::write::Target;
-use crate::crd::Recalled;
+use crate::crd::{Recalled, envelope};
 use bytes::Bytes;
 use gantry_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::StatusCause;
 use gantry_api::kind::{Object, Resource};
@@ -172,7 +172,7 @@ impl Registry {
         if old.is_none() && !target.subresource.is_empty() {
             return Err(target.not_found(target.name));
         }
-        let read_as = custom.map_or(schema, |c| c.state().own.envelope());
+        let read_as = if custom.is_some() { envelope() } else { schema };
         let decoded = strict::decode_yaml(body, read_as)
             .map_err(|e| ApiError::bad_request(format!("error decoding YAML: {e}")))?;
         let config = decoded.value;
@@ -213,7 +213,7 @@ impl Registry {
         let now = self.clock.time().0.to_string();
         let schema = custom.own.schema();
         let read = |body: &Body, warnings: &mut Vec<String>| -> Result<Value, ApiError> {
-            let mut decoded = decode_body(target.resource, body, custom.own.envelope())?;
+            let mut decoded = decode_body(target.resource, body, envelope())?;
             decoded.strict_errors.extend(custom.own.prune(&mut decoded.value));
             unknown_fields(target, decoded.strict_errors, warnings)?;
             Ok(decoded.value)
@@ -227,7 +227,7 @@ impl Registry {
             Change::Patch(PatchType::Strategic, _) => return Err(no_strategic_merge()),
             Change::Patch(kind, body) => {
                 let live = live()?;
-                (patched(target, *kind, &live, body, custom.own.envelope(), Some(versions), &mut warnings)?, Some(live))
+                (patched(target, *kind, &live, body, envelope(), Some(versions), &mut warnings)?, Some(live))
             }
             Change::Edit(edit) => {
                 let live = live()?;
