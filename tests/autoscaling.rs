@@ -99,10 +99,12 @@ fn what_kubectl_says(api: &Api<'_>) {
         assert!(described.contains(text), "{text:?} in\n{described}");
     }
     kubectl(&["scale", "deployment", "worker", "--replicas=0"]);
-    let off = api.until(&path, "turned off", |h| condition(h, "ScalingActive") == "False");
-    let told =
-        off["status"]["conditions"].as_array().unwrap().iter().find(|c| c["type"] == "ScalingActive").cloned().unwrap();
-    assert_eq!(told["reason"], "ScalingDisabled");
+    let active = |h: &Value| {
+        h["status"]["conditions"].as_array().unwrap().iter().find(|c| c["type"] == "ScalingActive").cloned()
+    };
+    let off = api.until(&path, "turned off", |h| active(h).is_some_and(|c| c["reason"] == "ScalingDisabled"));
+    let told = active(&off).unwrap();
+    assert_eq!(told["status"], "False");
     assert_eq!(told["message"], "scaling is disabled since the replica count of the target is zero");
     assert_eq!(api.get(&format!("{}/worker", deployments(&namespace)))["spec"]["replicas"], 0);
 }
