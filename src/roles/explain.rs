@@ -52,7 +52,9 @@ fn state(found: &Value) -> String {
     };
     let queue = &found["queue"];
     if let (Some(ahead), Some(attempts)) = (queue["ahead"].as_u64(), queue["attempts"].as_u64()) {
-        let _ = write!(out, "; tried {attempts} times, {ahead} pods ahead");
+        let times = if attempts == 1 { "once".to_owned() } else { format!("{attempts} times") };
+        let pods = if ahead == 1 { "pod" } else { "pods" };
+        let _ = write!(out, "; tried {times}, {ahead} {pods} ahead");
     }
     if let Some(seconds) = queue["retryAfterSeconds"].as_f64() {
         let _ = write!(out, ", again within {seconds} s");
@@ -125,7 +127,7 @@ mod tests {
             "remedies": [{"kind": "Evict", "message": "evict d/q from n"}],
         });
         let want = "Pod:      d/p\n\
-            State:    Unschedulable; tried 1 times, 2 pods ahead, again within 9 s\n\
+            State:    Unschedulable; tried once, 2 pods ahead, again within 9 s\n\
             Message:  0/1 nodes are available: 1 Insufficient cpu.\n\
             \n\
             NODE  SCORE  WHY\n\

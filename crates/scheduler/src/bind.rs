@@ -25,6 +25,8 @@ pub(crate) struct Preemption {
 pub(crate) struct Failure {
     pub(crate) diagnosis: Diagnosis,
     pub(crate) preemption: Option<Preemption>,
+    /// Whether the node that was promised to the pod is so no longer.
+    pub(crate) gives_up: bool,
 }
 
 impl Scheduler {
@@ -86,13 +88,17 @@ impl Scheduler {
     pub(crate) async fn report(&self, pod: &Arc<PodInfo>, failure: Failure) {
         let message = failure.diagnosis.message();
         self.recorder.warning(pod.pod.as_ref(), "FailedScheduling", &message);
-        let nominated = failure.preemption.as_ref().map(|p| p.node.as_str());
+        let nominated = match &failure.preemption {
+            Some(preemption) => Some(preemption.node.as_str()),
+            None => failure.gives_up.then_some(""),
+        };
         self.patch_unscheduled(pod, &message, nominated).await;
         if let Some(preemption) = failure.preemption {
             self.evict(pod, preemption).await;
         }
     }
 
+    /// `nominated` is the node promised to the pod from now on, empty for none, `None` where that stays as it is.
     async fn patch_unscheduled(&self, pod: &PodInfo, message: &str, nominated: Option<&str>) {
         let current = |pod: &Pod| -> Option<PodCondition> {
             let conditions = pod.status.as_ref()?.conditions.as_ref()?;
@@ -101,7 +107,7 @@ impl Scheduler {
         let same = current(&pod.pod).is_some_and(|c| {
             c.status == "False" && c.reason.as_deref() == Some("Unschedulable") && c.message.as_deref() == Some(message)
         });
-        if same && nominated.is_none_or(|n| pod.nominated_node() == Some(n)) {
+        if same && nominated.is_none_or(|n| pod.nominated_node().unwrap_or_default() == n) {
             return;
         }
         let since = current(&pod.pod).filter(|c| c.status == "False").and_then(|c| c.last_transition_time);
@@ -116,7 +122,7 @@ impl Scheduler {
             }],
         });
         if let Some(node) = nominated {
-            status["nominatedNodeName"] = json!(node);
+            status["nominatedNodeName"] = if node.is_empty() { json!(null) } else { json!(node) };
         }
         self.patch_status(pod, json!({ "metadata": { "uid": pod.uid }, "status": status })).await;
     }

@@ -5,6 +5,7 @@ use crate::diagnosis::Diagnosis;
 use crate::filter::{self, Usage};
 use crate::pod::PodInfo;
 use crate::snapshot::{Row, Snapshot};
+use gantry_api::k8s_openapi::api::core::v1::PodCondition;
 use gantry_api::k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use gantry_api::meta::labels::Selector;
 use std::cmp::Reverse;
@@ -48,20 +49,30 @@ impl Budget {
     }
 }
 
-/// Whether a pod may preempt at all; the reason where not.
+/// Whether a pod may preempt at all; the reason where not. `diagnosis` is of the attempt that just failed.
 ///
 /// # Errors
 /// The reason, as events word it.
-pub fn eligible(snapshot: &Snapshot, pod: &PodInfo) -> Result<(), &'static str> {
+pub fn eligible(snapshot: &Snapshot, pod: &PodInfo, diagnosis: &Diagnosis) -> Result<(), &'static str> {
     if pod.spec().preemption_policy.as_deref() == Some("Never") {
         return Err("not eligible due to preemptionPolicy=Never.");
     }
-    if let Some(row) = pod.nominated_node().and_then(|n| snapshot.row(n))
-        && snapshot.pods[row].iter().any(|p| p.is_terminating() && p.priority < pod.priority)
-    {
+    let Some(row) = pod.nominated_node().and_then(|n| snapshot.row(n)) else { return Ok(()) };
+    // A node that cannot take it any more, whoever leaves, is not waited for.
+    let hopeless = diagnosis.rejections.iter().any(|(r, rejection)| *r == row && rejection.unresolvable);
+    if !hopeless && snapshot.pods[row].iter().any(|p| p.priority < pod.priority && is_giving_way(p)) {
         return Err("not eligible due to a terminating pod on the nominated node.");
     }
     Ok(())
+}
+
+/// Whether a pod is being deleted because it was preempted.
+fn is_giving_way(pod: &PodInfo) -> bool {
+    let conditions = pod.pod.status.iter().flat_map(|s| s.conditions.iter().flatten());
+    let preempted = |c: &PodCondition| {
+        c.type_ == "DisruptionTarget" && c.status == "True" && c.reason.as_deref() == Some("PreemptionByScheduler")
+    };
+    pod.is_terminating() && conditions.into_iter().any(preempted)
 }
 
 /// Finds the best of enough candidates among the nodes that rejected the pod; fills in why there is none.

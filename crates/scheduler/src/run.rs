@@ -295,7 +295,7 @@ impl Scheduler {
     fn decide(&self, state: &mut State, pod: &Arc<PodInfo>) -> Result<(String, Assignment), Box<Failure>> {
         let State { snapshot, queue, deciders, .. } = state;
         let Some(decider) = deciders.get_mut(pod.scheduler()) else {
-            return Err(Box::new(Failure { diagnosis: Diagnosis::default(), preemption: None }));
+            return Err(Box::new(Failure { diagnosis: Diagnosis::default(), preemption: None, gives_up: false }));
         };
         let defaults = self.owners.constraints(pod, decider.profile());
         let outcome = match self.volumes.of_pod(pod) {
@@ -321,13 +321,14 @@ impl Scheduler {
     pub(crate) fn failure(&self, snapshot: &Snapshot, queue: &Queue, rejected: Rejected) -> Failure {
         let Rejected { mut diagnosis, mut cycle } = rejected;
         let pod = cycle.pod.clone();
-        let mut preemption = None;
+        let (mut preemption, mut gives_up) = (None, false);
         if diagnosis.nodes > 0 && cycle.profile.preempts {
-            match preempt::eligible(snapshot, &pod) {
+            match preempt::eligible(snapshot, &pod, &diagnosis) {
                 Ok(()) => {
                     let budgets: Vec<Budget> = self.budgets.list().iter().filter_map(|b| Budget::new(b)).collect();
                     let nominated = |node: &str| queue.nominated_for(node, &pod.uid);
                     preemption = preempt::find(snapshot, &mut cycle, &mut diagnosis, &budgets, &nominated);
+                    gives_up = preemption.is_none() && pod.nominated_node().is_some();
                 }
                 Err(reason) => {
                     diagnosis.preemption.insert(reason.trim_end_matches('.').to_owned(), diagnosis.nodes);
@@ -340,7 +341,7 @@ impl Scheduler {
             let losers = losers.into_iter().filter(|p| p.priority < pod.priority).collect();
             Preemption { candidate, node, losers }
         });
-        Failure { diagnosis, preemption }
+        Failure { diagnosis, preemption, gives_up }
     }
 }
 

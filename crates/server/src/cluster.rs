@@ -5,6 +5,7 @@ use async_trait::async_trait;
 use gantry_api::clock::Clock;
 use gantry_api::entropy::Entropy;
 use gantry_api::kind::{Kind, Object, Resource};
+use gantry_api::meta::object::Meta;
 use gantry_api::meta::status::ApiError;
 use std::sync::Arc;
 
@@ -33,6 +34,17 @@ pub trait ObjectSource: Send + Sync {
         let mut found = self.list(resource, namespace).await?;
         found.retain(|o| resource.selectable_fields(o.as_ref()).iter().any(|(f, v)| *f == field && v == value));
         Ok(found)
+    }
+    /// The values of these labels of an object, without decoding it where that can be; None where there is none.
+    async fn labels(
+        &self,
+        resource: &'static dyn Resource,
+        namespace: &str,
+        name: &str,
+        keys: &[&str],
+    ) -> Result<Option<Vec<Option<String>>>, ApiError> {
+        let found = self.get(resource, namespace, name, false).await?;
+        Ok(found.map(|o| keys.iter().map(|key| o.meta().label(key).map(str::to_owned)).collect()))
     }
     /// The resources served.
     fn served(&self) -> Vec<&'static dyn Resource> {
@@ -104,6 +116,19 @@ impl Cluster {
     pub async fn get<K: Kind>(&self, namespace: &str, name: &str) -> Result<Option<K>, ApiError> {
         let found = self.objects.get(resource_of::<K>(), namespace, name, false).await?;
         Ok(found.and_then(|o| gantry_api::kind::downcast::<K>(o.as_ref()).cloned()))
+    }
+
+    /// The values of these labels of an object from the cache.
+    ///
+    /// # Errors
+    /// Where the cache is not ready.
+    pub async fn labels<K: Kind>(
+        &self,
+        namespace: &str,
+        name: &str,
+        keys: &[&str],
+    ) -> Result<Option<Vec<Option<String>>>, ApiError> {
+        self.objects.labels(resource_of::<K>(), namespace, name, keys).await
     }
 
     /// A typed object, no older than any write acknowledged before the call.

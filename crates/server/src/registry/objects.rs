@@ -37,6 +37,21 @@ impl ObjectSource for Registry {
         shown.first().map(|e| decode(resource, e)).transpose()
     }
 
+    async fn labels(
+        &self,
+        resource: &'static dyn Resource,
+        namespace: &str,
+        name: &str,
+        keys: &[&str],
+    ) -> Result<Option<Vec<Option<String>>>, ApiError> {
+        let cache = self.cache(resource)?;
+        let path = path_of(resource, namespace, name);
+        let Some(entry) = cache.get(&path) else {
+            return cache.unreadable(&path).map_or(Ok(None), |why| Err(ApiError::internal(why)));
+        };
+        Ok(Some(keys.iter().map(|key| entry.label(key).map(str::to_owned)).collect()))
+    }
+
     async fn list(&self, resource: &'static dyn Resource, namespace: &str) -> Result<Vec<Arc<dyn Object>>, ApiError> {
         self.check_readable(resource, namespace)?;
         let snapshot = self.shown_snapshot(resource, self.cache(resource)?.snapshot()).await?;

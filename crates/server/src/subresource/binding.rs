@@ -115,12 +115,9 @@ async fn bind(cx: &RequestContext, name: &str, binding: Binding, services: &Serv
     }
     let node = binding.target.name.as_deref().unwrap_or_default();
     let mut labels = BTreeMap::new();
-    if let Some(node) = services.cluster.get::<Node>("", node).await? {
-        for key in TOPOLOGY_LABELS {
-            if let Some(value) = node.metadata.label(key) {
-                labels.insert(key.to_owned(), value.to_owned());
-            }
-        }
+    if let Some(values) = services.cluster.labels::<Node>("", node, &TOPOLOGY_LABELS).await? {
+        let known = TOPOLOGY_LABELS.iter().zip(values);
+        labels.extend(known.filter_map(|(key, value)| Some(((*key).to_owned(), value?))));
     }
     let now = services.cluster.clock.time();
     let mut change = |object: &mut dyn Object| match downcast_mut::<Pod>(object) {
