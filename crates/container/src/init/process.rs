@@ -69,8 +69,8 @@ pub(super) fn take_terminal(slave: &OwnedFd, uid: u32) -> Outcome<()> {
 pub(super) fn execute(process: &ProcessSpec) -> Outcome<std::convert::Infallible> {
     own_streams(process.uid);
     reset_signals();
-    // SAFETY: constant arguments. The shim goes without huge pages, which is inherited; kernels that do not know of this
-    // have not set it either.
+    // SAFETY: constant arguments. This program goes without huge pages, which is inherited; kernels that do not know of
+    // this have not set it either.
     unsafe { libc::prctl(libc::PR_SET_THP_DISABLE, 0, 0, 0, 0) };
     let chdir = |path: &Path| std::env::set_current_dir(path);
     // As root first: the directory may be one only reachable for root, or only for the user (NFS).

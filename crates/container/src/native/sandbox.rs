@@ -75,8 +75,6 @@ async fn start(inner: &Arc<Inner>, dir: &Path, config: SandboxConfig) -> Result<
         .arg("shim")
         .arg(dir)
         .env_clear()
-        // The allocator's first touch would cost each shim two huge pages; containers get them back (see `init`).
-        .env("MIMALLOC_ALLOW_THP", "0")
         .current_dir("/")
         .stdin(Stdio::null())
         .stdout(Stdio::null())
