@@ -173,8 +173,8 @@ impl AffinityState {
         out
     }
 
-    /// Scores the feasible nodes 0–100 by preferred terms of the pod and of the pods already placed. `None` where nobody
-    /// prefers anything.
+    /// Scores the feasible nodes 0–100 by preferred terms of the pod and of the pods already placed. `None` where
+    /// nobody prefers anything.
     #[must_use]
     pub fn score(&self, snapshot: &Snapshot, feasible: &[Row]) -> Option<Vec<i64>> {
         if self.preferences.keys.is_empty() {

@@ -1,5 +1,5 @@
-//! Equivalence classes: pods that no filter and no score can tell apart, of which a controller makes many. What was found
-//! for one of a class holds for the next, but for the nodes that changed in between.
+//! Equivalence classes: pods that no filter and no score can tell apart, of which a controller makes many. What was
+//! found for one of a class holds for the next, but for the nodes that changed in between.
 
 use crate::filter::{self, Rejection};
 use crate::pod::PodInfo;
@@ -31,8 +31,8 @@ impl<T> Default for Kept<T> {
 }
 
 impl<T> Kept<T> {
-    /// The value of a class, made where there is none or `refresh` says that it is of no use any more. `rows` is how many
-    /// rows the snapshot has.
+    /// The value of a class, made where there is none or `refresh` says that it is of no use any more. `rows` is how
+    /// many rows the snapshot has.
     pub fn get(
         &mut self,
         key: &str,

@@ -81,8 +81,8 @@ impl Decider {
         &self.profile
     }
 
-    /// The feasible nodes of the last decision with their scores; empty where it was made without scores, because only one
-    /// was feasible or one had been promised.
+    /// The feasible nodes of the last decision with their scores; empty where it was made without scores, because only
+    /// one was feasible or one had been promised.
     #[must_use]
     pub fn ranked(&self) -> &[Ranked] {
         &self.ranked
@@ -224,8 +224,8 @@ fn rivals_by_row<'a>(
     out
 }
 
-/// Whether the pod fits besides those that were promised the node. It must fit with and without them, since they may never
-/// come.
+/// Whether the pod fits besides those that were promised the node. It must fit with and without them, since they may
+/// never come.
 fn with_rivals(snapshot: &Snapshot, row: Row, cycle: &Cycle, rivals: &Rivals<'_>) -> Result<(), Rejection> {
     let (mut with, mut usage) = (cycle.clone(), Usage::of(snapshot, row));
     for rival in rivals {

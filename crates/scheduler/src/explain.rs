@@ -357,7 +357,7 @@ impl Scheduler {
                 if found.is_empty() && !rivals.is_empty() {
                     let keys: Vec<&str> = rivals.iter().map(|p| p.key.as_str()).collect();
                     node["problems"] = json!([{
-                        "plugin": "NominatedNode", "reason": "the room is promised to other pods", "detail": keys.join(", "),
+                        "plugin": "NominatedNode", "reason": "the room is promised to others", "detail": keys.join(", "),
                     }]);
                 }
                 remedy(snapshot, row, &mut cycle, &found, &budgets, &rivals, &mut remedies);

@@ -1,5 +1,5 @@
-//! What a pod's spec says about a node's own labels, name, taints and cordon, compiled against the interned values of the
-//! snapshot: asking it of a node tests bits.
+//! What a pod's spec says about a node's own labels, name, taints and cordon, compiled against the interned values of
+//! the snapshot: asking it of a node tests bits.
 
 use crate::bits::Bits;
 use crate::profile::Profile;

@@ -7,8 +7,9 @@ mod oracle;
 
 use gantry_api::entropy::Entropy;
 use gantry_api::k8s_openapi::api::core::v1::{Node, Pod};
-use gantry_scheduler::decide::{Decider, Request};
+use gantry_scheduler::decide::{Decider, Rejected, Request};
 use gantry_scheduler::pod::PodInfo;
+use gantry_scheduler::preempt;
 use gantry_scheduler::profile::Profile;
 use gantry_scheduler::snapshot::Snapshot;
 use gantry_scheduler::spread::DefaultConstraints;
@@ -17,7 +18,7 @@ use serde_json::{Value, json};
 use std::sync::Arc;
 
 const CLUSTERS: u64 = 2_000;
-const STEPS: usize = 6;
+const STEPS: usize = 4;
 
 const ZONE: &str = "topology.kubernetes.io/zone";
 const HOST: &str = "kubernetes.io/hostname";
@@ -177,7 +178,10 @@ impl Dice {
             let toleration = |_| match self.below(3) {
                 0 => json!({"operator": "Exists"}),
                 1 => json!({"key": "a", "operator": "Equal", "value": "1"}),
-                _ => json!({"key": "b", "operator": "Exists", "effect": self.pick(&["NoSchedule", "PreferNoSchedule"])}),
+                _ => {
+                    let effect = self.pick(&["NoSchedule", "PreferNoSchedule"]);
+                    json!({"key": "b", "operator": "Exists", "effect": effect})
+                }
             };
             spec["tolerations"] = json!((0..=self.below(2)).map(toleration).collect::<Vec<_>>());
         }
@@ -201,6 +205,7 @@ impl Dice {
             },
             "spec": template["spec"],
         });
+        pod["spec"]["priority"] = json!(self.below(3) * 10);
         if self.one_in(10) {
             pod["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
         }
@@ -246,6 +251,8 @@ fn check(seed: u64) {
         assert_eq!(got, want, "feasible nodes; seed {seed}, step {step}, pod {}", json!(pod));
         let Ok(row) = outcome else {
             assert!(want.is_empty(), "seed {seed}, step {step}");
+            let mut rejected = outcome.unwrap_err();
+            preempts(&world, &snapshot, &mut rejected, &pod, &format!("seed {seed}, step {step}"));
             change(&dice, &mut world, &mut snapshot);
             continue;
         };
@@ -266,6 +273,36 @@ fn check(seed: u64) {
         place(&mut world, &mut snapshot, pod, &chosen);
         change(&dice, &mut world, &mut snapshot);
     }
+}
+
+fn priority(pod: &Pod) -> i32 {
+    pod.spec.as_ref().unwrap().priority.unwrap()
+}
+
+/// Preemption finds a node where and only where one would be feasible without its pods of lower priority; who is evicted
+/// is of those, and enough.
+fn preempts(world: &World, snapshot: &Snapshot, rejected: &mut Rejected, pod: &Pod, at: &str) {
+    let without = |node: &str, gone: &dyn Fn(&Pod) -> bool| {
+        let stays = |(p, on): &&(Pod, String)| on != node || !gone(p);
+        let placed = world.placed.iter().filter(stays).cloned().collect();
+        World { nodes: world.nodes.clone(), namespaces: world.namespaces.clone(), placed }
+    };
+    let found = preempt::find(snapshot, &mut rejected.cycle, &mut rejected.diagnosis, &[], &|_| Vec::new());
+    let Some(found) = found else {
+        for node in &world.nodes {
+            let rest = without(name(node), &|p| priority(p) < priority(pod));
+            let emptier = rest.placed.len() < world.placed.len();
+            assert!(!(emptier && rest.feasible(pod, node)), "{} would do; {at}, pod {}", name(node), json!(pod));
+        }
+        return;
+    };
+    let node = &snapshot.names[found.row];
+    let victims: Vec<&str> = found.victims.iter().map(|v| v.uid.as_str()).collect();
+    assert!(found.victims.iter().all(|v| v.priority < priority(pod)), "{victims:?}; {at}");
+    let rest = without(node, &|p| victims.contains(&p.metadata.uid.as_deref().unwrap()));
+    assert_eq!(rest.placed.len() + victims.len(), world.placed.len(), "{victims:?} on {node}; {at}");
+    let node = world.nodes.iter().find(|n| name(n) == node).unwrap();
+    assert!(rest.feasible(pod, node), "{victims:?} on {}; {at}, pod {}", name(node), json!(pod));
 }
 
 fn place(world: &mut World, snapshot: &mut Snapshot, pod: Pod, node: &str) {
@@ -293,7 +330,8 @@ fn change(dice: &Dice, world: &mut World, snapshot: &mut Snapshot) {
             snapshot.remove_node(name(&node));
         }
         3 => {
-            let labels: std::collections::BTreeMap<_, _> = [("team".to_owned(), dice.pick(&["a", "b"]).to_owned())].into();
+            let team = dice.pick(&["a", "b"]).to_owned();
+            let labels: std::collections::BTreeMap<_, _> = [("team".to_owned(), team)].into();
             world.namespaces.insert("other".into(), labels.clone());
             snapshot.set_namespace("other", labels);
         }

@@ -78,7 +78,7 @@ pub fn traits(number: u64, shape: Shape) -> (Value, Value) {
         "kubernetes.io/os": "linux",
         "kubernetes.io/arch": "amd64",
         "topology.kubernetes.io/zone": format!("zone-{}", number % 3),
-        "disk": if number % 4 == 0 { "ssd" } else { "hdd" },
+        "disk": if number.is_multiple_of(4) { "ssd" } else { "hdd" },
     });
     let taints = match (shape, number % 10) {
         (Shape::Constrained, 0) => json!([{ "key": "dedicated", "value": "batch", "effect": "NoSchedule" }]),

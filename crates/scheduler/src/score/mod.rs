@@ -1,7 +1,7 @@
 //! Scores: how good each feasible node is, 0–100 per plugin times its weight in the profile.
 //!
-//! Those that depend on the node and its pods alone are [`Raw`] and can be kept per node; they are brought to 0–100 among
-//! the feasible nodes of one decision.
+//! Those that depend on the node and its pods alone are [`Raw`] and can be kept per node; they are brought to 0–100
+//! among the feasible nodes of one decision.
 
 use crate::pod::PodInfo;
 use crate::profile::{Profile, Strategy, Weights};

@@ -184,8 +184,7 @@ impl World {
         }
         let labels = self.namespaces.get(namespace(other)).cloned().unwrap_or_default();
         let by_selector = term.namespace_selector.as_ref().is_some_and(|s| selects(Some(s), &labels));
-        (named.contains(namespace(other)) || by_selector)
-            && selects(term.label_selector.as_ref(), &pod_labels(other))
+        (named.contains(namespace(other)) || by_selector) && selects(term.label_selector.as_ref(), &pod_labels(other))
     }
 
     fn same_domain(&self, key: &str, a: &Node, b: &str) -> bool {
@@ -199,11 +198,8 @@ impl World {
     }
 
     pub fn feasible(&self, pod: &Pod, node: &Node) -> bool {
-        let cordon = Taint {
-            key: "node.kubernetes.io/unschedulable".into(),
-            effect: "NoSchedule".into(),
-            ..Default::default()
-        };
+        let cordon =
+            Taint { key: "node.kubernetes.io/unschedulable".into(), effect: "NoSchedule".into(), ..Default::default() };
         let cordoned = node.spec.as_ref().and_then(|s| s.unschedulable).unwrap_or(false);
         (!cordoned || tolerates(pod, &cordon))
             && taints_allow(pod, node)
@@ -311,11 +307,7 @@ impl World {
         let of = |resource: &str, default: i64| {
             let taken: i64 = self.pods_on(node).map(|p| score_requests(p, resource, default)).sum();
             let (taken, have) = (taken + score_requests(pod, resource, default), allocatable(node, resource));
-            if have == 0 {
-                None
-            } else {
-                Some(if taken > have { 0 } else { (have - taken) * 100 / have })
-            }
+            if have == 0 { None } else { Some(if taken > have { 0 } else { (have - taken) * 100 / have }) }
         };
         let parts: Vec<i64> = [of("cpu", 100), of("memory", 200 << 20)].into_iter().flatten().collect();
         if parts.is_empty() { 0 } else { parts.iter().sum::<i64>() / i64::try_from(parts.len()).unwrap() }
