@@ -272,13 +272,15 @@ fn names_resolve_and_kubectl_rolls(api: &Api<'_>) {
     let cluster = api.cluster;
     let address = api.get("/api/v1/namespaces/sts-dns/pods/ss-1")["status"]["podIP"].clone();
     cluster.wait_for("the pod's name resolves", || {
-        let found = api.exec("sts-dns", "ss-0", &["nslookup", "ss-1.test.sts-dns.svc.cluster.local"]).ok()?;
+        let found = api
+            .exec("sts-dns", "ss-0", &["/gantry", "self", "nslookup", "ss-1.test.sts-dns.svc.cluster.local"])
+            .ok()?;
         found.contains(address.as_str().unwrap()).then_some(())
     });
     let in_namespace = |arguments: &[&str]| cluster.kubectl(&[&["-n", "sts-dns"], arguments].concat());
     in_namespace(&["rollout", "restart", "statefulset/ss"]);
     let told = in_namespace(&["rollout", "status", "statefulset/ss", "--timeout=90s"]);
-    assert!(told.contains("statefulset rolling update complete 2 pods at revision ss-"), "{told}");
+    assert!(told.contains("roll out complete: 2 new pods have been updated..."), "{told}");
     let history = in_namespace(&["rollout", "history", "statefulset/ss"]);
     assert!(history.contains("\n1 ") && history.contains("\n2 "), "{history}");
     in_namespace(&["rollout", "undo", "statefulset/ss"]);
