@@ -235,7 +235,8 @@ fn accepted(original: &Value, mut converted: Value, to: &str) -> Result<Value, S
     Ok(converted)
 }
 
-fn go_type(value: &Value) -> &'static str {
+/// The type of a value as Go prints it.
+pub(super) fn go_type(value: &Value) -> &'static str {
     match value {
         Value::Null => "<nil>",
         Value::Bool(_) => "bool",

@@ -4,7 +4,7 @@
 //! that lives as long as the process and is found again by its facts ([`intern`]); what may change without changing the
 //! facts (schemas, conversion) is [`State`], swapped whole.
 
-use super::conversion::Converter;
+use super::conversion::{Converter, go_type};
 use super::json_path::JsonPath;
 use super::rules::Rules;
 use super::schema::Node;
@@ -390,8 +390,9 @@ fn validate_scale(paths: &ScalePaths, value: &Value, with_spec: bool) -> ErrorLi
                 Some(_) => {}
                 None => {
                     let detail = format!(
-                        ".{} accessor error: {v} is of the type {}, expected int64",
+                        ".{} accessor error: {} is of the type {}, expected int64",
                         path.join("."),
+                        shown(v),
                         go_type(v)
                     );
                     errors.invalid(&at, 0, &detail);
@@ -404,22 +405,10 @@ fn validate_scale(paths: &ScalePaths, value: &Value, with_spec: bool) -> ErrorLi
         && !v.is_string()
     {
         let text = format!(".{}", path.join("."));
-        let detail = format!("{text} accessor error: {v} is of the type {}, expected string", go_type(v));
+        let detail = format!("{text} accessor error: {} is of the type {}, expected string", shown(v), go_type(v));
         errors.invalid(&Path::new(&text), "", &detail);
     }
     errors
-}
-
-fn go_type(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "<nil>",
-        Value::Bool(_) => "bool",
-        Value::Number(n) if n.is_f64() => "float64",
-        Value::Number(_) => "int64",
-        Value::String(_) => "string",
-        Value::Array(_) => "[]interface {}",
-        Value::Object(_) => "map[string]interface {}",
-    }
 }
 
 fn shown(value: &Value) -> String {
@@ -479,9 +468,10 @@ impl Resource for CustomResource {
     }
     fn validate(&self, object: &dyn Object) -> ErrorList {
         let object = of(object);
-        let mut errors =
-            self.scale.as_ref().map_or_else(ErrorList::default, |s| validate_scale(s, &object.content(), true));
-        errors.extend(self.state.load().own.check(object, None, Part::Whole));
+        let mut errors = self.state.load().own.check(object, None, Part::Whole);
+        if let Some(scale) = &self.scale {
+            errors.extend(validate_scale(scale, &object.content(), true));
+        }
         errors
     }
     fn warnings(&self, object: &dyn Object, old: Option<&dyn Object>) -> Vec<String> {
@@ -504,9 +494,10 @@ impl Resource for CustomResource {
     }
     fn validate_update(&self, object: &dyn Object, old: &dyn Object) -> ErrorList {
         let object = of(object);
-        let mut errors =
-            self.scale.as_ref().map_or_else(ErrorList::default, |s| validate_scale(s, &object.content(), true));
-        errors.extend(self.state.load().own.check(object, Some(of(old)), Part::Whole));
+        let mut errors = self.state.load().own.check(object, Some(of(old)), Part::Whole);
+        if let Some(scale) = &self.scale {
+            errors.extend(validate_scale(scale, &object.content(), true));
+        }
         errors
     }
     fn prepare_for_status_update(&self, object: &mut dyn Object, old: &dyn Object, _: &Context<'_>) {
@@ -525,9 +516,10 @@ impl Resource for CustomResource {
     }
     fn validate_status_update(&self, object: &dyn Object, old: &dyn Object) -> ErrorList {
         let object = of(object);
-        let mut errors =
-            self.scale.as_ref().map_or_else(ErrorList::default, |s| validate_scale(s, &object.content(), false));
-        errors.extend(self.state.load().own.check(object, Some(of(old)), Part::Status));
+        let mut errors = self.state.load().own.check(object, Some(of(old)), Part::Status);
+        if let Some(scale) = &self.scale {
+            errors.extend(validate_scale(scale, &object.content(), false));
+        }
         errors
     }
     fn prepare_for_subresource_update(&self, _: &str, object: &mut dyn Object, old: &dyn Object, cx: &Context<'_>) {

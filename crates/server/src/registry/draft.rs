@@ -188,8 +188,7 @@ impl Registry {
             })?
             .map_err(apply_error)?;
         // Unknown fields are the field manager's to refuse; that a key stands there twice only the text tells.
-        let twice = decoded.strict_errors.into_iter().filter(|e| e.starts_with(TWICE)).collect();
-        repeated_keys(target, twice, &mut warnings)?;
+        repeated_keys(target, &decoded.strict_errors, &mut warnings)?;
         if let (Some(schema), None) = (schema, custom) {
             schema.drop_empty(&mut merged);
         }
@@ -373,9 +372,8 @@ fn check_type(resource: &dyn Resource, value: &Value, body: &[u8]) -> Result<(),
 const TWICE: &str = "yaml: unmarshal errors:";
 
 /// What an applied configuration says twice.
-fn repeated_keys(target: &Target<'_>, errors: Vec<String>, warnings: &mut Vec<String>) -> Result<(), ApiError> {
-    let line = |e: &String| e.strip_prefix(TWICE).unwrap_or(e).trim().to_owned();
-    let lines: Vec<String> = errors.iter().map(line).collect();
+fn repeated_keys(target: &Target<'_>, errors: &[String], warnings: &mut Vec<String>) -> Result<(), ApiError> {
+    let lines: Vec<&str> = errors.iter().filter_map(|e| e.strip_prefix(TWICE)).map(str::trim).collect();
     match target.options.validation {
         FieldValidation::Strict if !lines.is_empty() => {
             let all = lines.join("\n  ");
@@ -384,7 +382,7 @@ fn repeated_keys(target: &Target<'_>, errors: Vec<String>, warnings: &mut Vec<St
             )))
         }
         FieldValidation::Warn => {
-            warnings.extend(lines);
+            warnings.extend(lines.into_iter().map(str::to_owned));
             Ok(())
         }
         _ => Ok(()),
