@@ -332,6 +332,10 @@ fn another_server_serves_a_group() {
     api.patch(&path, MERGE, &json!({"spec": {"versionPriority": 300}}));
     until_reason(&api, &name, "Passed");
 
+    // One that names no Service any more is this server's own.
+    api.patch(&path, MERGE, &json!({"spec": {"service": null, "caBundle": null}}));
+    assert_eq!(until_reason(&api, &name, "Local"), "Local APIServices are always available");
+
     // Gone with its registration.
     let left = api.request("DELETE", &format!("{REGISTRATIONS}?labelSelector=sample%3Dyes"), None);
     assert_eq!(left.code, 200, "{}", left.text);

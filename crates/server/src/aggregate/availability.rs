@@ -88,7 +88,7 @@ async fn once(server: &Weak<Server>, remote: &Arc<Remote>, again: bool) -> Optio
     let me = server.upgrade()?;
     let verdict = judge(&me, remote).await;
     let passed = verdict.status == "True";
-    match write(&me, remote, &verdict).await {
+    match write(&me, &remote.name, &verdict).await {
         Ok(()) => {}
         Err(e) if e.is("NotFound") => return None,
         Err(e) => tracing::error!(name = remote.name, error = %e.message, "status could not be written"),
@@ -194,8 +194,17 @@ fn has_endpoint(slice: &EndpointSlice, port_name: &str) -> bool {
         && slice.ports.iter().flatten().any(|p| p.name.as_deref() == Some(port_name) && p.port.is_some())
 }
 
+/// Says of an APIService that names no Service, or none any more, that this server has it.
+pub(super) async fn local(server: &Server, name: &str) {
+    let verdict = verdict("True", "Local", "Local APIServices are always available".into());
+    match write(server, name, &verdict).await {
+        Err(e) if !e.is("NotFound") => tracing::error!(name, error = %e.message, "status could not be written"),
+        _ => {}
+    }
+}
+
 /// Writes the condition, unless it says so already.
-async fn write(server: &Server, remote: &Remote, verdict: &Verdict) -> Result<(), ApiError> {
+async fn write(server: &Server, name: &str, verdict: &Verdict) -> Result<(), ApiError> {
     let now = server.registry.clock.time();
     let says = |service: &APIService| {
         let conditions = service.status.iter().flat_map(|s| s.conditions.iter().flatten());
@@ -206,7 +215,7 @@ async fn write(server: &Server, remote: &Remote, verdict: &Verdict) -> Result<()
                 && c.message.as_deref() == Some(verdict.message.as_str())
         })
     };
-    let present = server.services.cluster.get::<APIService>("", &remote.name).await?;
+    let present = server.services.cluster.get::<APIService>("", name).await?;
     if present.as_ref().is_some_and(says) {
         return Ok(());
     }
@@ -230,7 +239,7 @@ async fn write(server: &Server, remote: &Remote, verdict: &Verdict) -> Result<()
         Ok(())
     };
     let resource: &'static dyn Resource = resource_of::<APIService>();
-    server.registry.update_as_server(resource, "", &remote.name, false, &mut change).await.map(drop)
+    server.registry.update_as_server(resource, "", name, false, &mut change).await.map(drop)
 }
 
 /// Changes of a remote's Service and of its endpoints.

@@ -246,6 +246,9 @@ async fn run(mut controller: Controller, changes: Subscription, server: Weak<Ser
                 let name = entry.name().to_owned();
                 controller.take(&server, &entry);
                 registrations::keep(&server, Some(&name)).await;
+                if entry.event() != EventType::Deleted && !controller.kept.contains_key(&name) {
+                    availability::local(&server, &name).await;
+                }
             }
         }
     }

@@ -12,7 +12,9 @@ mod webhook;
 pub use abac::Abac;
 pub use node::NodeAuthorizer;
 pub use rbac::Rbac;
-pub use union::{Configured, Superuser, Union, default_authorizer};
+#[cfg(test)]
+pub(crate) use union::default_authorizer;
+pub use union::{Configured, Superuser, Union};
 pub use webhook::WebhookAuthorizer;
 
 use crate::authn::UserInfo;

@@ -177,9 +177,9 @@ impl Authorizer for Configured {
     }
 }
 
-/// The authorizers every cluster has.
-#[must_use]
-pub fn default_authorizer(cluster: &Cluster) -> Arc<dyn Authorizer> {
+/// The authorizers a cluster has unless told otherwise.
+#[cfg(test)]
+pub(crate) fn default_authorizer(cluster: &Cluster) -> Arc<dyn Authorizer> {
     Arc::new(Union::new(vec![
         Box::new(Superuser),
         Box::new(NodeAuthorizer::new(cluster.clone())),

@@ -122,7 +122,7 @@ fn label_requirements(a: &Attributes) -> Vec<Json> {
 /// The specification of a SubjectAccessReview that asks this; with every text where `whole`, for conditions.
 fn spec(a: &Attributes, whole: bool) -> Json {
     let mut out = serde_json::Map::new();
-    let mut put = |out: &mut serde_json::Map<String, Json>, key: &str, value: &str| {
+    let put = |out: &mut serde_json::Map<String, Json>, key: &str, value: &str| {
         if whole || !value.is_empty() {
             out.insert(key.to_owned(), value.into());
         }

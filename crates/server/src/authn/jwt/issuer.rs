@@ -37,7 +37,7 @@ pub(super) struct Issuer {
     keys_at: ArcSwapOption<String>,
     keys: ArcSwapOption<JwkSet>,
     /// One fetches at a time.
-    fetching: Mutex<u64>,
+    fetching: Mutex<()>,
 }
 
 /// The `iss` claim of a token that nobody has verified.
@@ -72,7 +72,7 @@ impl Issuer {
             clock,
             keys_at: ArcSwapOption::empty(),
             keys: ArcSwapOption::empty(),
-            fetching: Mutex::new(0),
+            fetching: Mutex::default(),
         }
     }
 
@@ -192,7 +192,7 @@ impl Issuer {
     /// The keys as they are now. Of many who ask at once one fetches for all.
     async fn fetch(&self) -> Result<Arc<JwkSet>, String> {
         let before = self.keys.load_full();
-        let mut rounds = self.fetching.lock().await;
+        let _one = self.fetching.lock().await;
         let now = self.keys.load_full();
         let changed = match (&before, &now) {
             (Some(before), Some(now)) => !Arc::ptr_eq(before, now),
@@ -209,7 +209,6 @@ impl Issuer {
         let keys: Vec<Jwk> = all.into_iter().filter_map(|k| serde_json::from_value(k).ok()).collect();
         let keys = Arc::new(JwkSet { keys });
         self.keys.store(Some(keys.clone()));
-        *rounds += 1;
         Ok(keys)
     }
 }
