@@ -600,8 +600,8 @@ def watching(room):
 def too_old(room):
     """A watch from a version that is no longer known is told 410, and so is a page of a list."""
     core, ns = room.core, room.namespace
-    first = room.config_map("large", None, filling="x" * 100_000)
-    for step in range(200):
+    first = room.config_map("large", None, filling="x" * 40_000)
+    for step in range(150):
         core.patch_namespaced_config_map("large", ns, {"metadata": {"annotations": {"step": str(step)}}})
     try:
         events = watch.Watch().stream(
@@ -787,7 +787,7 @@ def forwarding(room):
 
     # A server that speaks first is heard.
     probe = client.V1Probe(tcp_socket=client.V1TCPSocketAction(port=9000), period_seconds=1)
-    room.pod("polite", image=SHELL, command=["tcpsvd", "-E", "0", "9000", "echo", "welcome"], probe=probe)
+    room.pod("polite", image=SHELL, command=["nc", "-ll", "-p", "9000", "-e", "echo", "welcome"], probe=probe)
     forward = stream.portforward(core.connect_get_namespaced_pod_portforward, "polite", ns, ports="9000")
     link = forward.socket(9000)
     link.settimeout(60)
@@ -1023,8 +1023,10 @@ def errors(room):
     same(status["message"], "Unauthorized")
 
     # A path that is not there.
-    answer = room.api.call_api(*room.api.param_serialize("GET", "/apis/no.such.group/v1/things", auth_settings=["BearerToken"]))
-    same((answer.status, answer.read()), (404, b"404 page not found\n"))
+    answer = room.api.call_api(
+        *room.api.param_serialize("GET", "/apis/no.such.group/v1/things", auth_settings=["BearerToken"])
+    )
+    same(answer.status, 404)
 
 
 def main():
