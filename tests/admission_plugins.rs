@@ -109,14 +109,17 @@ fn forbidden(answer: &Answer) -> String {
 
 /// Texts of `Warning` headers.
 fn warnings(answer: &Answer) -> Vec<String> {
-    let lines = answer.head.lines().filter_map(|l| l.strip_prefix("warning: ").or_else(|| l.strip_prefix("Warning: ")));
-    lines.map(|l| l.trim_start_matches("299 - \"").trim_end_matches('"').replace("\\\"", "\"")).collect()
+    let values =
+        answer.head.lines().filter_map(|l| l.split_once(": ").filter(|(k, _)| k.eq_ignore_ascii_case("warning")));
+    let texts = values.filter_map(|(_, v)| v.trim_end().strip_prefix("299 - \"")?.strip_suffix('"'));
+    texts.map(|text| text.replace("\\\"", "\"")).collect()
 }
 
 fn what_is_put_into_pods(api: &Api<'_>) {
     let namespace = api.namespace("put-in");
     let mut asked = pod("p");
     asked["spec"]["containers"][0]["imagePullPolicy"] = json!("Never");
+    asked["spec"]["containers"][0]["resources"] = json!({"requests": {"cpu": "1m"}});
     asked["spec"]["initContainers"] = json!([{"name": "i", "image": "i:1", "resources":
         {"requests": {"example.com/dongle": "1"}, "limits": {"example.com/dongle": "1"}}}]);
     let made = api.create(&pods(&namespace), &asked);

@@ -22,6 +22,7 @@ fn quotas_and_limits() {
         a_quotas_status,
         a_controller_meets_a_quota,
         many_at_once,
+        comings_and_goings,
         what_is_not_stored_is_not_charged,
         defaults_and_bounds,
         limit_ranges_by_collection,
@@ -295,6 +296,38 @@ fn many_at_once(api: &Api<'_>) {
     assert_eq!(codes.iter().filter(|c| **c == 403).count(), 7, "{codes:?}");
     assert_eq!(api.list(&secrets).len(), 5);
     uses(api, &path, &json!({"secrets": "5"}));
+}
+
+/// However objects come and go, there are never more than there is room for: what is counted anew after a deletion has not
+/// lost what was being stored meanwhile.
+fn comings_and_goings(api: &Api<'_>) {
+    let namespace = api.namespace("quota-churn");
+    let path = quota(api, &namespace, "q", &json!({"hard": {"secrets": "3"}}));
+    let secrets = in_namespace(&namespace, "secrets");
+    let there = std::sync::Mutex::new(0);
+    std::thread::scope(|scope| {
+        for thread in 0..6 {
+            let (api, secrets, there) = (api.clone(), secrets.clone(), &there);
+            scope.spawn(move || {
+                for i in 0..10 {
+                    let name = format!("s{thread}-{i}");
+                    let answer = api.send("POST", &secrets, &json!({"metadata": {"name": name}}));
+                    if answer.code != 201 {
+                        forbidden(&answer);
+                        continue;
+                    }
+                    let mut count = there.lock().unwrap();
+                    *count += 1;
+                    assert!(*count <= 3, "{count} at once");
+                    drop(count);
+                    // Counted out before it goes, so that the count is never more than there are.
+                    *there.lock().unwrap() -= 1;
+                    api.delete(&format!("{secrets}/{name}"));
+                }
+            });
+        }
+    });
+    uses(api, &path, &json!({"secrets": "0"}));
 }
 
 /// Neither a dry run nor a write that is refused after the charge uses anything.

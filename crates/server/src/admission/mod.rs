@@ -49,6 +49,7 @@ use crate::config::ServerConfig;
 use crate::registry::hooks::Hook;
 use gantry_api::kind::{Kind, downcast, downcast_mut};
 use gantry_api::meta::object::Meta;
+use std::any::Any;
 use std::sync::Arc;
 
 use crate::authn::UserInfo;
@@ -108,6 +109,8 @@ pub struct Attributes<'a> {
     pub warnings: Vec<String>,
     /// Which round of mutating plugins this is.
     pub rounds: Rounds,
+    /// What plugins hold until the write has been stored or given up.
+    pub held: Vec<Box<dyn Any + Send + Sync>>,
 }
 
 impl Attributes<'_> {
@@ -279,7 +282,7 @@ pub fn chain(authorizer: Arc<dyn Authorizer>, config: &AdmissionConfig) -> Chain
         Box::new(policy::ValidatingPolicies::new(authorizer.clone())),
         Box::new(webhook::ValidatingWebhooks::new(authorizer)),
         // Last: what it charges for is stored next.
-        Box::new(resource_quota::Quota(config.limited_resources.clone())),
+        Box::new(resource_quota::Quota::new(config.limited_resources.clone())),
     ];
     plugins::select(mutating, validating, config)
 }

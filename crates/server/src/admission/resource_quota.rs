@@ -4,6 +4,10 @@
 //! A quota is charged by an update of its status that compares revisions, so that of two writes racing for the last of
 //! something one sees the other's charge. What was charged for a write that then did not happen is given back. What an
 //! object no longer uses is released by the controller, which counts anew.
+//!
+//! The controller must not count while something is charged and not stored yet: it would lower the charge. So every write
+//! that is charged holds its namespace's lock for reading until it is over, and an update of a quota's status takes the
+//! lock for writing once: a dry run of it is answered when all that was charged before is stored.
 
 use super::{Attributes, Operation, ValidatingPlugin};
 use crate::cluster::{Cluster, resource_of};
@@ -16,7 +20,11 @@ use gantry_api::kind::{Object, downcast_mut};
 use gantry_api::meta::object::Meta;
 use gantry_api::meta::quantity::{Amount, ResourceList};
 use gantry_api::meta::status::ApiError;
+use parking_lot::Mutex;
 use serde::Deserialize;
+use std::collections::HashMap;
+use std::sync::{Arc, Weak};
+use tokio::sync::RwLock;
 
 /// What may be used only where a quota bounds it (`limitedResources` of a ResourceQuotaConfiguration).
 #[derive(Clone, Debug, Deserialize)]
@@ -36,8 +44,12 @@ pub struct Limited {
     pub match_scopes: Vec<ScopedResourceSelectorRequirement>,
 }
 
-/// With what is limited even where no quota is.
-pub(super) struct Quota(pub(super) Vec<Limited>);
+pub(super) struct Quota {
+    /// What is limited even where no quota is.
+    limited: Vec<Limited>,
+    /// By namespace what charged writes hold.
+    under_way: Mutex<HashMap<String, Weak<RwLock<()>>>>,
+}
 
 /// What a write asks of one quota.
 struct Charge {
@@ -182,6 +194,22 @@ async fn give_back(namespace: &str, charge: &Charge, cluster: &Cluster) {
 }
 
 impl Quota {
+    /// With what may be used only where a quota bounds it.
+    pub(super) fn new(limited: Vec<Limited>) -> Self {
+        Self { limited, under_way: Mutex::default() }
+    }
+
+    fn lock_of(&self, namespace: &str) -> Arc<RwLock<()>> {
+        let mut all = self.under_way.lock();
+        if let Some(lock) = all.get(namespace).and_then(Weak::upgrade) {
+            return lock;
+        }
+        all.retain(|_, lock| lock.strong_count() > 0);
+        let lock = Arc::new(RwLock::new(()));
+        all.insert(namespace.to_owned(), Arc::downgrade(&lock));
+        lock
+    }
+
     async fn charges(&self, a: &Attributes<'_>, cluster: &Cluster) -> Result<Vec<Charge>, ApiError> {
         let (mut charges, now) = (Vec::new(), cluster.clock.now());
         let quotas = cluster.list::<ResourceQuota>(a.namespace).await?;
@@ -195,7 +223,7 @@ impl Quota {
     /// Refuses what is limited and bounded by no quota.
     fn check_limited(&self, a: &Attributes<'_>, quotas: &[ResourceQuota], now: Timestamp) -> Result<(), ApiError> {
         let info = a.resource.info();
-        let Some(object) = a.object.as_deref().filter(|_| !self.0.is_empty()) else { return Ok(()) };
+        let Some(object) = a.object.as_deref().filter(|_| !self.limited.is_empty()) else { return Ok(()) };
         let used = quota::usage(info.group, info.plural, object, now);
         let before = a.old_object.map(|old| quota::usage(info.group, info.plural, old, now)).unwrap_or_default();
         if used.iter().all(|(name, amount)| before.get(name).is_some_and(|b| amount <= b)) {
@@ -207,14 +235,14 @@ impl Quota {
             };
             quotas.iter().any(|q| has(q) && quota::in_scope(q, object))
         };
-        let of_resource = self.0.iter().filter(|l| l.api_group == info.group && l.resource == info.plural);
+        let of_resource = self.limited.iter().filter(|l| l.api_group == info.group && l.resource == info.plural);
         let parts: Vec<&String> = of_resource.flat_map(|l| &l.match_contains).collect();
         let limited = used.iter().filter(|(name, amount)| amount.sign() > 0 && parts.iter().any(|p| name.contains(*p)));
         let unbounded: Vec<&String> = limited.map(|(name, _)| name).filter(|name| !bounds(name)).collect();
         if !unbounded.is_empty() {
             return Err(a.forbidden(&format!("insufficient quota to consume: {}", join(unbounded.into_iter()))));
         }
-        let scopes = self.0.iter().flat_map(|l| &l.match_scopes).filter(|s| quota::selects(s, object));
+        let scopes = self.limited.iter().flat_map(|l| &l.match_scopes).filter(|s| quota::selects(s, object));
         let covers = |scope: &ScopedResourceSelectorRequirement| {
             let mut selectors = quotas.iter().flat_map(quota::selectors);
             selectors.any(|s| s.scope_name == scope.scope_name && quota::selects(&s, object))
@@ -242,10 +270,17 @@ impl ValidatingPlugin for Quota {
     }
 
     async fn validate(&self, a: &mut Attributes<'_>, cluster: &Cluster) -> Result<(), ApiError> {
+        if a.is("", "resourcequotas", "status") {
+            drop(self.lock_of(a.namespace).write_owned().await);
+            return Ok(());
+        }
         if !is_counted(a) {
             return Ok(());
         }
         let charges = self.charges(a, cluster).await?;
+        if !charges.is_empty() && !a.dry_run {
+            a.held.push(Box::new(self.lock_of(a.namespace).read_owned().await));
+        }
         for (i, one) in charges.iter().enumerate() {
             if let Err(e) = charge(a, one, cluster).await {
                 if !a.dry_run {

@@ -59,6 +59,7 @@ async fn admit_with<K: Kind>(
         options: Value::Null,
         warnings: Vec::new(),
         rounds: Rounds::default(),
+        held: Vec::new(),
     };
     chain.run(&mut attributes, cluster).await.map(|()| object)
 }

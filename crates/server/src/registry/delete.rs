@@ -194,6 +194,7 @@ impl Registry {
             options: serde_json::to_value(options).map_err(ApiError::internal)?,
             warnings: Vec::new(),
             rounds: Rounds::default(),
+            held: Vec::new(),
         };
         self.admission().run(&mut attributes, &self.cluster()).await?;
         Ok(attributes.warnings)

@@ -263,6 +263,7 @@ impl Registry {
         let admission = self.admission();
         admission.validate(&mut attributes, &self.cluster()).await?;
         warnings.append(&mut attributes.warnings);
+        let held = std::mem::take(&mut attributes.held);
         let outcome = self.commit(target.resource, object, stored, target.options.dry_run).await;
         if !matches!(outcome, Ok(Committed::At(..))) {
             let attributes = self::attributes(target, &name, object, old);
@@ -270,6 +271,7 @@ impl Registry {
                 plugin.abandoned(&attributes, &self.cluster()).await;
             }
         }
+        drop(held);
         outcome
     }
 
@@ -441,6 +443,7 @@ fn attributes<'a>(
         options,
         warnings: Vec::new(),
         rounds: Rounds::default(),
+        held: Vec::new(),
     }
 }
 

@@ -106,6 +106,7 @@ async fn bind(cx: &RequestContext, name: &str, binding: Binding, services: &Serv
         options: serde_json::Value::Null,
         warnings: Vec::new(),
         rounds: Rounds::default(),
+        held: Vec::new(),
     };
     services.admission.run(&mut attributes, &services.cluster).await?;
     let warnings = attributes.warnings;

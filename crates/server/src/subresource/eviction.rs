@@ -263,6 +263,7 @@ impl Handler for PodEviction {
             options: serde_json::Value::Null,
             warnings: Vec::new(),
             rounds: Rounds::default(),
+            held: Vec::new(),
         };
         services.admission.run(&mut attributes, &services.cluster).await?;
         warnings.append(&mut attributes.warnings);

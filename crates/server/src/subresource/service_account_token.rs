@@ -123,6 +123,7 @@ impl Handler for ServiceAccountToken {
             options: serde_json::Value::Null,
             warnings: Vec::new(),
             rounds: Rounds::default(),
+            held: Vec::new(),
         };
         services.admission.run(&mut attributes, &services.cluster).await?;
         warnings.append(&mut attributes.warnings);

@@ -46,6 +46,7 @@ async fn judge(spec: Value, binding: Value, data: Value) -> Result<Vec<String>, 
         options: Value::Null,
         warnings: Vec::new(),
         rounds: Rounds::default(),
+        held: Vec::new(),
     };
     let plugin = ValidatingPolicies::new(default_authorizer(&cluster));
     plugin.validate(&mut attributes, &cluster).await.map(|()| attributes.warnings)
@@ -219,6 +220,7 @@ async fn mutate(mutations: Value, failure_policy: &str) -> Result<Value, ApiErro
         options: Value::Null,
         warnings: Vec::new(),
         rounds: Rounds::default(),
+        held: Vec::new(),
     };
     MutatingPolicies::new(default_authorizer(&cluster)).admit(&mut attributes, &cluster).await?;
     Ok(Kind::to_value(&pod))

@@ -44,6 +44,7 @@ fn attributes<'a>(
         options: json!({"fieldManager": "me"}),
         warnings: Vec::new(),
         rounds: Rounds::default(),
+        held: Vec::new(),
     }
 }
 

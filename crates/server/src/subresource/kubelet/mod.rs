@@ -70,6 +70,7 @@ async fn admit_connect(
         options: Value::Object(options),
         warnings: Vec::new(),
         rounds: Rounds::default(),
+        held: Vec::new(),
     };
     services.admission.run(&mut attributes, &services.cluster).await
 }
