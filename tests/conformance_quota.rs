@@ -320,6 +320,8 @@ fn comings_and_goings(api: &Api<'_>) {
                     *count += 1;
                     assert!(*count <= 3, "{count} at once");
                     drop(count);
+                    // It is there for a while.
+                    api.get(&format!("{secrets}/{name}"));
                     // Counted out before it goes, so that the count is never more than there are.
                     *there.lock().unwrap() -= 1;
                     api.delete(&format!("{secrets}/{name}"));
