@@ -220,12 +220,7 @@ impl WatchCache {
     /// # Errors
     /// 400 with the sentence upstream has for a field that objects of this resource cannot be selected by: it depends on
     /// whether the kind has fields of its own.
-    pub fn selection(
-        &self,
-        namespace: &str,
-        labels: Selector,
-        fields: &FieldSelector,
-    ) -> Result<Selection, ApiError> {
+    pub fn selection(&self, namespace: &str, labels: Selector, fields: &FieldSelector) -> Result<Selection, ApiError> {
         Selection::new(namespace, labels, fields, &self.field_names).map_err(|field| {
             let info = self.resource.info();
             let built_in = kinds::find(info.group, info.version, info.plural).is_some();
