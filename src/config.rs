@@ -110,9 +110,29 @@ pub struct ServerOptions {
     /// Encryption at rest
     #[command(flatten)]
     pub encryption: EncryptionOptions,
+    /// Requests over the network that run at the same time: this and --max-mutating-requests-inflight together
+    #[arg(long, value_name = "N", default_value_t = 400)]
+    pub max_requests_inflight: u32,
+    /// See --max-requests-inflight
+    #[arg(long, value_name = "N", default_value_t = 200)]
+    pub max_mutating_requests_inflight: u32,
     /// Scheduling
     #[command(flatten)]
     pub scheduling: SchedulerOptions,
+}
+
+impl ServerOptions {
+    /// Requests over the network that run at the same time.
+    ///
+    /// # Errors
+    /// Where there are none.
+    pub fn requests_at_once(&self) -> anyhow::Result<u32> {
+        let sum = self.max_requests_inflight.saturating_add(self.max_mutating_requests_inflight);
+        if sum == 0 {
+            anyhow::bail!("--max-requests-inflight and --max-mutating-requests-inflight must sum to more than 0");
+        }
+        Ok(sum)
+    }
 }
 
 fn port_range(text: &str) -> Result<(u16, u16), String> {

@@ -219,7 +219,7 @@ fn schemas_without_their_level(api: &Api<'_>) {
     let refused = api.send(
         "POST",
         SCHEMAS,
-        &json!({"metadata": {"name": "wrong"}, "spec": {"matchingPrecedence": 0,
+        &json!({"metadata": {"name": "wrong"}, "spec": {"matchingPrecedence": 10001,
             "priorityLevelConfiguration": {"name": "exempt"}}}),
     );
     let message = refused.expect(422)["message"].as_str().unwrap().to_owned();

@@ -214,6 +214,7 @@ fn server_config(
         node_port_range: options.service_node_port_range,
         advertise: Some(advertise),
         request_body_bytes_max: REQUEST_BODY_BYTES_MAX,
+        requests_at_once: options.requests_at_once()?,
         audit: None,
         encryption: None,
         admission: options.admission.config()?,

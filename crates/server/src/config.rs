@@ -1,7 +1,7 @@
 //! Configuration of the API server. Every default carries its reason.
 
-use crate::admission::AdmissionConfig;
 use crate::access::AccessConfig;
+use crate::admission::AdmissionConfig;
 use crate::audit::Audit;
 use crate::encryption::Encryption;
 use gantry_api::k8s_openapi::api::rbac::v1::PolicyRule;
@@ -42,6 +42,8 @@ pub struct ServerConfig {
     pub advertise: Option<(IpAddr, u16)>,
     /// Largest request body in bytes; upstream's limit is 3 MiB.
     pub request_body_bytes_max: usize,
+    /// Requests over the network that run at the same time; upstream's sum is 600.
+    pub requests_at_once: u32,
     /// What is recorded of requests, and where; None for nothing.
     pub audit: Option<Arc<Audit>>,
     /// How what is stored is encrypted; None for not at all.

@@ -147,7 +147,7 @@ impl Server {
             services,
             metrics: Metrics::new(),
             components: Components::default(),
-            flow: Flow::new(clock),
+            flow: Flow::new(config.requests_at_once, clock),
             discovery: ArcSwap::from_pointee(Discovery::new(&served, Vec::new())),
             openapi: crate::openapi::Documents::new(&served),
             issuer,

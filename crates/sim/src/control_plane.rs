@@ -125,6 +125,7 @@ fn server_config(keys: &Keys) -> ServerConfig {
         node_port_range: (30000, 32767),
         advertise: Some((IpAddr::V4(Ipv4Addr::new(192, 168, 0, 1)), 6443)),
         request_body_bytes_max: 3 << 20,
+        requests_at_once: 600,
         audit: None,
         encryption: None,
         admission: gantry_server::admission::AdmissionConfig::default(),

@@ -79,6 +79,7 @@ fn server_config() -> ServerConfig {
         node_port_range: (30000, 32767),
         advertise: None,
         request_body_bytes_max: 3 << 20,
+        requests_at_once: 600,
         audit: None,
         encryption: None,
         admission: gantry_server::admission::AdmissionConfig::default(),

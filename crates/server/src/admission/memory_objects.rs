@@ -38,6 +38,7 @@ pub fn config() -> &'static ServerConfig {
             node_port_range: (30000, 32767),
             advertise: None,
             request_body_bytes_max: 3 << 20,
+            requests_at_once: 600,
             audit: None,
         encryption: None,
             admission: crate::admission::AdmissionConfig::default(),

@@ -33,8 +33,6 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// Requests at work at a time: upstream's `--max-requests-inflight` (400) and `--max-mutating-requests-inflight` (200).
-const SEATS: u32 = 600;
 /// How long a request may wait for its turn: a quarter of the time a request may take, as upstream.
 const QUEUE_WAIT: Duration = Duration::from_secs(15);
 /// Objects of a list that take one seat, and seats that one request takes at most.
@@ -232,10 +230,10 @@ fn flow_hash(schema: &str, distinguisher: &str) -> u64 {
 }
 
 impl Flow {
-    /// Flow control as it is without any object: only what is mandatory.
+    /// Flow control of this many seats as it is without any object: only what is mandatory.
     #[must_use]
-    pub fn new(clock: Clock) -> Arc<Self> {
-        Self::with(SEATS, QUEUE_WAIT, clock)
+    pub fn new(seats: u32, clock: Clock) -> Arc<Self> {
+        Self::with(seats, QUEUE_WAIT, clock)
     }
 
     fn with(seats: u32, wait: Duration, clock: Clock) -> Arc<Self> {

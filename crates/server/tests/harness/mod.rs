@@ -65,6 +65,7 @@ pub fn config() -> (ServerConfig, String) {
         node_port_range: (30000, 32767),
         advertise: Some((Ipv4Addr::new(192, 0, 2, 1).into(), 6443)),
         request_body_bytes_max: 3 << 20,
+        requests_at_once: 600,
         audit: None,
         encryption: None,
         admission: gantry_server::admission::AdmissionConfig::default(),
