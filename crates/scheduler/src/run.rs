@@ -138,17 +138,8 @@ impl Scheduler {
                 state.snapshot.set_node(node);
                 state.queue.changed(ClusterChange::NodeAdded, now);
             }
-            Change::Modified { old, new } => {
-                state.snapshot.set_node(new);
-                let relevant = |n: &Node| {
-                    (
-                        n.metadata.labels.clone(),
-                        n.spec.as_ref().map(|s| (s.taints.clone(), s.unschedulable)),
-                        n.status.as_ref().map(|s| s.allocatable.clone()),
-                    )
-                };
-                // Heartbeats change conditions only, and help nobody.
-                if relevant(old) == relevant(new) {
+            Change::Modified { new, .. } => {
+                if !state.snapshot.set_node(new) {
                     return;
                 }
                 state.queue.changed(ClusterChange::NodeUpdated, now);

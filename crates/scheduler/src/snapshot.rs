@@ -248,8 +248,9 @@ impl Snapshot {
         row
     }
 
-    /// Adds or replaces a node.
-    pub fn set_node(&mut self, node: &Node) {
+    /// Adds or replaces a node; returns whether pods may fit that did not, or the other way round. Heartbeats change
+    /// nothing.
+    pub fn set_node(&mut self, node: &Node) -> bool {
         let name = node.metadata.name.as_deref().unwrap_or_default();
         let row = self.row_for(name);
         let mut reach = false;
@@ -265,18 +266,17 @@ impl Snapshot {
         reach |= self.set_labels(row, node.metadata.labels.clone().unwrap_or_default());
         let status = node.status.as_ref();
         let allocatable = Amounts::of_list(status.and_then(|s| s.allocatable.as_ref().or(s.capacity.as_ref())));
-        let mut changed = reach || self.allocatable[row] != allocatable;
+        let fits_others = reach || self.allocatable[row] != allocatable;
         self.allocatable[row] = allocatable;
         let images = status.and_then(|s| s.images.as_deref()).unwrap_or_default();
         let images = images
             .iter()
             .flat_map(|i| i.names.iter().flatten().map(|n| (n.clone(), i.size_bytes.unwrap_or(0))))
             .collect();
-        changed |= self.set_images(row, images);
-        // Heartbeats change nothing here.
-        if changed {
+        if self.set_images(row, images) || fits_others {
             self.note(Event::Node { row, reach });
         }
+        fits_others
     }
 
     /// Returns whether they are others than before; so do the next two.

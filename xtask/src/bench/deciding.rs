@@ -120,7 +120,9 @@ fn pod(kind: &str, number: usize, cpu: &str, spec: &Value) -> Arc<PodInfo> {
 /// Mean time from a pod to its node, the pod then counted there. With preemption: to the node and its victims.
 pub fn cost(nodes: u64, shape: Shape, decisions: usize) -> Duration {
     let mut snapshot = Snapshot::default();
-    (0..nodes).for_each(|n| snapshot.set_node(&node(n, shape)));
+    for number in 0..nodes {
+        snapshot.set_node(&node(number, shape));
+    }
     if shape == Shape::Preempting {
         for number in 0..nodes {
             for part in 0..4 {

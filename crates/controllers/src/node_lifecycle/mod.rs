@@ -140,7 +140,7 @@ impl Controller for Nodes {
     async fn reconcile(&self, key: &str) -> Result<Outcome, Error> {
         let Some(node) = self.nodes.get("", key) else {
             self.records.lock().remove(key);
-            self.check_zones();
+            self.check_zones(None);
             return Ok(Outcome::done());
         };
         let config = &self.setup.config;
@@ -173,7 +173,7 @@ impl Controller for Nodes {
         }
         self.note_readiness(&node);
         self.mark_pods(&node).await?;
-        self.check_zones();
+        self.check_zones(Some(&node));
         let delayed = self.taint(&node).await?;
         let next = [(!wait.is_zero()).then_some(wait), delayed].into_iter().flatten().min();
         Ok(Outcome { requeue_after: next })
@@ -230,14 +230,15 @@ impl Nodes {
     }
 
     /// Looks at all nodes again where the whole cluster begins or ceases to be without a ready node: then the fault is more
-    /// likely on this side, and nobody is evicted.
-    fn check_zones(&self) {
-        let nodes = self.nodes.list();
-        let disrupted = all_disrupted(&nodes);
+    /// likely on this side, and nobody is evicted. `seen` is a node that was just looked at; where it is ready, the others
+    /// need not be.
+    fn check_zones(&self, seen: Option<&Node>) {
+        let one_is_ready = seen.is_some_and(health::is_ready);
+        let disrupted = !one_is_ready && all_disrupted(&self.nodes.list());
         let turned = self.limits.lock().set_disrupted(disrupted);
         if turned {
             info!(disrupted, "no node is ready, or one is again: evictions stop or go on");
-            for node in nodes {
+            for node in self.nodes.list() {
                 self.queue.add(node.metadata.name().to_owned());
             }
         }

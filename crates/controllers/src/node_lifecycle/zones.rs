@@ -61,11 +61,10 @@ fn counts(nodes: &[Arc<Node>]) -> BTreeMap<String, (usize, usize)> {
     zones
 }
 
-/// Whether every zone is wholly disrupted.
+/// Whether every zone is wholly disrupted: there are nodes, and none is ready.
 #[must_use]
 pub fn all_disrupted(nodes: &[Arc<Node>]) -> bool {
-    let zones = counts(nodes);
-    !zones.is_empty() && zones.values().all(|(r, n)| zone_state(*r, *n) == ZoneState::Full)
+    !nodes.is_empty() && !nodes.iter().any(|n| is_ready(n))
 }
 
 /// Whose turn it is to be evicted.

@@ -26,7 +26,8 @@ impl Handler for PodExplain {
 
     async fn handle(&self, request: RequestContext, _: Bytes, services: &Services) -> HandlerResult {
         if request.info.verb != "get" {
-            return Err(ApiError::method_not_supported("", "pods", &request.info.verb));
+            let message = "the server does not allow this method on the requested resource";
+            return Err(ApiError::new(405, "MethodNotAllowed", message));
         }
         let (namespace, name) = (request.info.namespace.as_str(), request.info.name.as_str());
         if services.cluster.get::<Pod>(namespace, name).await?.is_none() {
