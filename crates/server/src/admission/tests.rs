@@ -353,7 +353,7 @@ async fn limit_ranges_default_and_bound() {
     let e = admit::<Pod>(&cluster, of(greedy), Write::default()).await.unwrap_err();
     assert!(
         e.message.ends_with(
-            "[minimum memory usage per Container is 1Mi, but limit is 1Ki, maximum cpu usage per Container is 1, but \
+            "[minimum memory usage per Container is 1Mi, but request is 1Ki, maximum cpu usage per Container is 1, but \
              limit is 2]"
         ),
         "{}",
