@@ -464,6 +464,10 @@ fn columns_and_selectable_fields(api: &Api<'_>) {
     watch.expect("ADDED", "a");
     api.patch(&format!("{path}/b"), MERGE, &json!({"spec": {"color": "red"}}));
     watch.expect("DELETED", "b");
+    let published = api.get("/openapi/v3/apis/fields.example.com/v1");
+    let shirt = &published["components"]["schemas"]["com.example.fields.v1.Shirt"];
+    let selectable = json!([{"fieldPath": "spec.color"}, {"fieldPath": "spec.size"}]);
+    assert_eq!(shirt["x-kubernetes-selectable-fields"], selectable);
     let table = api.cluster.kubectl(&["get", "shirts", "-o", "wide"]);
     let head: Vec<&str> = table.lines().next().unwrap().split_whitespace().collect();
     assert_eq!(head, ["NAME", "COLOR", "SIZE", "OK", "WIDE", "AGE"]);

@@ -19,7 +19,7 @@ use std::sync::{Arc, LazyLock};
 pub struct VersionSchema {
     /// `group/version`.
     pub api_version: String,
-    /// The schema as the definition has it, as JSON text; `null` where there is none.
+    /// The schema as it is published, as JSON text; `null` where there is none.
     pub open_api: Arc<str>,
     node: Arc<Node>,
     /// Types for merging and field ownership.
@@ -78,9 +78,19 @@ pub fn version_schemas(crd: &CustomResourceDefinition) -> HashMap<String, Arc<Ve
             definitions(&free).expect("the schema of anything is one")
         });
         let node = Arc::new(Node::read(shape));
+        let rules = Rules::build(shape, &node, true);
+        let fields: Vec<Value> = v
+            .selectable_fields
+            .iter()
+            .flatten()
+            .map(|f| json!({"fieldPath": f.json_path.trim_start_matches('.')}))
+            .collect();
+        if open_api.is_object() && !fields.is_empty() {
+            open_api["x-kubernetes-selectable-fields"] = fields.into();
+        }
         let version = VersionSchema {
             api_version: format!("{group}/{}", v.name),
-            rules: Rules::build(shape, &node, true),
+            rules,
             node,
             definitions: typed,
             kind: kind.clone(),
