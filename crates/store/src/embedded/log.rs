@@ -31,10 +31,13 @@ pub(super) struct Log {
     checksum: u32,
 }
 
+/// The keys that a transaction changed, with their state after it.
+type Changes = Vec<(Bytes, Option<KeyValue>)>;
+
 /// The records of one file, in order.
 struct Records {
     generation: u64,
-    records: Vec<(Revision, Vec<(Bytes, Option<KeyValue>)>)>,
+    records: Vec<(Revision, Changes)>,
 }
 
 impl Log {
@@ -143,7 +146,7 @@ fn bytes(from: &mut &[u8]) -> Option<Bytes> {
     Some(Bytes::copy_from_slice(head))
 }
 
-fn decode(mut from: &[u8]) -> Option<(Revision, Vec<(Bytes, Option<KeyValue>)>)> {
+fn decode(mut from: &[u8]) -> Option<(Revision, Changes)> {
     let from = &mut from;
     let revision = from.try_get_u64_le().ok()?;
     let mut changes = Vec::new();
