@@ -136,6 +136,20 @@ fn storage_capacities(api: &Api<'_>) {
 
 fn drivers_on_nodes(api: &Api<'_>) {
     let all = &format!("{GROUP}/csinodes");
+    // Each node says what runs on it: nothing.
+    let node = &api.list("/api/v1/nodes")[0];
+    let own = api.until(&format!("{all}/{}", name(node)), "made", |_| true);
+    assert!(own["spec"]["drivers"].as_array().is_none_or(Vec::is_empty), "{own}");
+    assert_eq!(own["metadata"]["ownerReferences"][0]["uid"], node["metadata"]["uid"]);
+    // It may say so of itself only.
+    let user = format!("system:node:{}", name(node));
+    let agent = api.impersonate(&user, &["system:nodes", "system:authenticated"]);
+    let other = json!({"metadata": {"name": "another"}, "spec": {"drivers": []}});
+    let refused = agent.send("POST", all, &other).expect(403)["message"].clone();
+    let why = "can only access CSINode with the same name as the requesting node";
+    assert!(refused.as_str().unwrap().ends_with(why), "{refused}");
+    let refused = agent.try_get(&format!("{all}/another")).expect(403)["message"].clone();
+    assert!(refused.as_str().unwrap().ends_with(why), "{refused}");
     lifecycle(api, all, "csinode", &json!({"spec": {"drivers": []}}));
     let driver = json!({"name": "d.example.com", "nodeID": "n", "topologyKeys": ["zone"], "allocatable": {"count": 3}});
     api.create(all, &json!({"metadata": {"name": "e2e-node"}, "spec": {"drivers": [driver]}}));

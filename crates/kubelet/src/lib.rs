@@ -132,6 +132,7 @@ pub async fn run(
     });
     let serving = tokio::spawn(server::run(server));
     spawn(Box::pin(node::lease::run(client.clone(), registered.clone(), clock)));
+    spawn(Box::pin(node::csi::run(client.clone(), registered.clone())));
     spawn(Box::pin(keep_status(agent.clone(), registered)));
     spawn(Box::pin(node::housekeeping::run(agent.clone())));
     spawn(Box::pin(local_path::run(agent.clone(), local)));

@@ -1,5 +1,6 @@
-//! The node itself: what the machine has, its Node object, its lease.
+//! The node itself: what the machine has, its Node object, its lease, its CSINode.
 
+pub(crate) mod csi;
 pub(crate) mod housekeeping;
 pub(crate) mod images;
 pub(crate) mod lease;

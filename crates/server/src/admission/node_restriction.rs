@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use gantry_api::k8s_openapi::api::authentication::v1::TokenRequest;
 use gantry_api::k8s_openapi::api::coordination::v1::Lease;
 use gantry_api::k8s_openapi::api::core::v1::{Node, Pod};
+use gantry_api::k8s_openapi::api::storage::v1::CSINode;
 use gantry_api::meta::object::Meta;
 use gantry_api::meta::status::ApiError;
 use std::collections::BTreeMap;
@@ -256,6 +257,17 @@ fn admit_lease(a: &Attributes<'_>, node: &str) -> Result<(), ApiError> {
     Ok(())
 }
 
+fn admit_csi_node(a: &Attributes<'_>, node: &str) -> Result<(), ApiError> {
+    let name = match a.operation {
+        Operation::Create => a.object_as::<CSINode>().map(|n| n.metadata.name()).unwrap_or_default(),
+        _ => a.name,
+    };
+    if name != node {
+        return Err(a.forbidden("can only access CSINode with the same name as the requesting node"));
+    }
+    Ok(())
+}
+
 #[async_trait]
 impl MutatingPlugin for NodeRestriction {
     fn name(&self) -> &'static str {
@@ -280,6 +292,7 @@ impl MutatingPlugin for NodeRestriction {
                 admit_token(a, node, cluster).await
             }
             ("coordination.k8s.io", "leases") => admit_lease(a, node),
+            ("storage.k8s.io", "csinodes") => admit_csi_node(a, node),
             _ => Ok(()),
         }
     }

@@ -95,6 +95,19 @@ impl NodeAuthorizer {
                 }
                 Ok(())
             }
+            ("storage.k8s.io", "csinodes") => {
+                if !matches!(a.verb.as_str(), "get" | "create" | "update" | "patch" | "delete") {
+                    return Err("can only get, create, update, patch, or delete a CSINode".into());
+                }
+                if !a.subresource.is_empty() {
+                    return Err("cannot authorize CSINode subresources".into());
+                }
+                // As above.
+                if a.verb != "create" && a.name != node {
+                    return Err("can only access CSINode with the same name as the requesting node".into());
+                }
+                Ok(())
+            }
             ("", "nodes") => match (a.subresource.as_str(), a.verb.as_str()) {
                 ("", "create" | "update" | "patch") | ("status", "update" | "patch") => Ok(()),
                 ("", _) if reads => match single_name(a) {
