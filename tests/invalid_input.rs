@@ -14,6 +14,11 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// How many kinds are tried at the same time.
+const SIDE_BY_SIDE: usize = 4;
 
 /// A kind with an object that is valid.
 #[derive(Clone, Deserialize)]
@@ -296,14 +301,22 @@ fn metadata_of_every_kind() {
     let cases: Vec<Case> = read(&golden().join("metadata.yaml"));
     let served = |kind: &Kind| api.try_get(&kind.path).code == 200;
     let mut differences: Vec<String> = missing(&api, &kinds).iter().map(|p| format!("{p} is in no list")).collect();
-    let mut count = 0;
-    for kind in kinds.iter().filter(|k| wanted(&k.kind)).filter(|k| served(k)) {
-        for case in cases.iter().filter(|c| c.only.iter().all(|(mark, value)| kind.has(mark, value))) {
-            count += 1;
-            differences.extend(kind.attempt(&api, case));
+    let (next, count, found) = (AtomicUsize::new(0), AtomicUsize::new(0), Mutex::new(Vec::new()));
+    let chosen: Vec<&Kind> = kinds.iter().filter(|k| wanted(&k.kind) && served(k)).collect();
+    std::thread::scope(|scope| {
+        for _ in 0..SIDE_BY_SIDE {
+            scope.spawn(|| {
+                while let Some(kind) = chosen.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    for case in cases.iter().filter(|c| c.only.iter().all(|(mark, value)| kind.has(mark, value))) {
+                        count.fetch_add(1, Ordering::Relaxed);
+                        found.lock().unwrap().extend(kind.attempt(&api, case));
+                    }
+                }
+            });
         }
-    }
-    report(&differences, count);
+    });
+    differences.extend(found.into_inner().unwrap());
+    report(&differences, count.into_inner());
 }
 
 #[test]
