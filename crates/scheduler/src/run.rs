@@ -317,7 +317,12 @@ impl Scheduler {
             match preempt::eligible(snapshot, &pod, &diagnosis) {
                 Ok(()) => {
                     let budgets: Vec<Budget> = self.budgets.list().iter().filter_map(|b| Budget::new(b)).collect();
-                    let nominated = |node: &str| queue.nominated_for(node, &pod.uid);
+                    // Sorted by node once: there may be as many promises as nodes.
+                    let mut promised: HashMap<String, Vec<Arc<PodInfo>>> = HashMap::new();
+                    for (node, other) in queue.nominations().into_iter().filter(|(_, p)| p.uid != pod.uid) {
+                        promised.entry(node).or_default().push(other);
+                    }
+                    let nominated = |node: &str| promised.get(node).cloned().unwrap_or_default();
                     preemption = preempt::find(snapshot, &mut cycle, &mut diagnosis, &budgets, &nominated);
                     gives_up = preemption.is_none() && pod.nominated_node().is_some();
                 }
