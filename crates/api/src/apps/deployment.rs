@@ -266,8 +266,8 @@ mod tests {
             ),
             (
                 |s| s.strategy.as_mut().unwrap().type_ = Some("x".into()),
-                "spec.strategy: Unsupported value: {\"Type\":\"x\",\"RollingUpdate\":null}: supported values: \"Recreate\", \
-                 \"RollingUpdate\"",
+                "spec.strategy: Unsupported value: {\"Type\":\"x\",\"RollingUpdate\":{\"MaxUnavailable\":\"25%\",\
+                 \"MaxSurge\":\"25%\"}}: supported values: \"Recreate\", \"RollingUpdate\"",
             ),
             (
                 |s| {

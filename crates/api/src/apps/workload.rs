@@ -116,8 +116,14 @@ pub fn shown_as(fields: &[(&str, Value)]) -> String {
 /// An update strategy as field errors show it.
 #[must_use]
 pub fn shown_strategy(strategy: &Value) -> String {
-    let field = |name: &str| strategy.get(name).cloned().unwrap_or(Value::Null);
-    shown_as(&[("Type", field("type")), ("RollingUpdate", field("rollingUpdate"))])
+    let names = [("Partition", "partition"), ("MaxUnavailable", "maxUnavailable"), ("MaxSurge", "maxSurge")];
+    let rolling = strategy.get("rollingUpdate").filter(|r| !r.is_null()).map_or_else(
+        || "null".to_owned(),
+        |r| {
+            shown_as(&names.iter().filter_map(|(shown, name)| Some((*shown, r.get(name)?.clone()))).collect::<Vec<_>>())
+        },
+    );
+    format!("{{\"Type\":{},\"RollingUpdate\":{rolling}}}", strategy.get("type").unwrap_or(&Value::Null))
 }
 
 /// Adds `Invalid value: shown: detail` for a value that [`shown_as`] formatted.
