@@ -126,7 +126,10 @@ fn a_configuration_file_is_followed() {
     assert!(status["evaluationError"].as_str().unwrap().contains("connection refused"), "{status}");
     let failed = api.impersonate("hanna", &[]).try_get("/api/v1/namespaces/default/configmaps");
     assert_eq!(failed.code, 500);
-    assert!(failed.text.starts_with("Internal Server Error: \"/api/v1/namespaces/default/configmaps\": Post "), "{failed:?}");
+    assert!(
+        failed.text.starts_with("Internal Server Error: \"/api/v1/namespaces/default/configmaps\": Post "),
+        "{failed:?}"
+    );
     assert_eq!(api.get("/api/v1/namespaces/default")["metadata"]["name"], "default");
 }
 

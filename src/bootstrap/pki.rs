@@ -178,8 +178,7 @@ fn authority(dir: &Path, file: &str, common_name: &str) -> Result<Identity> {
     let mut params = CertificateParams::default();
     params.distinguished_name = name(common_name, None);
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    params.key_usages =
-        vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
     validity(&mut params, CA_VALIDITY);
     let cert = params.self_signed(&key).with_context(|| format!("cannot sign {file}"))?;
     let made = Identity { cert_pem: cert.pem(), key_pem: key.serialize_pem() };

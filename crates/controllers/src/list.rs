@@ -53,16 +53,8 @@ pub static ALL: &[Entry] = &[
     entry!("node-controller", crate::node_lifecycle::RULES, crate::node_lifecycle::run),
     entry!("persistent-volume-binder", crate::volume::binder::RULES, crate::volume::binder::run),
     entry!("pod-garbage-collector", crate::pod_gc::RULES, crate::pod_gc::run),
-    entry!(
-        "pv-protection-controller",
-        crate::volume::protection::VOLUME_RULES,
-        crate::volume::protection::run_volumes
-    ),
-    entry!(
-        "pvc-protection-controller",
-        crate::volume::protection::CLAIM_RULES,
-        crate::volume::protection::run_claims
-    ),
+    entry!("pv-protection-controller", crate::volume::protection::VOLUME_RULES, crate::volume::protection::run_volumes),
+    entry!("pvc-protection-controller", crate::volume::protection::CLAIM_RULES, crate::volume::protection::run_claims),
     entry!("replicaset-controller", crate::replicas::REPLICASET_RULES, crate::replicas::run_replicasets),
     entry!("replication-controller", crate::replicas::REPLICATION_RULES, crate::replicas::run_replication_controllers),
     entry!("resourcequota-controller", crate::resource_quota::RULES, crate::resource_quota::run),

@@ -127,8 +127,7 @@ fn send(document: &Document, headers: &HeaderMap, immutable: bool) -> Result<Res
     let mut response = if unchanged {
         respond::with_type(304, document.content_type, "")
     } else if respond::accepts_gzip(headers) {
-        let mut response =
-            respond::with_type(200, document.content_type, Bytes::copy_from_slice(&document.gzip));
+        let mut response = respond::with_type(200, document.content_type, Bytes::copy_from_slice(&document.gzip));
         response.headers_mut().insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
         response
     } else {

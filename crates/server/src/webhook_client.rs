@@ -219,7 +219,12 @@ fn go_seconds(seconds: u64) -> String {
 }
 
 /// Address and port of a Service for a connection from this host.
-pub(crate) async fn resolve(cluster: &Cluster, namespace: &str, name: &str, port: i32) -> Result<(String, u16), String> {
+pub(crate) async fn resolve(
+    cluster: &Cluster,
+    namespace: &str,
+    name: &str,
+    port: i32,
+) -> Result<(String, u16), String> {
     let found = cluster.get::<Service>(namespace, name).await.map_err(|e| e.message)?;
     let spec = found.ok_or_else(|| format!("service {name:?} not found"))?.spec.unwrap_or_default();
     let as_port = |p: i32| u16::try_from(p).map_err(|_| format!("invalid port {p}"));

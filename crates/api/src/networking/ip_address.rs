@@ -1,11 +1,11 @@
 //! IPAddress: an address of a Service, held by its name.
 
+use crate::ObjectMeta;
 use crate::kind::{Column, Kind, ResourceInfo};
 use crate::meta::field::{ErrorList, Path};
 use crate::meta::object::{Meta, immutable};
 use crate::meta::{names, table, text};
 use crate::networking::{addresses, validate_segment};
-use crate::ObjectMeta;
 use k8s_openapi::api::networking::v1::{IPAddress, IPAddressSpec, ParentReference};
 use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};

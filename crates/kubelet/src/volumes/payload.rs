@@ -251,8 +251,7 @@ mod tests {
         let cx = FieldContext::default();
         let tokens = Tokens::none();
         let claims = Claims::none();
-        let sources =
-            Sources { config_maps: &maps, secrets: &secrets, tokens: &tokens, claims: &claims, fields: &cx };
+        let sources = Sources { config_maps: &maps, secrets: &secrets, tokens: &tokens, claims: &claims, fields: &cx };
         let pod = Pod::from_value(json!({"metadata": {"name": "p", "namespace": "ns", "labels": {"a": "b"}},
             "spec": {"containers": []}}))
         .unwrap();

@@ -40,7 +40,7 @@ pub fn config() -> &'static ServerConfig {
             request_body_bytes_max: 3 << 20,
             requests_at_once: 600,
             audit: None,
-        encryption: None,
+            encryption: None,
             admission: crate::admission::AdmissionConfig::default(),
             access: crate::access::AccessConfig::default(),
             component_roles: Vec::new(),

@@ -1,8 +1,8 @@
 //! `pods/binding` and `bindings`: the assignment of a pod to a node.
 
 use super::{Handler, Services, body};
-use crate::admission::rounds::Rounds;
 use crate::admission::pod_topology_labels::TOPOLOGY_LABELS;
+use crate::admission::rounds::Rounds;
 use crate::admission::{Attributes, Operation};
 use crate::cluster::resource_of;
 use crate::request::{HandlerResult, RequestContext};

@@ -14,8 +14,8 @@ pub use dispatch::{Applied, Dispatcher};
 pub use entry::{ByPath, Entry, EventType, MetaField, Selectable, Selection, type_prefix, with_version};
 pub use watcher::{Closed, Next, Shown, Subscription};
 
-use bytes::Bytes;
 use crate::encryption::Transformer;
+use bytes::Bytes;
 use gantry_api::kind::Resource;
 use gantry_api::kinds;
 use gantry_api::meta::fields::{FieldSelector, unsupported_field};
@@ -182,12 +182,7 @@ pub struct WatchCache {
 }
 
 impl WatchCache {
-    fn new(
-        resource: &'static dyn Resource,
-        prefix: String,
-        applied: Arc<Applied>,
-        transformer: Transformer,
-    ) -> Self {
+    fn new(resource: &'static dyn Resource, prefix: String, applied: Arc<Applied>, transformer: Transformer) -> Self {
         let blank = resource.decode(b"{\"metadata\":{}}");
         let field_names = match blank {
             Ok(object) => resource.selectable_fields(object.as_ref()).into_iter().map(|(k, _)| k).collect(),
@@ -373,9 +368,8 @@ impl WatchCache {
     #[must_use]
     pub fn first_unreadable(&self, namespace: &str) -> Option<(String, String)> {
         let unreadable = self.unreadable.read();
-        let inside = |path: &str| {
-            namespace.is_empty() || path.strip_prefix(namespace).is_some_and(|rest| rest.starts_with('/'))
-        };
+        let inside =
+            |path: &str| namespace.is_empty() || path.strip_prefix(namespace).is_some_and(|rest| rest.starts_with('/'));
         let (path, why) = unreadable.iter().find(|(path, _)| inside(path))?;
         Some((format!("{}{path}", self.prefix), why.clone()))
     }
