@@ -96,13 +96,10 @@ impl AuditOptions {
     /// Names the file, and in the policy the field.
     pub fn open(&self, clock: Clock, entropy: &Entropy) -> Result<Configured> {
         let Some(file) = &self.audit_policy_file else {
-            for flag in [
-                self.audit_log_path.as_ref().map(|_| "log"),
-                self.audit_webhook_config_file.as_ref().map(|_| "webhook"),
-            ] {
-                if let Some(backend) = flag {
-                    tracing::warn!("No audit policy file provided, no events will be recorded for {backend} backend");
-                }
+            let log = self.audit_log_path.as_ref().map(|_| "log");
+            let webhook = self.audit_webhook_config_file.as_ref().map(|_| "webhook");
+            for backend in log.into_iter().chain(webhook) {
+                tracing::warn!("No audit policy file provided, no events will be recorded for {backend} backend");
             }
             return Ok(Configured::default());
         };

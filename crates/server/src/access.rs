@@ -45,9 +45,11 @@ pub struct TokenWebhook {
     pub remember_for: Duration,
 }
 
+type ReadEndpoint = dyn Fn(&str) -> Result<HookEndpoint, String> + Send + Sync;
+
 /// Reads the kubeconfig at a path. The server itself reads no files.
 #[derive(Clone)]
-pub struct EndpointReader(pub Arc<dyn Fn(&str) -> Result<HookEndpoint, String> + Send + Sync>);
+pub struct EndpointReader(pub Arc<ReadEndpoint>);
 
 impl fmt::Debug for EndpointReader {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

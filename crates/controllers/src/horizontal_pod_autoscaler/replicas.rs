@@ -354,7 +354,8 @@ mod tests {
     #[test]
     fn utilization() {
         let two = [pod("a", "Running", true), pod("b", "Running", true)];
-        let cases: [(&[(&str, i64)], i32, i32); 5] = [
+        type Usage<'a> = &'a [(&'a str, i64)];
+        let cases: [(Usage<'_>, i32, i32); 5] = [
             (&[("a", 500), ("b", 500)], 50, 2),
             (&[("a", 540), ("b", 550)], 50, 2),
             (&[("a", 1000), ("b", 1000)], 50, 4),

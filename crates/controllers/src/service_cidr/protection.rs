@@ -193,7 +193,8 @@ mod tests {
     #[test]
     fn a_range_goes_when_no_address_needs_it() {
         let small = range("small", &["10.0.0.0/24"]);
-        let cases: [(&[Arc<ServiceCIDR>], &[Arc<IPAddress>], bool); 6] = [
+        type Case<'a> = (&'a [Arc<ServiceCIDR>], &'a [Arc<IPAddress>], bool);
+        let cases: [Case<'_>; 6] = [
             (&[], &[], true),
             (&[], &[held("10.0.0.5")], false),
             (&[], &[held("10.0.1.5")], true),

@@ -58,7 +58,7 @@ pub(super) async fn keep(server: Weak<Server>, remote: Arc<Remote>, end: Cancell
         let passed = tokio::select! {
             biased;
             () = end.cancelled() => return,
-            passed = once(&server, &remote, rounds % DOWNLOAD_EVERY == 0) => passed,
+            passed = once(&server, &remote, rounds.is_multiple_of(DOWNLOAD_EVERY)) => passed,
         };
         let wait = match passed {
             None => return,

@@ -148,7 +148,7 @@ impl Log {
                 old.push((time.timestamp(), path));
             }
         }
-        old.sort_by(|a, b| b.0.cmp(&a.0));
+        old.sort_by_key(|(time, _)| std::cmp::Reverse(*time));
         let oldest =
             self.clock.now().saturating_sub(SignedDuration::from_hours(24 * i64::from(self.rotation.days_max)));
         let oldest = oldest.unwrap_or(Timestamp::MIN);

@@ -126,7 +126,7 @@ fn subject_matches(p: &Policy, user: &UserInfo) -> bool {
 
 fn matches(p: &Policy, a: &Attributes) -> bool {
     let reads = matches!(a.verb.as_str(), "get" | "list" | "watch");
-    if !subject_matches(p, &a.user) || !(reads || !p.readonly) {
+    if !subject_matches(p, &a.user) || (p.readonly && !reads) {
         return false;
     }
     let fits = |pattern: &str, value: &str| pattern == "*" || pattern == value;

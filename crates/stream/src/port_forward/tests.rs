@@ -1,6 +1,7 @@
 use super::*;
 use crate::spdy::Headers;
 use futures::{SinkExt, StreamExt};
+use tokio::io::AsyncReadExt;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::Role as WsRole;

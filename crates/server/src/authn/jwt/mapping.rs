@@ -107,12 +107,12 @@ fn strings(value: &Value) -> Result<Vec<String>, String> {
 
 enum Source {
     Claim { claim: String, prefix: String },
-    Expression(Expression),
+    Expression(Box<Expression>),
 }
 
 fn source(mapping: &PrefixedClaim) -> Result<Option<Source>, String> {
     if !mapping.expression.is_empty() {
-        return Ok(Some(Source::Expression(compile_claims(&mapping.expression, None)?)));
+        return Ok(Some(Source::Expression(Box::new(compile_claims(&mapping.expression, None)?))));
     }
     let prefix = mapping.prefix.clone().unwrap_or_default();
     Ok((!mapping.claim.is_empty()).then(|| Source::Claim { claim: mapping.claim.clone(), prefix }))
