@@ -27,9 +27,9 @@ pub fn split_key(key: &str) -> (&str, &str) {
     key.split_once('/').unwrap_or(("", key))
 }
 
-/// Objects whose decoded form is kept beside their text. A decoded Pod is four times its text and more, but whoever
-/// works on an object looks at it several times; so those looked at last stay decoded.
-const DECODED_MAX: usize = 1024;
+/// Objects whose decoded form is kept beside their text. A decoded Pod is four times its text and more; but who reads all
+/// objects of a kind at each change must not decode them each time, so this is more than most clusters have of any kind.
+const DECODED_MAX: usize = 16 << 10;
 
 /// An object with the text it was read from, where that may be kept instead.
 pub struct Kept<T> {
