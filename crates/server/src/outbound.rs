@@ -198,7 +198,7 @@ fn tls_config(trust: &Trust) -> Result<ClientConfig, String> {
 
 /// Accepts any certificate, but still checks the handshake's signatures.
 #[derive(Debug)]
-struct Unverified(Arc<CryptoProvider>);
+pub(crate) struct Unverified(pub(crate) Arc<CryptoProvider>);
 
 impl ServerCertVerifier for Unverified {
     fn verify_server_cert(

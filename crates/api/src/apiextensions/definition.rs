@@ -19,7 +19,8 @@ use std::collections::BTreeSet;
 /// Says who approved a kind of a group that is the community's.
 const APPROVAL: &str = "api-approved.kubernetes.io";
 
-const STRING_FORMATS: &[&str] = &[
+/// Formats of strings that are known, without dashes (go-openapi's `strfmt`, and Kubernetes' own).
+pub const STRING_FORMATS: &[&str] = &[
     "bsonobjectid",
     "uri",
     "email",

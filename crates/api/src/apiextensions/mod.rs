@@ -10,7 +10,7 @@ mod spec;
 mod structural;
 mod view;
 
-pub use definition::{default_values, is_established};
+pub use definition::{STRING_FORMATS, default_values, is_established};
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
     JSONSchemaProps, JSONSchemaPropsOrArray, JSONSchemaPropsOrBool, JSONSchemaPropsOrStringArray,

@@ -1,38 +1,10 @@
 //! Formats of strings in schemas, as go-openapi's `strfmt` knows them.
 
+use gantry_api::apiextensions::STRING_FORMATS;
 use gantry_api::k8s_openapi::jiff::civil::Date;
 use regex::Regex;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::LazyLock;
-
-const KNOWN: &[&str] = &[
-    "bsonobjectid",
-    "uri",
-    "email",
-    "hostname",
-    "ipv4",
-    "ipv6",
-    "cidr",
-    "mac",
-    "uuid",
-    "uuid3",
-    "uuid4",
-    "uuid5",
-    "isbn",
-    "isbn10",
-    "isbn13",
-    "creditcard",
-    "ssn",
-    "hexcolor",
-    "rgbcolor",
-    "byte",
-    "password",
-    "date",
-    "duration",
-    "datetime",
-    "k8sshortname",
-    "k8slongname",
-];
 
 /// Known formats as schemas usually spell them.
 const DASHED: &[&str] = &["date-time", "k8s-short-name", "k8s-long-name"];
@@ -46,7 +18,7 @@ fn normalized(format: &str) -> String {
 pub fn known(format: &str) -> Option<&'static str> {
     let plain = normalized(format);
     let spelled = DASHED.iter().find(|d| **d == format).copied();
-    spelled.or_else(|| KNOWN.iter().find(|k| **k == plain).copied())
+    spelled.or_else(|| STRING_FORMATS.iter().find(|k| **k == plain).copied())
 }
 
 fn matches(pattern: &'static LazyLock<Regex>, value: &str) -> bool {
