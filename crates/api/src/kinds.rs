@@ -82,6 +82,11 @@ pub static ALL: &[&dyn Resource] = &[
     &Erased::<rbac::ClusterRoleBinding>::new(),
     &Erased::<rbac::Role>::new(),
     &Erased::<rbac::RoleBinding>::new(),
+    &Erased::<resource::DeviceClass>::new(),
+    &Erased::<resource::DeviceTaintRule>::new(),
+    &Erased::<resource::ResourceClaim>::new(),
+    &Erased::<resource::ResourceClaimTemplate>::new(),
+    &Erased::<resource::ResourceSlice>::new(),
     &Erased::<scheduling::PriorityClass>::new(),
     &Erased::<storage::CSIDriver>::new(),
     &Erased::<storage::CSINode>::new(),
@@ -95,11 +100,6 @@ pub static ALL: &[&dyn Resource] = &[
 /// means moving its line to [`ALL`].
 pub static WAITING: &[&dyn Resource] = &[
     &Erased::<networking::NetworkPolicy>::new(),
-    &Erased::<resource::DeviceClass>::new(),
-    &Erased::<resource::DeviceTaintRule>::new(),
-    &Erased::<resource::ResourceClaim>::new(),
-    &Erased::<resource::ResourceClaimTemplate>::new(),
-    &Erased::<resource::ResourceSlice>::new(),
 ];
 
 /// The built-in resource with this group, version and plural name.
