@@ -11,6 +11,7 @@ mod ast;
 mod checker;
 mod cost;
 mod decls;
+pub mod device;
 mod env;
 mod eval;
 mod issue;

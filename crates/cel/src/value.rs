@@ -532,6 +532,22 @@ impl Value {
         Value::Optional(Some(Arc::new(value)))
     }
 
+    /// A quantity, as `quantity(text)` makes it.
+    ///
+    /// # Errors
+    /// Why the text is none.
+    pub fn quantity(text: &str) -> Result<Value, String> {
+        crate::library::quantity::value(text)
+    }
+
+    /// A semantic version, as `semver(text)` makes it.
+    ///
+    /// # Errors
+    /// Why the text is none.
+    pub fn semver(text: &str) -> Result<Value, String> {
+        crate::library::semver::value(text)
+    }
+
     /// Wraps an object.
     pub fn object(object: impl Object) -> Value {
         Value::Object(Arc::new(object))

@@ -6,10 +6,9 @@ use gantry_api::k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::
 use gantry_api::kind::{Object, Resource, downcast};
 use gantry_api::meta::expression::{Expression, Role, SchemaRule};
 use gantry_api::meta::field::{ErrorList, Path};
-use gantry_cel::{Environment, Program, STATIC_COST_LIMIT, STATIC_CRD_COST_LIMIT, Type, TypeProvider};
+use gantry_cel::{Program, STATIC_COST_LIMIT, STATIC_CRD_COST_LIMIT};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use std::sync::{Arc, LazyLock};
 
 /// Rules of a definition that errors about all of them together name.
 const MOST_EXPENSIVE_MAX: usize = 4;
@@ -49,35 +48,8 @@ pub fn check(resource: &dyn Resource, object: &dyn Object, old: Option<&dyn Obje
     errors
 }
 
-/// The types of `device`.
-struct DeviceTypes;
-
-const DEVICE: &str = "kubernetes.DRADevice";
-
-impl TypeProvider for DeviceTypes {
-    fn find_type(&self, name: &str) -> Option<Type> {
-        (name == DEVICE).then(|| Type::object(DEVICE))
-    }
-
-    fn find_field(&self, type_name: &str, field: &str) -> Option<Type> {
-        let by_domain = |of: Type| Type::map(Type::String, Type::map(Type::String, of));
-        match (type_name, field) {
-            (DEVICE, "driver") => Some(Type::String),
-            (DEVICE, "attributes") => Some(by_domain(Type::Dyn)),
-            (DEVICE, "capacity") => Some(by_domain(Type::opaque("kubernetes.Quantity"))),
-            (DEVICE, "allowMultipleAllocations") => Some(Type::Bool),
-            _ => None,
-        }
-    }
-}
-
 fn device_selector(expression: &Expression, errors: &mut ErrorList) {
-    static ENVIRONMENT: LazyLock<Environment> = LazyLock::new(|| {
-        Environment::kubernetes().provider(Arc::new(DeviceTypes)).variable("device", Type::object(DEVICE)).build()
-    });
-    if let Err(issues) = ENVIRONMENT.compile(&expression.text, Type::Bool) {
-        let all: Vec<String> = issues.iter().map(ToString::to_string).collect();
-        let why = format!("compilation failed: {}", all.join("\n"));
+    if let Err(why) = gantry_cel::device::compile(&expression.text) {
         errors.invalid(&expression.path, expression.text.as_str(), &why);
     }
 }

@@ -95,6 +95,11 @@ fn sub(args: &[Value]) -> Result {
     Ok(a.combined(b, a.amount.minus(&b.amount)))
 }
 
+/// A quantity as a value.
+pub(crate) fn value(text: &str) -> std::result::Result<Value, String> {
+    Quantity::parse(text).map(Value::object)
+}
+
 /// All functions.
 pub(super) fn functions() -> Vec<Function> {
     let quantity = || Type::object(NAME);

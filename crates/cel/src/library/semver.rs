@@ -167,6 +167,11 @@ fn compared(args: &[Value]) -> Result<Ordering, EvalError> {
     }
 }
 
+/// A version as a value.
+pub(crate) fn value(text: &str) -> Result<Value, String> {
+    Version::parse(text).map(Value::object)
+}
+
 /// All functions.
 pub(super) fn functions() -> Vec<Function> {
     use Type::{Bool, Int, String};
