@@ -149,7 +149,7 @@ fn trimmed(flag: &str, names: &[String]) -> Result<Vec<String>> {
 }
 
 /// Where the webhook of a kubeconfig is.
-fn endpoint(path: &Path) -> Result<HookEndpoint> {
+pub(crate) fn endpoint(path: &Path) -> Result<HookEndpoint> {
     let named = || format!("kubeconfig {}", path.display());
     let base = path.parent().unwrap_or(Path::new("."));
     let config = Kubeconfig::read(path).and_then(|k| k.https(None, base)).with_context(named)?;

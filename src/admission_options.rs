@@ -1,8 +1,9 @@
 //! Flags of admission, with kube-apiserver's names.
 
+use crate::access_options::endpoint;
 use anyhow::{Context, Result};
 use clap::Args;
-use gantry_server::admission::AdmissionConfig;
+use gantry_server::admission::{AdmissionConfig, Files};
 use std::path::{Path, PathBuf};
 
 /// Which admission plugins run and how.
@@ -41,9 +42,12 @@ impl AdmissionOptions {
                 let path = file.parent().unwrap_or(Path::new(".")).join(path);
                 read(&path).map_err(|e| format!("{e:#}"))
             };
+            let webhook = |path: &str| endpoint(Path::new(path)).map_err(|e| format!("{e:#}"));
+            let files = Files { text: &beside, endpoint: &webhook };
             let what = format!("--admission-control-config-file {}", file.display());
-            config.configure(&read(file)?, &beside).map_err(anyhow::Error::msg).context(what)?;
+            config.configure(&read(file)?, &files).map_err(anyhow::Error::msg).context(what)?;
         }
+        config.check_whole().map_err(anyhow::Error::msg)?;
         Ok(config)
     }
 }

@@ -3,8 +3,10 @@
 mod cluster;
 
 use cluster::api::{Answer, Api};
+use cluster::webhook::Webhook;
 use cluster::{Cluster, GANTRY};
 use serde_json::{Value, json};
+use std::sync::Arc;
 
 const CONFIGURATION: &str = "
 apiVersion: apiserver.config.k8s.io/v1
@@ -87,7 +89,10 @@ fn mistakes_end_the_start(cluster: &Cluster, file: &str) {
     let error = told(&["--enable-admission-plugins", "Nonsense"]);
     assert!(error.contains("--enable-admission-plugins: plugin \"Nonsense\" is unknown"), "{error}");
     let error = told(&["--enable-admission-plugins", "ImagePolicyWebhook"]);
-    assert!(error.contains("--enable-admission-plugins: plugin \"ImagePolicyWebhook\" is not available"), "{error}");
+    assert!(error.contains("couldn't init admission plugin \"ImagePolicyWebhook\": no config specified"), "{error}");
+    let error = told(&["--enable-admission-plugins", "EventRateLimit"]);
+    let wanted = "couldn't init admission plugin \"EventRateLimit\": limits: Invalid value: null: must not be empty";
+    assert!(error.contains(wanted), "{error}");
     std::fs::write(file, CONFIGURATION.replace("{warn: baseline}", "{warn: strict}")).unwrap();
     let error = told(&["--admission-control-config-file", file]);
     let wanted = "plugin \"PodSecurity\": defaults.warn: Invalid value: \"strict\": must be one of privileged, baseline, restricted";
@@ -373,4 +378,146 @@ fn namespaces_are_warned(api: &Api<'_>) {
         "Namespace \"tightened\" is invalid: metadata.labels[pod-security.kubernetes.io/warn]: Invalid value: \"strict\": must \
          be one of privileged, baseline, restricted"
     );
+}
+
+/// An `AdmissionConfiguration` of limits on events and of the webhook at `port` that judges images.
+fn limits_and_images(cluster: &Cluster, port: u16, ca: &str, fields: &str) -> String {
+    let write = |name: &str, text: &str| {
+        let file = cluster.data_dir().join(name);
+        std::fs::write(&file, text).unwrap();
+        file.to_string_lossy().into_owned()
+    };
+    let kubeconfig = write(
+        "images.kubeconfig",
+        &format!(
+            "apiVersion: v1\nkind: Config\ncurrent-context: x\ncontexts: [{{name: x, context: {{cluster: c, user: ''}}}}]\n\
+             clusters: [{{name: c, cluster: {{server: 'https://127.0.0.1:{port}/images', certificate-authority-data: {ca}}}}}]\n"
+        ),
+    );
+    let limits = "apiVersion: eventratelimit.admission.k8s.io/v1alpha1\nkind: Configuration\n\
+        limits: [{type: Namespace, qps: 1, burst: 1, cacheSize: 100}, {type: SourceAndObject, qps: 1, burst: 1}]\n";
+    write("limits.yaml", limits);
+    write(
+        "admission.yaml",
+        &format!(
+            "apiVersion: apiserver.config.k8s.io/v1\nkind: AdmissionConfiguration\nplugins:\n\
+             - {{name: EventRateLimit, path: limits.yaml}}\n\
+             - {{name: ImagePolicyWebhook, configuration: {{imagePolicy: {{kubeConfigFile: {kubeconfig}{fields}}}}}}}\n"
+        ),
+    )
+}
+
+#[test]
+fn events_and_images() {
+    let mut cluster = Cluster::prepare_role("server", &[]);
+    let answer = |_: &str, review: &Value| {
+        let image = review["spec"]["containers"][0]["image"].as_str().unwrap_or_default();
+        let status = match image {
+            "bad:1" => json!({"allowed": false, "reason": "bad is not good"}),
+            "mute:1" => json!({"allowed": false}),
+            "confused:1" => json!("what?"),
+            _ => json!({"allowed": true}),
+        };
+        json!({"kind": "ImageReview", "apiVersion": "imagepolicy.k8s.io/v1alpha1", "status": status})
+    };
+    let webhook = Webhook::start(&cluster, &[], Arc::new(answer));
+    let file = limits_and_images(&cluster, webhook.port(), &webhook.ca, ", allowTTL: 600, denyTTL: -1");
+    let enabled = ["--enable-admission-plugins", "EventRateLimit,ImagePolicyWebhook"];
+    cluster.add_options(&enabled);
+    cluster.add_options(&["--admission-control-config-file", &file]);
+    cluster.up();
+    let api = Api::new(&cluster);
+    too_many_events(&api);
+    images_are_judged(&api, &webhook);
+}
+
+fn too_many_events(api: &Api<'_>) {
+    let namespace = api.namespace("limited");
+    let path = format!("/api/v1/namespaces/{namespace}/events");
+    let event = |name: &str, object: &str| {
+        json!({"metadata": {"generateName": name}, "reason": "Tested", "message": "m", "type": "Normal",
+            "source": {"component": "tester", "host": "h"}, "involvedObject": {"kind": "Pod", "namespace": namespace,
+            "name": object, "uid": "u1", "apiVersion": "v1"}})
+    };
+    // The last limit that refuses is told.
+    let refusal = api.cluster.wait_for("too many events about an object", || {
+        let answer = api.send("POST", &path, &event("same-", "p"));
+        (answer.code == 429).then(|| answer.json()).filter(|s| s["message"].to_string().contains("SourceAndObject"))
+    });
+    let message = "Too many requests: limit reached on type SourceAndObject for key testerhPodlimitedpu1v1";
+    let wanted = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": message,
+        "reason": "TooManyRequests", "code": 429});
+    assert_eq!(refusal, wanted);
+    let mut count = 0;
+    let refusal = api.cluster.wait_for("too many events in a namespace", || {
+        count += 1;
+        let answer = api.send("POST", &path, &event("other-", &format!("p-{count}")));
+        (answer.code == 429).then(|| answer.json()["message"].clone())
+    });
+    assert_eq!(refusal, "Too many requests: limit reached on type Namespace for key limited");
+    let newer = json!({"metadata": {"generateName": "new-"}, "eventTime": "2026-01-01T00:00:00.000000Z", "action": "Test",
+        "reason": "Tested", "type": "Normal", "reportingController": "example.com/tester", "reportingInstance": "t",
+        "regarding": {"kind": "Pod", "namespace": namespace, "name": "p"}});
+    for _ in 0..5 {
+        api.create(&format!("/apis/events.k8s.io/v1/namespaces/{namespace}/events"), &newer);
+    }
+}
+
+fn images_are_judged(api: &Api<'_>, webhook: &Webhook) {
+    let namespace = api.namespace("judged");
+    let of = |name: &str, image: &str| {
+        let mut pod = pod(name);
+        pod["spec"]["containers"][0]["image"] = json!(image);
+        pod["metadata"]["annotations"] = json!({"hint.image-policy.k8s.io/ticket": "7", "other": "x"});
+        pod
+    };
+    let told = |name: &str, image: &str| forbidden(&api.send("POST", &pods(&namespace), &of(name, image)));
+    let asked = || webhook.seen("/images").len();
+    api.create(&pods(&namespace), &of("a", "good:1"));
+    let review = webhook.seen("/images").pop().unwrap();
+    assert_eq!(
+        (&review["kind"], &review["apiVersion"]),
+        (&json!("ImageReview"), &json!("imagepolicy.k8s.io/v1alpha1"))
+    );
+    assert_eq!(
+        review["spec"],
+        json!({"containers": [{"image": "good:1"}], "namespace": namespace,
+            "annotations": {"hint.image-policy.k8s.io/ticket": "7"}})
+    );
+    assert_eq!(asked(), 1);
+    api.create(&pods(&namespace), &of("b", "good:1"));
+    assert_eq!(asked(), 1, "consent is remembered");
+    let refused = "image policy webhook backend denied one or more images: bad is not good";
+    for attempt in 2..4 {
+        assert_eq!(told("c", "bad:1"), format!("pods \"c\" is forbidden: {refused}"));
+        assert_eq!(asked(), attempt, "refusals are not");
+    }
+    assert_eq!(told("d", "mute:1"), "pods \"d\" is forbidden: one or more images rejected by webhook backend");
+    let confused = told("e", "confused:1");
+    assert!(confused.starts_with("pods \"e\" is forbidden: "), "{confused}");
+    // Ephemeral containers come later, by themselves.
+    let container = json!({"name": "late", "image": "bad:1"});
+    let patch = json!({"spec": {"ephemeralContainers": [container]}}).to_string();
+    let path = format!("{}/a/ephemeralcontainers", pods(&namespace));
+    let answer = api.request("PATCH", &path, Some((cluster::api::STRATEGIC, &patch)));
+    assert_eq!(forbidden(&answer), format!("pods \"a\" is forbidden: {refused}"));
+}
+
+#[test]
+fn images_where_nobody_judges() {
+    let mut cluster = Cluster::prepare_role("server", &[]);
+    let webhook = Webhook::start(&cluster, &[], Arc::new(|_: &str, _: &Value| json!({})));
+    let file = limits_and_images(&cluster, 1, &webhook.ca, ", defaultAllow: true, retryBackoff: 1");
+    cluster.add_options(&[
+        "--enable-admission-plugins",
+        "ImagePolicyWebhook",
+        "--admission-control-config-file",
+        &file,
+    ]);
+    cluster.up();
+    let api = Api::new(&cluster);
+    let namespace = api.namespace("unjudged");
+    api.create(&pods(&namespace), &pod("p"));
+    let stored = api.get(&format!("{}/p", pods(&namespace)));
+    assert_eq!(stored["metadata"]["annotations"]["alpha.image-policy.k8s.io/failed-open"], "true");
 }

@@ -1,5 +1,5 @@
-//! Webhooks that answer reviews for the server: whose a token is (`TokenReview`), and whether somebody may do something
-//! (`SubjectAccessReview`). Failures read as those of Go's client.
+//! Webhooks that answer reviews for the server: whose a token is (`TokenReview`), whether somebody may do something
+//! (`SubjectAccessReview`), whether images may run (`ImageReview`). Failures read as those of Go's client.
 
 use crate::outbound::{Outbound, Trust};
 use crate::webhook_client::failure;
@@ -14,8 +14,8 @@ use serde_json::Value;
 use std::collections::HashMap;
 use std::time::Duration;
 
-/// Attempts at a server that fails in a way that may pass, and the first pause between them; each pause is half as long
-/// again.
+/// Attempts at a server that fails in a way that may pass, and the usual first pause between them; each pause is half as
+/// long again.
 const ATTEMPTS: u32 = 5;
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 
@@ -40,6 +40,7 @@ pub struct HookEndpoint {
 pub struct ReviewHook {
     endpoint: HookEndpoint,
     outbound: Outbound,
+    first_pause: Duration,
 }
 
 impl ReviewHook {
@@ -54,7 +55,13 @@ impl ReviewHook {
             server_name: endpoint.server_name.clone(),
             client: endpoint.client.clone(),
         };
-        Ok(Self { outbound: Outbound::new(&trust)?, endpoint })
+        Ok(Self { outbound: Outbound::new(&trust)?, endpoint, first_pause: FIRST_PAUSE })
+    }
+
+    /// Another first pause between attempts.
+    #[must_use]
+    pub fn first_pause(self, first_pause: Duration) -> Self {
+        Self { first_pause, ..self }
     }
 
     /// POSTs a review and returns it as it came back. What may pass is tried again, all within `timeout`.
@@ -64,7 +71,7 @@ impl ReviewHook {
     pub async fn review(&self, review: &Value, timeout: Duration) -> Result<Value, String> {
         let body = Bytes::from(review.to_string());
         let deadline = tokio::time::Instant::now() + timeout;
-        let mut pause = FIRST_PAUSE;
+        let mut pause = self.first_pause;
         let mut tried = 0;
         loop {
             tried += 1;

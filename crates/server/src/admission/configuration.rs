@@ -1,9 +1,12 @@
 //! What the administrator says about admission: which plugins run, and `AdmissionConfiguration` files
 //! (`apiserver.config.k8s.io/v1`, `--admission-control-config-file`).
 
+use super::event_rate_limit::EventLimits;
+use super::image_policy::ImagePolicy;
 use super::plugins;
 use super::pod_security::Settings as PodSecurity;
 use super::resource_quota::Limited;
+use crate::review_hook::HookEndpoint;
 use gantry_api::k8s_openapi::api::core::v1::Toleration;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -25,6 +28,18 @@ pub struct AdmissionConfig {
     pub limited_resources: Vec<Limited>,
     /// What PodTolerationRestriction does in namespaces that do not say it themselves.
     pub tolerations: Tolerations,
+    /// How many events EventRateLimit lets through.
+    pub event_limits: EventLimits,
+    /// Whom ImagePolicyWebhook asks; None where the file does not say.
+    pub image_policy: Option<ImagePolicy>,
+}
+
+/// What an `AdmissionConfiguration` names, read for it; the server itself reads no files.
+pub struct Files<'r> {
+    /// The text of a file.
+    pub text: &'r dyn Fn(&str) -> Result<String, String>,
+    /// Where the webhook of a kubeconfig is.
+    pub endpoint: &'r dyn Fn(&str) -> Result<HookEndpoint, String>,
 }
 
 /// `podtolerationrestriction.admission.k8s.io/v1alpha1` Configuration.
@@ -85,11 +100,11 @@ fn typed<T: DeserializeOwned>(mut document: Value, kind: &str, versions: &[&str]
 }
 
 impl AdmissionConfig {
-    /// Takes over an `AdmissionConfiguration`; `read` gets the files that it names.
+    /// Takes over an `AdmissionConfiguration`.
     ///
     /// # Errors
     /// Names the plugin and the field.
-    pub fn configure(&mut self, text: &str, read: &dyn Fn(&str) -> Result<String, String>) -> Result<(), String> {
+    pub fn configure(&mut self, text: &str, files: &Files<'_>) -> Result<(), String> {
         let versions = ["apiserver.config.k8s.io/v1", "apiserver.k8s.io/v1alpha1"];
         let file: File = typed(yaml(text)?, "AdmissionConfiguration", &versions)?;
         for plugin in file.plugins {
@@ -98,14 +113,14 @@ impl AdmissionConfig {
             let document = match configuration.filter(|c| !c.is_null()) {
                 Some(document) => document,
                 None if path.is_empty() => continue,
-                None => yaml(&read(&path).map_err(wrong)?).map_err(wrong)?,
+                None => yaml(&(files.text)(&path).map_err(wrong)?).map_err(wrong)?,
             };
-            self.plugin(&name, document).map_err(wrong)?;
+            self.plugin(&name, document, files).map_err(wrong)?;
         }
         Ok(())
     }
 
-    fn plugin(&mut self, name: &str, document: Value) -> Result<(), String> {
+    fn plugin(&mut self, name: &str, document: Value, files: &Files<'_>) -> Result<(), String> {
         match name {
             "PodSecurity" => {
                 let group = "pod-security.admission.config.k8s.io";
@@ -129,6 +144,13 @@ impl AdmissionConfig {
                 }
                 self.limited_resources = file.limited_resources;
             }
+            "EventRateLimit" if plugins::runs(name, self) => {
+                let version = "eventratelimit.admission.k8s.io/v1alpha1";
+                self.event_limits = typed(document, "Configuration", &[version])?;
+            }
+            "ImagePolicyWebhook" if plugins::runs(name, self) => {
+                self.image_policy = Some(ImagePolicy::read(document, files.endpoint)?);
+            }
             // As upstream: what is said of a plugin that does not run is not looked at.
             other if !plugins::runs(other, self) => {}
             _ => return Err("takes no configuration here".into()),
@@ -143,6 +165,23 @@ impl AdmissionConfig {
     pub fn check(&self) -> Result<(), String> {
         plugins::check(self)
     }
+
+    /// Whether all that run have been told what they need, once the file has been read.
+    ///
+    /// # Errors
+    /// Names the plugin, and what it lacks.
+    pub fn check_whole(&self) -> Result<(), String> {
+        let lacks = |name: &str, why: &str| Err(format!("couldn't init admission plugin {name:?}: {why}"));
+        if plugins::runs("EventRateLimit", self)
+            && let Err(why) = self.event_limits.check()
+        {
+            return lacks("EventRateLimit", &why);
+        }
+        if plugins::runs("ImagePolicyWebhook", self) && self.image_policy.is_none() {
+            return lacks("ImagePolicyWebhook", "no config specified");
+        }
+        Ok(())
+    }
 }
 
 #[cfg(test)]
@@ -156,11 +195,49 @@ mod tests {
             "selectors.yaml" => Ok("podNodeSelectorPluginConfig: {clusterDefaultNodeSelector: a=b}".to_owned()),
             other => Err(format!("{other} is not there")),
         };
+        let endpoint = |_: &str| Err("no kubeconfig".to_owned());
         config.configure(
             &format!("apiVersion: apiserver.config.k8s.io/v1\nkind: AdmissionConfiguration\n{text}"),
-            &files,
+            &Files { text: &files, endpoint: &endpoint },
         )?;
         Ok(config)
+    }
+
+    #[test]
+    fn plugins_that_need_a_configuration() {
+        let with = |enable: &str, text: &str| {
+            let mut config = AdmissionConfig { enable: vec![enable.into()], ..AdmissionConfig::default() };
+            let endpoint = |_: &str| Ok(HookEndpoint { url: "https://127.0.0.1:1/".into(), ..HookEndpoint::default() });
+            let files = Files { text: &|path| Err(path.to_owned()), endpoint: &endpoint };
+            if !text.is_empty() {
+                config.configure(text, &files)?;
+            }
+            config.check_whole()
+        };
+        let file = |name: &str, configuration: &str| {
+            format!(
+                "apiVersion: apiserver.config.k8s.io/v1\nkind: AdmissionConfiguration\n\
+                 plugins: [{{name: {name}, configuration: {configuration}}}]"
+            )
+        };
+        let of_events = |limits: &str| {
+            let text = format!(
+                "{{apiVersion: eventratelimit.admission.k8s.io/v1alpha1, kind: Configuration, limits: [{limits}]}}"
+            );
+            with("EventRateLimit", &file("EventRateLimit", &text))
+        };
+        assert_eq!(of_events("{type: Server, qps: 1, burst: 2}"), Ok(()));
+        assert_eq!(
+            of_events("{type: Server, qps: 1, burst: 0}").unwrap_err(),
+            "couldn't init admission plugin \"EventRateLimit\": limits[0].burst: Invalid value: 0: must be positive"
+        );
+        assert!(with("EventRateLimit", "").unwrap_err().contains("limits: Invalid value: null: must not be empty"));
+        assert_eq!(
+            with("ImagePolicyWebhook", "").unwrap_err(),
+            "couldn't init admission plugin \"ImagePolicyWebhook\": no config specified"
+        );
+        let hook = file("ImagePolicyWebhook", "{imagePolicy: {kubeConfigFile: k}}");
+        assert_eq!(with("ImagePolicyWebhook", &hook), Ok(()));
     }
 
     #[test]
@@ -209,7 +286,7 @@ mod tests {
         }
         assert!(
             AdmissionConfig::default()
-                .configure("kind: Other", &|_| Err(String::new()))
+                .configure("kind: Other", &Files { text: &|_| Err(String::new()), endpoint: &|_| Err(String::new()) })
                 .unwrap_err()
                 .contains("\"Other\"")
         );

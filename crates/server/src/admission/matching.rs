@@ -12,7 +12,7 @@ use gantry_api::kind::Resource;
 use gantry_api::meta::labels::{Labels, Selector};
 use gantry_api::meta::status::ApiError;
 
-/// A rule, whichever type carries it.
+/// A rule of a webhook or policy.
 #[derive(Clone, Debug)]
 struct Rule {
     operations: Vec<String>,
@@ -24,28 +24,21 @@ struct Rule {
     names: Vec<String>,
 }
 
-impl From<&RuleWithOperations> for Rule {
-    fn from(r: &RuleWithOperations) -> Self {
-        Self {
-            operations: r.operations.clone().unwrap_or_default(),
-            groups: r.api_groups.clone().unwrap_or_default(),
-            versions: r.api_versions.clone().unwrap_or_default(),
-            resources: r.resources.clone().unwrap_or_default(),
-            scope: r.scope.clone().unwrap_or_else(|| "*".into()),
-            names: Vec::new(),
-        }
-    }
+/// A rule of a webhook is one of a policy without names.
+fn unnamed(r: &RuleWithOperations) -> NamedRuleWithOperations {
+    let RuleWithOperations { api_groups, api_versions, operations, resources, scope } = r.clone();
+    NamedRuleWithOperations { api_groups, api_versions, operations, resources, scope, resource_names: None }
 }
 
-impl From<&NamedRuleWithOperations> for Rule {
-    fn from(r: &NamedRuleWithOperations) -> Self {
+impl From<NamedRuleWithOperations> for Rule {
+    fn from(r: NamedRuleWithOperations) -> Self {
         Self {
-            operations: r.operations.clone().unwrap_or_default(),
-            groups: r.api_groups.clone().unwrap_or_default(),
-            versions: r.api_versions.clone().unwrap_or_default(),
-            resources: r.resources.clone().unwrap_or_default(),
-            scope: r.scope.clone().unwrap_or_else(|| "*".into()),
-            names: r.resource_names.clone().unwrap_or_default(),
+            operations: r.operations.unwrap_or_default(),
+            groups: r.api_groups.unwrap_or_default(),
+            versions: r.api_versions.unwrap_or_default(),
+            resources: r.resources.unwrap_or_default(),
+            scope: r.scope.unwrap_or_else(|| "*".into()),
+            names: r.resource_names.unwrap_or_default(),
         }
     }
 }
@@ -110,7 +103,7 @@ impl Criteria {
         objects: Option<&LabelSelector>,
     ) -> Self {
         Self {
-            rules: Some(rules.into_iter().flatten().map(Rule::from).collect()),
+            rules: Some(rules.into_iter().flatten().map(|r| unnamed(r).into()).collect()),
             excluded: Vec::new(),
             namespaces: selector(namespaces),
             objects: selector(objects),
@@ -122,7 +115,7 @@ impl Criteria {
     #[must_use]
     pub fn of_policy(m: &MatchResources) -> Self {
         let rules = |r: Option<&Vec<NamedRuleWithOperations>>| -> Vec<Rule> {
-            r.into_iter().flatten().map(Rule::from).collect()
+            r.into_iter().flatten().cloned().map(Rule::from).collect()
         };
         let included = rules(m.resource_rules.as_ref());
         Self {

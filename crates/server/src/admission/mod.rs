@@ -7,9 +7,11 @@ mod configuration;
 mod default_class;
 mod default_toleration_seconds;
 mod deny_external_ips;
+mod event_rate_limit;
 pub mod expression;
 mod extended_resource_toleration;
 mod hard_anti_affinity;
+mod image_policy;
 mod in_use_protection;
 mod limit_ranger;
 mod matching;
@@ -42,7 +44,7 @@ mod tolerations;
 mod volume_claim;
 mod webhook;
 
-pub use configuration::AdmissionConfig;
+pub use configuration::{AdmissionConfig, Files};
 
 use crate::authz::Authorizer;
 use crate::config::ServerConfig;
@@ -267,10 +269,12 @@ pub fn chain(authorizer: Arc<dyn Authorizer>, config: &AdmissionConfig) -> Chain
         Box::new(service_account::ServiceAccountPlugin),
         Box::new(mirror_pod::MirrorPod),
         Box::new(always_pull_images::AlwaysPullImages),
+        Box::new(image_policy::ImagePolicyWebhook::new(config.image_policy.as_ref())),
         Box::new(pod_security::PodSecurity(config.pod_security.clone())),
         Box::new(selector()),
         Box::new(priority::Priority),
         Box::new(restriction()),
+        Box::new(event_rate_limit::EventRateLimit::new(&config.event_limits)),
         Box::new(owner_references::OwnerReferences(authorizer.clone())),
         Box::new(volume_claim::Resize),
         Box::new(runtime_class::RuntimeClassPlugin),

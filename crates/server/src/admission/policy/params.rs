@@ -65,5 +65,15 @@ pub(super) async fn collect(
     if found.is_empty() && wanted.parameter_not_found_action.as_deref() == Some("Deny") {
         return Err("no params found for policy binding with `Deny` parameterNotFoundAction".into());
     }
-    Ok(found.iter().map(|o| Some(o.to_value())).collect())
+    Ok(found.iter().map(|o| Some(shown(resource, o.as_ref()))).collect())
+}
+
+/// A parameter as expressions see it: upstream's typed objects do not tell their type.
+fn shown(resource: &dyn Resource, object: &dyn Object) -> Value {
+    let mut value = object.to_value();
+    if let Some(fields) = value.as_object_mut().filter(|_| resource.learned().is_none()) {
+        fields.remove("apiVersion");
+        fields.remove("kind");
+    }
+    value
 }
