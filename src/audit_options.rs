@@ -7,8 +7,9 @@ use clap::Args;
 use gantry_api::clock::Clock;
 use gantry_api::entropy::Entropy;
 use gantry_client::{Https, Kubeconfig, Transport};
-use gantry_server::audit::batch::{self, BatchConfig, Delivery, Receiver};
+use gantry_server::audit::batch::{self, BatchConfig, Blocking, Delivery, Receiver};
 use gantry_server::audit::log::{Format, Log, Rotation};
+use gantry_server::audit::modes::{Strict, Truncated};
 use gantry_server::audit::policy::Policy;
 use gantry_server::audit::{Audit, Sink};
 use http::Request;
@@ -45,12 +46,36 @@ pub struct AuditOptions {
     /// Format of the audit log: json, or legacy for a line of text per event
     #[arg(long, value_name = "FORMAT", default_value = "json", value_parser = format)]
     pub audit_log_format: Format,
+    /// Whether requests wait for the log: blocking, or blocking-strict, which refuses what cannot be written
+    #[arg(long, value_name = "MODE", default_value = "blocking", value_parser = log_mode)]
+    pub audit_log_mode: Mode,
+    /// Take the objects off events that are too large for the log
+    #[arg(long)]
+    pub audit_log_truncate_enabled: bool,
+    /// Bytes of events that are written together at most; events are written one by one
+    #[arg(long, value_name = "BYTES", default_value_t = 10 * 1024 * 1024)]
+    pub audit_log_truncate_max_batch_size: i64,
+    /// Bytes beyond which an event loses its objects, and is lost if it is too large without them
+    #[arg(long, value_name = "BYTES", default_value_t = 100 * 1024)]
+    pub audit_log_truncate_max_event_size: i64,
     /// File in the form of a kubeconfig that says where events are sent
     #[arg(long, value_name = "FILE")]
     pub audit_webhook_config_file: Option<PathBuf>,
     /// How long to wait before events that were not taken are sent again
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = gantry_kubelet::duration)]
     pub audit_webhook_initial_backoff: Duration,
+    /// Whether requests wait for the webhook: batch for no, blocking, or blocking-strict, which refuses what is not taken
+    #[arg(long, value_name = "MODE", default_value = "batch", value_parser = mode)]
+    pub audit_webhook_mode: Mode,
+    /// Take the objects off events that are too large for the webhook
+    #[arg(long)]
+    pub audit_webhook_truncate_enabled: bool,
+    /// Bytes of events that are handed over together at most; events are handed over one by one
+    #[arg(long, value_name = "BYTES", default_value_t = 10 * 1024 * 1024)]
+    pub audit_webhook_truncate_max_batch_size: i64,
+    /// Bytes beyond which an event loses its objects, and is lost if it is too large without them
+    #[arg(long, value_name = "BYTES", default_value_t = 100 * 1024)]
+    pub audit_webhook_truncate_max_event_size: i64,
     /// Events that may wait to be sent; further ones are lost
     #[arg(long, value_name = "N", default_value_t = 10000)]
     pub audit_webhook_batch_buffer_size: usize,
@@ -77,6 +102,57 @@ fn format(text: &str) -> Result<Format, String> {
         "json" => Ok(Format::Json),
         "legacy" => Ok(Format::Legacy),
         _ => Err(format!("invalid audit log format {text}, allowed formats are \"legacy,json\"")),
+    }
+}
+
+/// Whether requests wait until they are recorded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// They do not.
+    Batch,
+    /// They do, and go on without.
+    Blocking,
+    /// They do, and are refused without.
+    BlockingStrict,
+}
+
+fn mode(text: &str) -> Result<Mode, String> {
+    match text {
+        "batch" => Ok(Mode::Batch),
+        "blocking" => Ok(Mode::Blocking),
+        "blocking-strict" => Ok(Mode::BlockingStrict),
+        _ => Err(format!("invalid audit mode {text}, allowed modes are \"batch,blocking,blocking-strict\"")),
+    }
+}
+
+fn log_mode(text: &str) -> Result<Mode, String> {
+    match mode(text)? {
+        Mode::Batch => Err("audit mode batch is not available for the log, which is written at once".into()),
+        other => Ok(other),
+    }
+}
+
+/// The limits on the size of events, where they are on.
+struct Truncation {
+    enabled: bool,
+    batch_max: i64,
+    event_max: i64,
+}
+
+impl Truncation {
+    /// The back end with what stands around it.
+    fn around(&self, plugin: &str, mode: Mode, sink: Box<dyn Sink>) -> Result<Box<dyn Sink>> {
+        let (event_max, batch_max) = (self.event_max, self.batch_max);
+        let Some(bytes_max) = usize::try_from(event_max).ok().filter(|max| *max > 0) else {
+            bail!("invalid audit truncate {plugin} max event size {event_max}, must be a positive number");
+        };
+        if batch_max < event_max {
+            bail!(
+                "invalid audit truncate {plugin} max batch size {batch_max}, must be greater than max event size ({event_max})"
+            );
+        }
+        let sink = if mode == Mode::BlockingStrict { Box::new(Strict(sink)) } else { sink };
+        Ok(if self.enabled { Box::new(Truncated::new(sink, bytes_max)) } else { sink })
     }
 }
 
@@ -113,15 +189,31 @@ impl AuditOptions {
                 compress: self.audit_log_compress,
             };
             let log = Log::open(path, self.audit_log_format, rotation, clock);
-            sinks.push(Box::new(log.with_context(|| format!("--audit-log-path {}", path.display()))?));
+            let log = log.with_context(|| format!("--audit-log-path {}", path.display()))?;
+            let truncation = Truncation {
+                enabled: self.audit_log_truncate_enabled,
+                batch_max: self.audit_log_truncate_max_batch_size,
+                event_max: self.audit_log_truncate_max_event_size,
+            };
+            sinks.push(truncation.around("log", self.audit_log_mode, Box::new(log))?);
         }
         let mut delivery = None;
         if let Some(path) = &self.audit_webhook_config_file {
             let what = || format!("--audit-webhook-config-file {}", path.display());
             let receiver = Arc::new(Webhook::open(path).with_context(what)?);
-            let (batches, deliver) = batch::batches(self.batch_config()?, receiver, entropy.clone());
-            sinks.push(Box::new(batches));
-            delivery = Some(deliver);
+            let truncation = Truncation {
+                enabled: self.audit_webhook_truncate_enabled,
+                batch_max: self.audit_webhook_truncate_max_batch_size,
+                event_max: self.audit_webhook_truncate_max_event_size,
+            };
+            let sink: Box<dyn Sink> = if self.audit_webhook_mode == Mode::Batch {
+                let (batches, deliver) = batch::batches(self.batch_config()?, receiver, entropy.clone());
+                delivery = Some(deliver);
+                Box::new(batches)
+            } else {
+                Box::new(Blocking::new(receiver, entropy.clone(), self.audit_webhook_initial_backoff))
+            };
+            sinks.push(truncation.around("webhook", self.audit_webhook_mode, sink)?);
         }
         let audit = (!sinks.is_empty()).then(|| Audit::new(policy, sinks, clock));
         Ok(Configured { audit, delivery })

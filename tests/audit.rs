@@ -287,7 +287,7 @@ fn admission(api: &Api<'_>, log: &Path) {
 fn bad_policies() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("policy.yaml");
-    let failure = |rules: &str| {
+    let failure_with = |rules: &str, flags: &[&str]| {
         std::fs::write(&file, format!("apiVersion: audit.k8s.io/v1\nkind: Policy\nrules:\n{rules}")).unwrap();
         let output = std::process::Command::new("unshare")
             .args(["--net", "--", GANTRY, "server", "--data-dir"])
@@ -297,15 +297,111 @@ fn bad_policies() {
             .arg("--audit-policy-file")
             .arg(&file)
             .args(["--audit-log-path", "-"])
+            .args(flags)
             .output()
             .unwrap();
         assert!(!output.status.success());
         String::from_utf8_lossy(&output.stderr).into_owned()
     };
+    let failure = |rules: &str| failure_with(rules, &[]);
     let told = failure("- level: Everything\n");
     for wanted in ["loading audit policy file: rules[0].level: Unsupported value: \"Everything\"", "policy.yaml"] {
         assert!(told.contains(wanted), "{told}");
     }
+    for (flags, wanted) in [
+        (["--audit-log-mode", "batch"], "audit mode batch is not available for the log"),
+        (["--audit-log-mode", "now"], "invalid audit mode now, allowed modes are \"batch,blocking,blocking-strict\""),
+        (
+            ["--audit-log-truncate-max-event-size", "0"],
+            "invalid audit truncate log max event size 0, must be a positive number",
+        ),
+        (
+            ["--audit-log-truncate-max-batch-size", "1"],
+            "invalid audit truncate log max batch size 1, must be greater than max event size (102400)",
+        ),
+    ] {
+        let told = failure_with("- level: None\n", &flags);
+        assert!(told.contains(wanted), "{told}");
+    }
     let told = failure("- {level: None, verbs: get}\n");
     assert!(told.contains("rules[0].verbs: expected a list, got a string"), "{told}");
+}
+
+const INSISTENT: &str = "apiVersion: audit.k8s.io/v1
+kind: Policy
+rules:
+- {level: Request, namespaces: [insistent], resources: [{resources: [configmaps]}]}
+";
+
+fn file(cluster: &Cluster, name: &str, text: &str) -> String {
+    let file = cluster.data_dir().join(name);
+    std::fs::write(&file, text).unwrap();
+    file.to_str().unwrap().to_owned()
+}
+
+/// Requests wait for a webhook that they are told to wait for, and say where their time went; large events lose objects.
+#[test]
+fn requests_wait_for_the_webhook() {
+    let mut cluster = Cluster::prepare_role("server", &[]);
+    let answer = |_: &str, list: &Value| {
+        let event = &list["items"][0];
+        if event["auditID"] == "slow" && event["stage"] == "RequestReceived" {
+            std::thread::sleep(std::time::Duration::from_millis(600));
+        }
+        json!({})
+    };
+    let webhook = Webhook::start(&cluster, &[], Arc::new(answer));
+    let receiver = format!(
+        "apiVersion: v1\nkind: Config\ncurrent-context: x\ncontexts: [{{name: x, context: {{cluster: c, user: ''}}}}]\n\
+         clusters: [{{name: c, cluster: {{server: 'https://127.0.0.1:{}/events', certificate-authority-data: {}}}}}]\n",
+        webhook.port(),
+        webhook.ca
+    );
+    let (policy, receiver) = (file(&cluster, "policy.yaml", INSISTENT), file(&cluster, "receiver.yaml", &receiver));
+    cluster.add_options(&["--audit-policy-file", &policy, "--audit-webhook-config-file", &receiver]);
+    cluster.add_options(&["--audit-webhook-mode", "blocking-strict", "--audit-webhook-truncate-enabled"]);
+    cluster.add_options(&["--audit-webhook-truncate-max-event-size", "4000"]);
+    cluster.up();
+    let api = Api::new(&cluster);
+    let maps = format!("/api/v1/namespaces/{}/configmaps", api.namespace("insistent"));
+    let seen = |id: &str| -> Vec<Value> {
+        let lists = webhook.seen("/events");
+        let items = lists.iter().flat_map(|l| l["items"].as_array().unwrap().clone());
+        items.filter(|e| e["auditID"] == id).collect()
+    };
+    let map = |name: &str, size: usize| json!({"metadata": {"name": name}, "data": {"a": "x".repeat(size)}});
+    known(&api, "small").create(&maps, &map("small", 10));
+    let found = seen("small");
+    assert_eq!(stages(&found), ["RequestReceived", "ResponseComplete"], "both are there when the answer is");
+    assert_eq!(found[1]["requestObject"]["data"]["a"], "xxxxxxxxxx");
+    known(&api, "large").create(&maps, &map("large", 5000));
+    let found = seen("large");
+    assert_eq!(
+        (found[1].get("requestObject"), &found[1]["annotations"]["audit.k8s.io/truncated"]),
+        (None, &json!("true"))
+    );
+    assert_eq!(found[0]["annotations"].get("audit.k8s.io/truncated"), None);
+
+    known(&api, "slow").create(&maps, &map("slow", 10));
+    let annotations = seen("slow")[1]["annotations"].clone();
+    for part in ["authentication", "authorization", "etcd", "total"] {
+        let time = annotations[format!("apiserver.latency.k8s.io/{part}")].as_str();
+        assert!(time.is_some_and(|t| t.ends_with('s')), "{part}: {annotations}");
+    }
+}
+
+/// What the log cannot take is refused where it insists.
+#[test]
+fn requests_that_cannot_be_recorded() {
+    let mut cluster = Cluster::prepare_role("server", &[]);
+    let policy = file(&cluster, "policy.yaml", INSISTENT);
+    cluster.add_options(&["--audit-policy-file", &policy, "--audit-log-path", "/dev/full"]);
+    cluster.add_options(&["--audit-log-mode", "blocking-strict"]);
+    cluster.up();
+    let api = Api::new(&cluster);
+    let maps = "/api/v1/namespaces/insistent/configmaps";
+    let answer = api.send("POST", maps, &json!({"metadata": {"name": "m"}}));
+    let wanted = format!("Internal Server Error: \"{maps}\": failed to store audit event\n");
+    assert_eq!((answer.code, answer.text), (500, wanted));
+    assert_eq!(api.try_get("/api/v1/namespaces/default/configmaps").code, 200, "nothing is recorded there");
 }

@@ -343,3 +343,84 @@ fn mistakes_of_each_kind() {
     }
     report(&differences, count);
 }
+
+/// Paths that nothing serves: below what is registered as a whole a `Status`, elsewhere a line of text; and who may not ask
+/// hears of that first.
+#[test]
+fn what_is_not_there() {
+    let cluster = server();
+    let api = Api::new(&cluster);
+    let group = "not-there.example.com";
+    let schema = json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true});
+    let definition = |plural: &str, kind: &str, scope: &str| {
+        json!({"metadata": {"name": format!("{plural}.{group}")}, "spec": {"group": group, "scope": scope,
+            "names": {"plural": plural, "singular": kind.to_lowercase(), "kind": kind},
+            "versions": [{"name": "v1", "served": true, "storage": true, "schema": {"openAPIV3Schema": schema}}]}})
+    };
+    let definitions = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
+    for made in [definition("things", "Thing", "Namespaced"), definition("wholes", "Whole", "Cluster")] {
+        api.create(definitions, &made);
+    }
+    let custom = format!("/apis/{group}/v1");
+    for path in [format!("{custom}/namespaces/default/things"), format!("{custom}/wholes")] {
+        cluster.wait_for("the definitions served", || (api.try_get(&path).code == 200).then_some(()));
+    }
+    let thing = json!({"apiVersion": format!("{group}/v1"), "kind": "Thing", "metadata": {"name": "x"}});
+    let texts = [
+        ("GET", "/nowhere".to_owned()),
+        ("POST", "/nowhere".to_owned()),
+        ("GET", "/apis/nowhere.example.com".to_owned()),
+        ("GET", "/apis/nowhere.example.com/v1".to_owned()),
+        ("GET", "/apis/nowhere.example.com/v1/things".to_owned()),
+        ("GET", format!("/apis/{group}/v9")),
+        ("GET", format!("{custom}/others")),
+        ("GET", format!("{custom}/things/x")),
+        ("GET", format!("{custom}/namespaces/default/wholes")),
+        ("POST", format!("{custom}/things")),
+        ("GET", "/healthz/nothing".to_owned()),
+        ("GET", "/openapi/v9".to_owned()),
+    ];
+    for (method, path) in texts {
+        let answer = match method {
+            "POST" => api.send(method, &path, &thing),
+            _ => api.try_get(&path),
+        };
+        assert_eq!((answer.code, answer.text.as_str()), (404, "404 page not found\n"), "{method} {path}");
+        let head = answer.head.to_lowercase();
+        for header in ["content-type: text/plain; charset=utf-8", "x-content-type-options: nosniff"] {
+            assert!(head.contains(header), "{method} {path}: {head}");
+        }
+    }
+    let not_found = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "code": 404,
+        "reason": "NotFound", "message": "the server could not find the requested resource", "details": {}});
+    for path in [
+        "/api/v9",
+        "/api/v1/things",
+        "/api/v1/namespaces/default/things/x",
+        "/api/v1/pods/x",
+        "/apis/apps/v9",
+        "/apis/apps/v9/deployments",
+        "/apis/apps/v1/things",
+        "/apis/apiextensions.k8s.io/v1/things",
+        "/version/things",
+    ] {
+        let answer = api.try_get(path);
+        assert_eq!((answer.code, answer.json()), (404, not_found.clone()), "{path}");
+    }
+    let subresource = api.try_get(&format!("{custom}/namespaces/default/things/x/scale")).expect(404);
+    assert_eq!(subresource["message"], format!("things.{group} \"x\" not found"));
+    assert_eq!(api.try_get("/openapi/v3/nowhere").code, 404);
+    assert_eq!(api.send("POST", "/apis", &json!({})).expect(405)["reason"], "MethodNotAllowed");
+    assert_eq!(api.send("POST", "/healthz", &json!({})).text, "ok");
+    let nobody = api.impersonate("nobody", &[]);
+    assert_eq!(
+        nobody.try_get("/nowhere").expect(403)["message"],
+        "forbidden: User \"nobody\" cannot get path \"/nowhere\""
+    );
+    let told = nobody.try_get("/apis/nowhere.example.com/v1/things").expect(403);
+    assert_eq!(
+        told["message"],
+        "things.nowhere.example.com is forbidden: User \"nobody\" cannot list resource \"things\" in API group \
+         \"nowhere.example.com\" at the cluster scope"
+    );
+}

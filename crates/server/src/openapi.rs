@@ -90,7 +90,7 @@ fn encoding(headers: &HeaderMap, protobuf: [&str; 2]) -> Result<Encoding, ApiErr
 /// Answers a path below `/openapi/`.
 ///
 /// # Errors
-/// 404 for paths that are no document, 406 for encodings that are not served.
+/// 406 for encodings that are not served.
 pub async fn answer(server: &Server, cx: RequestContext) -> Result<Response, ApiError> {
     let path = cx.info.path.trim_end_matches('/');
     // The document of a version that another server serves is there.
@@ -108,8 +108,14 @@ pub async fn answer(server: &Server, cx: RequestContext) -> Result<Response, Api
         _ => made.v3(below.strip_prefix("v3/")?, encoding),
     })
     .await
-    .map_err(ApiError::internal)?
-    .ok_or_else(ApiError::no_such_path)?;
+    .map_err(ApiError::internal)?;
+    let Some(document) = document else {
+        // Upstream's two handlers differ: that of v3 answers for all below it, with nothing to read.
+        return Ok(match path.starts_with("/openapi/v3/") {
+            true => respond::with_type(404, "text/plain; charset=utf-8", ""),
+            false => respond::page_not_found(),
+        });
+    };
     let hash = cx.param("hash").filter(|h| !h.is_empty());
     if hash.is_some_and(|h| h != document.hash) {
         // The client holds an old index: send it to the present document.

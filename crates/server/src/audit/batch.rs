@@ -1,13 +1,15 @@
-//! The webhook back end: events are collected and sent in batches, at a bounded rate, so that no request waits for it.
+//! The webhook back end: events are collected and sent in batches, at a bounded rate, so that no request waits for it; or
+//! each is sent at once, and the request waits.
 
-use super::Sink;
 use super::event::Event;
+use super::{Sink, Written};
 use async_trait::async_trait;
 use bytes::Bytes;
 use gantry_api::entropy::Entropy;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::mpsc;
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -50,11 +52,46 @@ impl Sink for Batches {
         "buffered"
     }
 
-    fn write(&self, _event: &Event, json: &str) -> Result<(), String> {
+    fn write(&self, _event: &Event, json: &str) -> Result<Written, String> {
         self.0.try_send(json.to_owned()).map_err(|e| match e {
             mpsc::error::TrySendError::Full(_) => "audit buffer queue blocked".to_owned(),
             mpsc::error::TrySendError::Closed(_) => "audit backend shut down".to_owned(),
-        })
+        })?;
+        Ok(Written::Done)
+    }
+}
+
+/// The back end whose requests wait until their events were taken.
+pub struct Blocking {
+    receiver: Arc<dyn Receiver>,
+    entropy: Entropy,
+    initial_backoff: Duration,
+}
+
+impl Blocking {
+    /// Sends to `receiver`, again after `initial_backoff` where it does not take an event.
+    #[must_use]
+    pub fn new(receiver: Arc<dyn Receiver>, entropy: Entropy, initial_backoff: Duration) -> Self {
+        Self { receiver, entropy, initial_backoff }
+    }
+}
+
+impl Sink for Blocking {
+    fn name(&self) -> &'static str {
+        "webhook"
+    }
+
+    fn write(&self, _event: &Event, json: &str) -> Result<Written, String> {
+        let runtime = Handle::try_current().map_err(|e| e.to_string())?;
+        let (receiver, entropy, backoff) = (self.receiver.clone(), self.entropy.clone(), self.initial_backoff);
+        let batch = vec![json.to_owned()];
+        let (tell, told) = oneshot::channel();
+        runtime.spawn(async move {
+            let outcome = deliver(receiver, entropy, backoff, batch, CancellationToken::new()).await;
+            // Where nobody waits for it, it has been reported all the same.
+            let _ = tell.send(outcome);
+        });
+        Ok(Written::Later(told))
     }
 }
 
@@ -110,7 +147,11 @@ impl Delivery {
                 tokio::time::sleep(pause).await;
             }
             let (receiver, entropy) = (self.receiver.clone(), self.entropy.clone());
-            under_way.spawn(deliver(receiver, entropy, self.config.initial_backoff, batch, stop.clone()));
+            let (backoff, stop) = (self.config.initial_backoff, stop.clone());
+            under_way.spawn(async move {
+                // A batch that was lost has been reported.
+                let _ = deliver(receiver, entropy, backoff, batch, stop).await;
+            });
             while under_way.try_join_next().is_some() {}
         }
         while under_way.join_next().await.is_some() {}
@@ -142,25 +183,28 @@ impl Delivery {
     }
 }
 
+/// Sends a batch until it is taken or given up, which is reported.
 async fn deliver(
     receiver: Arc<dyn Receiver>,
     entropy: Entropy,
     backoff: Duration,
     batch: Vec<String>,
     stop: CancellationToken,
-) {
+) -> Result<(), String> {
     let items = batch.join(",");
     let list =
         format!("{{\"kind\":\"EventList\",\"apiVersion\":\"audit.k8s.io/v1\",\"metadata\":{{}},\"items\":[{items}]}}");
     let list = Bytes::from(list);
     let mut pause = backoff;
-    for attempt in 1..=ATTEMPTS {
-        let Err(why) = receiver.deliver(list.clone()).await else { return };
+    let mut attempt = 1;
+    loop {
+        let Err(why) = receiver.deliver(list.clone()).await else { return Ok(()) };
         // A server that stops does not wait for a receiver that is gone.
         if attempt == ATTEMPTS || stop.is_cancelled() {
             super::report("webhook", &why, batch.len());
-            return;
+            return Err(why);
         }
+        attempt += 1;
         let jittered = pause.mul_f64(1.0 + BACKOFF_JITTER * entropy.fraction());
         tokio::select! {
             biased;
@@ -233,6 +277,21 @@ mod tests {
         stop.cancel();
         running.await.unwrap();
         assert_eq!(sizes(&kept), [4, 4, 2, 1], "what is left is sent at the end");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_blocks_hears_what_became_of_it() {
+        let (_, _, kept) = start(CONFIG, 2);
+        let sink = Blocking::new(kept.clone(), Entropy::seeded(1), Duration::from_secs(10));
+        let began = Instant::now();
+        let event = super::super::event::tests::event();
+        let Ok(Written::Later(told)) = sink.write(&event, "{}") else { panic!("it is not there at once") };
+        assert_eq!(told.await.unwrap(), Ok(()));
+        assert!(began.elapsed() >= Duration::from_secs(25), "it was sent three times");
+        *kept.refuse.lock() = ATTEMPTS;
+        let Ok(Written::Later(told)) = sink.write(&event, "{}") else { panic!("it is not there at once") };
+        assert_eq!(told.await.unwrap(), Err("not now".to_owned()));
+        assert_eq!(sizes(&kept), [1]);
     }
 
     #[tokio::test(start_paused = true)]

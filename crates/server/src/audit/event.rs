@@ -169,11 +169,11 @@ pub fn drop_managed_fields(object: &mut Value) {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use super::*;
     use gantry_api::k8s_openapi::jiff::Timestamp;
 
-    fn event() -> Event {
+    pub fn event() -> Event {
         let time = MicroTime("2026-01-02T03:04:05.678901Z".parse::<Timestamp>().unwrap());
         Event {
             level: "Metadata",

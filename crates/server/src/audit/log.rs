@@ -1,7 +1,7 @@
 //! The log back end: a file with an event per line, which is rotated by size; or standard output.
 
-use super::Sink;
 use super::event::Event;
+use super::{Sink, Written};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use gantry_api::clock::Clock;
@@ -176,12 +176,13 @@ impl Sink for Log {
         "log"
     }
 
-    fn write(&self, event: &Event, json: &str) -> Result<(), String> {
+    fn write(&self, event: &Event, json: &str) -> Result<Written, String> {
         let line = match self.format {
             Format::Json => Event::line(json),
             Format::Legacy => event.legacy(),
         };
-        self.append(&line).map_err(|e| format!("{}: {e}", self.path.display()))
+        self.append(&line).map_err(|e| format!("{}: {e}", self.path.display()))?;
+        Ok(Written::Done)
     }
 }
 

@@ -6,9 +6,13 @@
 
 pub mod batch;
 mod event;
+mod latency;
 pub mod log;
+pub mod modes;
 mod origin;
 pub mod policy;
+
+pub use latency::{Part, go_duration};
 
 use crate::authn::UserInfo;
 use crate::authz::Attributes;
@@ -19,6 +23,7 @@ use gantry_api::clock::Clock;
 use gantry_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use gantry_schema::strict;
 use http::HeaderValue;
+use latency::Times;
 use parking_lot::Mutex;
 use policy::{Level, Policy, Stage, Verdict};
 use serde_json::{Value, json};
@@ -28,6 +33,8 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
+use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 /// Answers up to this size are looked at for whether they are a `Status`.
 const STATUS_BYTES_MAX: usize = 16 << 10;
@@ -36,15 +43,27 @@ tokio::task_local! {
     static COURSE: Arc<Course>;
 }
 
+/// What became of an event.
+pub enum Written {
+    /// It is where it should be, or on its way there.
+    Done,
+    /// The request waits until it is there, or is not.
+    Later(oneshot::Receiver<Result<(), String>>),
+}
+
 /// A back end.
 pub trait Sink: Send + Sync {
     /// Name in messages.
     fn name(&self) -> &'static str;
+    /// Whether a request that it cannot record is refused.
+    fn is_strict(&self) -> bool {
+        false
+    }
     /// Takes an event, and its JSON without a type.
     ///
     /// # Errors
     /// Why it is lost.
-    fn write(&self, event: &Event, json: &str) -> Result<(), String>;
+    fn write(&self, event: &Event, json: &str) -> Result<Written, String>;
 }
 
 /// The policy and where events go.
@@ -84,25 +103,60 @@ impl Audit {
         writeln!(out, "{name}_total {}", self.events.load(Ordering::Relaxed))
     }
 
-    fn write(&self, event: &Event) {
+    fn write(&self, event: &Event) -> Outcome {
         self.events.fetch_add(1, Ordering::Relaxed);
+        let mut outcome = Outcome::default();
         let json = match event.item() {
             Ok(json) => json,
-            Err(e) => return report("encoding", &e.to_string(), 1),
+            Err(e) => {
+                report("encoding", &e.to_string(), 1);
+                return outcome;
+            }
         };
         for sink in &self.sinks {
-            if let Err(why) = sink.write(event, &json) {
-                report(sink.name(), &why, 1);
+            match sink.write(event, &json) {
+                Ok(Written::Done) => {}
+                Ok(Written::Later(outcome_of)) => outcome.pending.push((sink.is_strict(), outcome_of)),
+                Err(why) => {
+                    report(sink.name(), &why, 1);
+                    outcome.refused |= sink.is_strict();
+                }
             }
         }
+        outcome
     }
 }
+
+/// What became of an event in all back ends.
+#[derive(Default)]
+struct Outcome {
+    /// One that is strict has not taken it.
+    refused: bool,
+    /// Those that are still at it, and whether they are strict.
+    pending: Vec<(bool, oneshot::Receiver<Result<(), String>>)>,
+}
+
+impl Outcome {
+    /// Waits for all; whether the request may go on.
+    async fn settled(self) -> bool {
+        let mut refused = self.refused;
+        for (strict, pending) in self.pending {
+            refused |= strict && !matches!(pending.await, Ok(Ok(())));
+        }
+        !refused
+    }
+}
+
+/// A request could not be recorded, and a back end insists.
+#[derive(Debug)]
+pub struct Unrecorded;
 
 /// The course of the request that a task answers: its record, once there is one. It is over when nobody holds it any more.
 struct Course {
     record: OnceLock<Record>,
     long_running: bool,
     ended: AtomicBool,
+    times: Times,
 }
 
 struct Record {
@@ -115,9 +169,9 @@ struct Record {
 }
 
 impl Record {
-    fn emit(&self, stage: Stage) {
+    fn emit(&self, stage: Stage) -> Outcome {
         if self.verdict.omit_stages.contains(&stage) {
-            return;
+            return Outcome::default();
         }
         let mut event = self.event.lock();
         event.stage = stage.as_str();
@@ -125,7 +179,15 @@ impl Record {
             Stage::RequestReceived => event.request_received_timestamp.clone(),
             _ => self.audit.clock.micro_time(),
         };
-        self.audit.write(&event);
+        self.audit.write(&event)
+    }
+
+    /// The last event of a request that came to its end.
+    fn complete(&self, times: &Times) -> Outcome {
+        for (key, value) in times.annotations() {
+            self.event.lock().annotations.entry(key).or_insert(value);
+        }
+        self.emit(Stage::ResponseComplete)
     }
 
     fn object(&self, mut object: Value) -> Value {
@@ -148,19 +210,21 @@ pub struct Arrival {
 
 /// Answers a request with a place for its record, and ends the record with the answer.
 pub async fn trailed(long_running: bool, work: impl Future<Output = Response>) -> Response {
-    let course = Arc::new(Course { record: OnceLock::new(), long_running, ended: AtomicBool::new(false) });
+    let times = Times::new();
+    let course = Arc::new(Course { record: OnceLock::new(), long_running, ended: AtomicBool::new(false), times });
     let mut response = COURSE.scope(course.clone(), work).await;
-    let Some(record) = course.record.get() else { return response };
+    let Some(record) = course.record.get().filter(|_| !course.ended.load(Ordering::Relaxed)) else { return response };
     record.event.lock().end_with_code(response.status().as_u16());
     if long_running || record.turned_away {
-        record.emit(Stage::ResponseStarted);
+        record.emit(Stage::ResponseStarted).settled().await;
     }
     if record.turned_away {
         course.ended.store(true, Ordering::Relaxed);
     } else if long_running {
         response = response.map(|body| respond::holding(body, course));
     } else {
-        record.emit(Stage::ResponseComplete);
+        // What is lost now has been reported; the answer is made.
+        record.complete(&course.times).settled().await;
         course.ended.store(true, Ordering::Relaxed);
     }
     response
@@ -169,6 +233,7 @@ pub async fn trailed(long_running: bool, work: impl Future<Output = Response>) -
 impl Drop for Course {
     fn drop(&mut self) {
         let Some(record) = self.record.get_mut().filter(|_| !*self.ended.get_mut()) else { return };
+        // Nobody is left who could wait for what becomes of the events.
         if std::thread::panicking() {
             let status =
                 json!({"status": "Failure", "reason": "InternalError", "message": "APIServer panic'd", "code": 500});
@@ -183,7 +248,7 @@ impl Drop for Course {
                 record.emit(Stage::ResponseStarted);
             }
         }
-        record.emit(Stage::ResponseComplete);
+        record.complete(&self.times);
     }
 }
 
@@ -197,8 +262,19 @@ pub fn hold() -> Option<Held> {
 }
 
 /// Begins the record of an authenticated request, where the policy wants one.
-pub fn begin(audit: &Arc<Audit>, cx: &RequestContext, arrival: &Arrival) {
+///
+/// # Errors
+/// Where the request is to be refused because it cannot be recorded.
+pub async fn begin(audit: &Arc<Audit>, cx: &RequestContext, arrival: &Arrival) -> Result<(), Unrecorded> {
     start(audit, cx, arrival, false);
+    let emitted = COURSE.try_with(|course| course.record.get().map(|record| record.emit(Stage::RequestReceived)));
+    let Ok(Some(outcome)) = emitted else { return Ok(()) };
+    if outcome.settled().await {
+        return Ok(());
+    }
+    // Nothing more is recorded of it.
+    let _ = COURSE.try_with(|course| course.ended.store(true, Ordering::Relaxed));
+    Err(Unrecorded)
 }
 
 /// Begins the record of a request that is turned away because its credentials are not valid.
@@ -243,12 +319,16 @@ fn start(audit: &Arc<Audit>, cx: &RequestContext, arrival: &Arrival, turned_away
     let is_resource = info.is_resource;
     let record = Record { audit: audit.clone(), verdict, is_resource, turned_away, event: Mutex::new(event) };
     // Outside of `trailed` nothing is recorded, and nothing runs there that calls this.
-    let _ = COURSE.try_with(|course| {
-        let record = course.record.get_or_init(|| record);
-        if !record.turned_away {
-            record.emit(Stage::RequestReceived);
-        }
-    });
+    let _ = COURSE.try_with(|course| drop(course.record.set(record)));
+}
+
+/// Does a part of the work for the request that this task answers, and notes how long it takes.
+pub async fn timed<T>(part: Part, work: impl Future<Output = T>) -> T {
+    let began = Instant::now();
+    let out = work.await;
+    // Outside of a request nobody wants to know.
+    let _ = COURSE.try_with(|course| course.times.took(part, began.elapsed()));
+    out
 }
 
 /// Looks at the record of the request that this task answers, if there is one.

@@ -12,13 +12,26 @@ impl Sink for Kept {
         "kept"
     }
 
-    fn write(&self, _event: &Event, json: &str) -> Result<(), String> {
+    fn write(&self, _event: &Event, json: &str) -> Result<Written, String> {
         self.0.lock().push(serde_json::from_str(json).map_err(|e| e.to_string())?);
-        Ok(())
+        Ok(Written::Done)
     }
 }
 
 type Events = Arc<Mutex<Vec<Value>>>;
+
+/// Takes nothing.
+struct Broken;
+
+impl Sink for Broken {
+    fn name(&self) -> &'static str {
+        "broken"
+    }
+
+    fn write(&self, _event: &Event, _json: &str) -> Result<Written, String> {
+        Err("no more room".into())
+    }
+}
 
 fn audit(rule: &str) -> (Arc<Audit>, Events) {
     let text = format!("apiVersion: audit.k8s.io/v1\nkind: Policy\nomitManagedFields: true\nrules:\n- {rule}\n");
@@ -63,7 +76,7 @@ async fn a_write_with_everything() {
     let cx = context("create");
     let object = br#"{"kind": "Pod", "apiVersion": "v1", "metadata": {"name": "p", "managedFields": []}}"#;
     let work = async {
-        begin(&audit, &cx, &arrival(&audit));
+        begin(&audit, &cx, &arrival(&audit)).await.unwrap();
         impersonated(&UserInfo::new("joe", &[]));
         annotate("a", "1");
         annotate("a", "2");
@@ -91,7 +104,7 @@ async fn levels_say_how_much() {
         let (audit, events) = audit(&format!("{{level: {level}, omitStages: [RequestReceived]}}"));
         let cx = context("create");
         let work = async {
-            begin(&audit, &cx, &arrival(&audit));
+            begin(&audit, &cx, &arrival(&audit)).await.unwrap();
             sent(&cx, object);
             answered(object);
             annotate_at(Level::Request, "patch", "x");
@@ -113,7 +126,7 @@ async fn failures_are_told_at_every_level() {
     let (audit, events) = audit("level: Metadata");
     let cx = context("get");
     let work = async {
-        begin(&audit, &cx, &arrival(&audit));
+        begin(&audit, &cx, &arrival(&audit)).await.unwrap();
         answered(
             br#"{"kind":"Status","apiVersion":"v1","status":"Failure","reason":"NotFound","message":"m","code":404}"#,
         );
@@ -129,7 +142,7 @@ async fn what_lasts_has_a_beginning_and_an_end() {
     let (audit, events) = audit("level: Metadata");
     let cx = context("watch");
     let work = async {
-        begin(&audit, &cx, &arrival(&audit));
+        begin(&audit, &cx, &arrival(&audit)).await.unwrap();
         respond::with_type(200, "application/json", "{}")
     };
     let response = trailed(true, work).await;
@@ -144,7 +157,7 @@ async fn a_connection_that_is_taken_over_ends_with_who_took_it() {
     let cx = context("create");
     let mut held = None;
     let work = async {
-        begin(&audit, &cx, &arrival(&audit));
+        begin(&audit, &cx, &arrival(&audit)).await.unwrap();
         held = hold();
         respond::with_type(101, "application/json", "")
     };
@@ -160,7 +173,7 @@ async fn clients_that_go_and_credentials_that_are_not_valid() {
     let (audit, events) = audit("level: Metadata");
     let cx = context("get");
     let work = async {
-        begin(&audit, &cx, &arrival(&audit));
+        begin(&audit, &cx, &arrival(&audit)).await.unwrap();
         std::future::pending::<()>().await;
         ok()
     };
@@ -177,4 +190,48 @@ async fn clients_that_go_and_credentials_that_are_not_valid() {
     trailed(false, work).await;
     assert_eq!(stages(&events), ["ResponseStarted"]);
     assert_eq!(events.lock()[0]["responseStatus"]["code"], 401);
+}
+
+#[tokio::test]
+async fn only_strict_back_ends_refuse_requests() {
+    let policy = "apiVersion: audit.k8s.io/v1\nkind: Policy\nrules: [{level: Metadata}]\n";
+    for strict in [false, true] {
+        let sink: Box<dyn Sink> = if strict { Box::new(modes::Strict(Box::new(Broken))) } else { Box::new(Broken) };
+        let kept = Kept::default();
+        let events = kept.0.clone();
+        let clock = Clock::starting_at(Timestamp::UNIX_EPOCH);
+        let audit = Audit::new(Policy::parse(policy.as_bytes()).unwrap(), vec![sink, Box::new(kept)], clock);
+        let cx = context("create");
+        let work = async {
+            assert_eq!(begin(&audit, &cx, &arrival(&audit)).await.is_err(), strict);
+            ok()
+        };
+        trailed(false, work).await;
+        let wanted: &[&str] = if strict { &["RequestReceived"] } else { &["RequestReceived", "ResponseComplete"] };
+        assert_eq!(stages(&events), wanted);
+    }
+}
+
+#[test]
+fn large_events_lose_their_objects() {
+    let kept = Kept::default();
+    let events = kept.0.clone();
+    let sink = modes::Truncated::new(Box::new(kept), 700);
+    let write = |level: &'static str, object: usize, agent: usize| {
+        let mut event = event::tests::event();
+        event.level = level;
+        event.request_object = Some("x".repeat(object).into());
+        event.user_agent = "a".repeat(agent);
+        sink.write(&event, &event.item().unwrap()).map(drop).unwrap();
+        events.lock().pop()
+    };
+    let whole = write("Request", 10, 10).unwrap();
+    assert_eq!((&whole["requestObject"], &whole["annotations"]), (&json!("xxxxxxxxxx"), &Value::Null));
+    let short = write("Request", 1000, 10).unwrap();
+    assert_eq!(
+        (&short["requestObject"], &short["annotations"]["audit.k8s.io/truncated"]),
+        (&Value::Null, &json!("true"))
+    );
+    assert_eq!(write("Request", 10, 1000), None);
+    assert_eq!(write("Metadata", 1000, 10), None);
 }

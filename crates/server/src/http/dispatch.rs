@@ -7,7 +7,7 @@ use crate::registry::options::{ListOptions, WriteOptions, delete_options};
 use crate::registry::read::Listed;
 use crate::registry::scale::{ScaleChange, scale_of_entry, table_of};
 use crate::registry::write::{Target, Written};
-use crate::request::{RequestContext, Response};
+use crate::request::{RequestContext, RequestInfo, Response};
 use crate::server::Server;
 use bytes::Bytes;
 use gantry_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::DeleteOptions;
@@ -48,7 +48,12 @@ pub async fn resource(server: &Arc<Server>, mut cx: RequestContext, body: Bytes)
     if (info.group.as_str(), info.version.as_str()) == ("metrics.k8s.io", "v1beta1") {
         return crate::metrics_api::answer(server, &cx).await;
     }
-    let resource = resource.ok_or_else(ApiError::no_such_path)?;
+    let Some(resource) = resource else {
+        return if is_built_in(&info.group) { Err(ApiError::no_such_path()) } else { Ok(respond::page_not_found()) };
+    };
+    if resource.learned().is_some() && is_elsewhere(&info, resource) {
+        return Ok(respond::page_not_found());
+    }
     check_place(&cx, resource)?;
     let verbs = match info.subresource.as_str() {
         "" => resource.info().verbs,
@@ -87,6 +92,20 @@ pub async fn resource(server: &Arc<Server>, mut cx: RequestContext, body: Bytes)
         respond::add_warnings(&mut response, &[deprecation.to_owned()]);
     }
     Ok(response)
+}
+
+/// Whether a group is part of the API whatever is defined in the cluster; what is not found in it is told by a `Status`.
+pub(super) fn is_built_in(group: &str) -> bool {
+    gantry_api::kinds::ALL.iter().any(|r| r.info().group == group)
+}
+
+/// Whether a path puts a custom resource where it does not live.
+fn is_elsewhere(info: &RequestInfo, resource: &dyn Resource) -> bool {
+    let across = matches!(info.verb.as_str(), "list" | "watch");
+    match resource.info().namespaced {
+        true => info.namespace.is_empty() && !across,
+        false => !info.namespace.is_empty(),
+    }
 }
 
 /// Refuses paths that put a resource where it does not live.

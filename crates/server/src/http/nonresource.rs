@@ -1,7 +1,7 @@
 //! Paths that address no resource: discovery, OpenAPI, version, health, metrics, token issuer documents.
 
 use super::negotiate::{Accepted, Media, accept, clauses};
-use super::respond;
+use super::{dispatch::is_built_in, respond};
 use crate::authn::issuer_discovery;
 use crate::discovery::Answer;
 use crate::request::{RequestContext, Response};
@@ -21,66 +21,84 @@ const PATHS: &[&str] = &["/healthz", "/livez", "/metrics", "/openapi/v2", "/open
 /// Answers a non-resource request.
 ///
 /// # Errors
-/// 404 for paths nothing serves, 405 for writes.
+/// 404 for paths nothing serves below what upstream registers as a whole, 405 for writes to documents.
 pub async fn answer(server: &Server, cx: RequestContext) -> Result<Response, ApiError> {
+    let reads = matches!(cx.parts.method, Method::GET | Method::HEAD);
+    let not_allowed =
+        || ApiError::new(405, "MethodNotAllowed", "the server does not allow this method on the requested resource");
+    if cx.info.path.starts_with("/openapi/") {
+        return if reads { crate::openapi::answer(server, cx).await } else { Err(not_allowed()) };
+    }
     let path = cx.info.path.trim_end_matches('/');
-    if !matches!(cx.parts.method, Method::GET | Method::HEAD) {
-        return Err(ApiError::new(
-            405,
-            "MethodNotAllowed",
-            "the server does not allow this method on the requested resource",
-        ));
+    if let Some(response) = measurements(server, &cx, path).await? {
+        return Ok(response);
     }
-    if path.starts_with("/openapi/") {
-        return crate::openapi::answer(server, cx).await;
+    match document(server, &cx, path)? {
+        Some(response) if reads => Ok(response),
+        Some(_) => Err(not_allowed()),
+        None if is_registered(path) => Err(ApiError::no_such_path()),
+        None => Ok(respond::page_not_found()),
     }
-    let (headers, cx) = (&cx.parts.headers, &cx);
-    let plain = |text: String| Ok(respond::with_type(200, "text/plain; charset=utf-8", text));
+}
+
+/// Whether what is not found at a path is told by a `Status`: the core group as a whole, the built-in groups, the version.
+fn is_registered(path: &str) -> bool {
+    let mut parts = path.split('/').skip(1);
+    match parts.next() {
+        Some("api" | "version") => true,
+        Some("apis") => parts.next().is_some_and(is_built_in),
+        _ => false,
+    }
+}
+
+/// How the server does; upstream answers whatever the method is.
+async fn measurements(server: &Server, cx: &RequestContext, path: &str) -> Result<Option<Response>, ApiError> {
+    let plain = |text: String| respond::with_type(200, "text/plain; charset=utf-8", text);
+    Ok(match path {
+        "/metrics" => Some(respond::with_type(
+            200,
+            "application/openmetrics-text; version=1.0.0; charset=utf-8",
+            server.metrics.render(&server.registry, &server.flow, server.config.audit.as_deref()),
+        )),
+        "/healthz" | "/livez" | "/readyz" => Some(health(server, path, cx).await?),
+        _ if path.starts_with("/debug/api_priority_and_fairness/") => {
+            let name = path.rsplit('/').next().unwrap_or_default();
+            let details = cx.param("includeRequestDetails").is_some_and(|v| !v.is_empty());
+            server.flow.dump(name, details).map(plain)
+        }
+        _ => {
+            let check = ["/livez/", "/readyz/", "/healthz/"].iter().find_map(|p| path.strip_prefix(p));
+            let Some(check) = check else { return Ok(None) };
+            let found = checks(server, path).await.into_iter().find(|(name, _)| *name == check);
+            found.map(|(_, outcome)| match outcome {
+                Ok(()) => plain("ok".into()),
+                Err(e) => respond::with_type(500, "text/plain; charset=utf-8", format!("internal server error: {e}")),
+            })
+        }
+    })
+}
+
+fn document(server: &Server, cx: &RequestContext, path: &str) -> Result<Option<Response>, ApiError> {
+    let headers = &cx.parts.headers;
     match path {
         "" => {
             let mut paths = server.discovery.load().paths();
             paths.extend(PATHS.iter().map(|p| (*p).to_owned()));
             paths.sort();
-            respond::document(200, json!({ "paths": paths }).to_string().into(), &PLAIN, headers)
+            respond::document(200, json!({ "paths": paths }).to_string().into(), &PLAIN, headers).map(Some)
         }
-        "/version" => respond::document(200, version().to_string().into(), &PLAIN, headers),
-        "/metrics" => Ok(respond::with_type(
-            200,
-            "application/openmetrics-text; version=1.0.0; charset=utf-8",
-            server.metrics.render(&server.registry, &server.flow, server.config.audit.as_deref()),
-        )),
-        "/healthz" | "/livez" | "/readyz" => health(server, path, cx),
+        "/version" => respond::document(200, version().to_string().into(), &PLAIN, headers).map(Some),
         issuer_discovery::CONFIGURATION_PATH => {
-            Ok(respond::with_type(200, "application/json", server.issuer.configuration.clone()))
+            Ok(Some(respond::with_type(200, "application/json", server.issuer.configuration.clone())))
         }
         issuer_discovery::KEYS_PATH => {
-            Ok(respond::with_type(200, issuer_discovery::KEYS_MEDIA_TYPE, server.issuer.keys.clone()))
+            Ok(Some(respond::with_type(200, issuer_discovery::KEYS_MEDIA_TYPE, server.issuer.keys.clone())))
         }
-        _ if path.starts_with("/debug/api_priority_and_fairness/") => {
-            let name = path.rsplit('/').next().unwrap_or_default();
-            let details = cx.param("includeRequestDetails").is_some_and(|v| !v.is_empty());
-            plain(server.flow.dump(name, details).ok_or_else(ApiError::no_such_path)?)
-        }
-        _ => {
-            if let Some(check) = path
-                .strip_prefix("/livez/")
-                .or_else(|| path.strip_prefix("/readyz/"))
-                .or_else(|| path.strip_prefix("/healthz/"))
-            {
-                return match checks(server, path).into_iter().find(|(name, _)| *name == check) {
-                    Some((_, Ok(()))) => plain("ok".into()),
-                    Some((_, Err(e))) => {
-                        Ok(respond::with_type(500, "text/plain; charset=utf-8", format!("internal server error: {e}")))
-                    }
-                    None => Err(ApiError::no_such_path()),
-                };
-            }
-            discovery(server, cx, path)
-        }
+        _ => discovery(server, cx, path),
     }
 }
 
-fn discovery(server: &Server, cx: &RequestContext, path: &str) -> Result<Response, ApiError> {
+fn discovery(server: &Server, cx: &RequestContext, path: &str) -> Result<Option<Response>, ApiError> {
     let headers = &cx.parts.headers;
     let aggregated = clauses(headers).into_iter().find_map(|c| {
         let wants = c.param("as") == Some("APIGroupDiscoveryList") && c.param("g") == Some("apidiscovery.k8s.io");
@@ -93,8 +111,9 @@ fn discovery(server: &Server, cx: &RequestContext, path: &str) -> Result<Respons
         wants.then_some((version, media))
     });
     let version = aggregated.as_ref().map(|(version, _)| version.as_str());
-    match server.discovery.load().answer(path, version).ok_or_else(ApiError::no_such_path)? {
-        Answer::Plain(json) => respond::document(200, json, &accept(headers, &cx.query, false)?, headers),
+    let Some(answer) = server.discovery.load().answer(path, version) else { return Ok(None) };
+    match answer {
+        Answer::Plain(json) => respond::document(200, json, &accept(headers, &cx.query, false)?, headers).map(Some),
         Answer::Aggregated { json, etag, content_type } => {
             let media = aggregated.map_or(Media::Json, |(_, media)| media);
             let etag_value = HeaderValue::from_str(&etag).map_err(ApiError::internal)?;
@@ -114,7 +133,7 @@ fn discovery(server: &Server, cx: &RequestContext, path: &str) -> Result<Respons
             response.headers_mut().insert(CONTENT_TYPE, content_type);
             response.headers_mut().insert(ETAG, etag_value);
             response.headers_mut().insert(VARY, HeaderValue::from_static("Accept"));
-            Ok(response)
+            Ok(Some(response))
         }
     }
 }
@@ -131,12 +150,16 @@ fn version() -> serde_json::Value {
 
 type Check = (&'static str, Result<(), String>);
 
-fn checks(server: &Server, path: &str) -> Vec<Check> {
+async fn checks(server: &Server, path: &str) -> Vec<Check> {
     let store = match server.registry.is_following() {
         true => Ok(()),
         false => Err("watch caches do not follow the store".to_owned()),
     };
     let mut out = vec![("ping", Ok(())), ("log", Ok(())), ("etcd", store)];
+    let encryption = server.registry.encryption();
+    if !encryption.services().is_empty() {
+        out.push(("kms-providers", encryption.health().await));
+    }
     if path.starts_with("/readyz") {
         out.push((
             "informer-sync",
@@ -155,9 +178,9 @@ fn checks(server: &Server, path: &str) -> Vec<Check> {
     out
 }
 
-fn health(server: &Server, path: &str, cx: &RequestContext) -> Result<Response, ApiError> {
+async fn health(server: &Server, path: &str, cx: &RequestContext) -> Result<Response, ApiError> {
     let excluded: Vec<&str> = cx.query.iter().filter(|(k, _)| k == "exclude").map(|(_, v)| v.as_str()).collect();
-    let checks = checks(server, path);
+    let checks = checks(server, path).await;
     let failed = checks.iter().any(|(name, r)| r.is_err() && !excluded.contains(name));
     if !failed && cx.param("verbose").is_none() {
         return Ok(respond::with_type(200, "text/plain; charset=utf-8", "ok"));

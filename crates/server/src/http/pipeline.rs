@@ -2,7 +2,7 @@
 
 use super::{dispatch, negotiate, nonresource, respond, route};
 use crate::aggregate::{self, PeerAddress};
-use crate::audit::{self, Arrival};
+use crate::audit::{self, Arrival, Part};
 use crate::authn::{Peer, UserInfo, impersonation};
 use crate::authz::{Attributes, Decision};
 use crate::flow::{self, Seats};
@@ -168,7 +168,8 @@ async fn steps(
             if let Some(address) = connection.peer.address {
                 cx.parts.extensions.insert(PeerAddress(address));
             }
-            match (authenticate(server, &cx.parts, &connection).await, &server.config.audit) {
+            let asked = authenticate(server, &cx.parts, &connection);
+            match (audit::timed(Part::Authentication, asked).await, &server.config.audit) {
                 (Ok(user), _) => user,
                 (Err(e), None) => return Err(e),
                 (Err(e), Some(audit)) => {
@@ -178,19 +179,21 @@ async fn steps(
             }
         }
     };
-    if let Some(audit) = &server.config.audit {
-        audit::begin(audit, &cx, arrival);
-    }
-    if let Some(other) =
-        impersonation::impersonate(&cx.user, &cx.parts.headers, server.services.authorizer.as_ref()).await?
+    if let Some(audit) = &server.config.audit
+        && audit::begin(audit, &cx, arrival).await.is_err()
     {
+        return Ok(respond::server_error(&cx.parts.uri, "failed to store audit event"));
+    }
+    let impersonated = impersonation::impersonate(&cx.user, &cx.parts.headers, server.services.authorizer.as_ref());
+    if let Some(other) = audit::timed(Part::Impersonation, impersonated).await? {
         audit::impersonated(&other);
         cx.user = other;
     }
 
     // Is there room?
     if !in_process {
-        match server.flow.admit(&cx.info, &cx.user, || objects_read(server, &cx)).await {
+        let admitted = server.flow.admit(&cx.info, &cx.user, || objects_read(server, &cx));
+        match audit::timed(Part::QueueWait, admitted).await {
             Ok(admitted) => *seats = admitted,
             Err(refused) => return Ok(respond::too_many_requests(&refused)),
         }
@@ -198,7 +201,7 @@ async fn steps(
 
     // May they?
     let attributes = Attributes::of_request(&cx.info, &cx.user, &cx.query);
-    match server.services.authorizer.authorize(&attributes).await {
+    match audit::timed(Part::Authorization, server.services.authorizer.authorize(&attributes)).await {
         Decision::Allow(reason) => audit::authorized(true, &reason),
         Decision::Deny(reason) | Decision::NoOpinion(reason) => {
             audit::authorized(false, &reason);
@@ -206,12 +209,7 @@ async fn steps(
         }
         Decision::Failed { why, .. } => {
             audit::authorized(false, &why);
-            let uri = cx.parts.uri.path_and_query().map_or("/", |p| p.as_str());
-            let text = format!("Internal Server Error: {uri:?}: {why}\n");
-            let mut response = respond::with_type(500, "text/plain; charset=utf-8", text);
-            let no_sniffing = HeaderValue::from_static("nosniff");
-            response.headers_mut().insert(http::header::X_CONTENT_TYPE_OPTIONS, no_sniffing);
-            return Ok(response);
+            return Ok(respond::server_error(&cx.parts.uri, &why));
         }
     }
 

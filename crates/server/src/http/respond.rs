@@ -15,7 +15,7 @@ use gantry_api::meta::status::ApiError;
 use gantry_schema::protobuf::{self, ProtobufError};
 use http::header::X_CONTENT_TYPE_OPTIONS;
 use http::header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER, VARY, WARNING};
-use http::{HeaderMap, HeaderValue, StatusCode};
+use http::{HeaderMap, HeaderValue, StatusCode, Uri};
 use http_body::{Body, Frame};
 use http_body_util::{BodyExt, Full};
 use serde_json::Value;
@@ -60,6 +60,25 @@ pub fn error(e: &ApiError, accepted: &Accepted) -> Response {
     if let Some(seconds) = e.details.as_ref().and_then(|d| d.retry_after_seconds).filter(|s| *s > 0) {
         response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
     }
+    response
+}
+
+/// The answer where nothing is served: plain text, as upstream's last handler gives it. Paths below what upstream registers
+/// as a whole (`/api`, the built-in groups) are answered with a `Status` instead.
+#[must_use]
+pub fn page_not_found() -> Response {
+    let mut response = with_type(404, "text/plain; charset=utf-8", "404 page not found\n");
+    response.headers_mut().insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response
+}
+
+/// The answer where the way to an answer is broken: plain text, as upstream's.
+#[must_use]
+pub fn server_error(uri: &Uri, why: &str) -> Response {
+    let uri = uri.path_and_query().map_or("/", |p| p.as_str());
+    let text = format!("Internal Server Error: {uri:?}: {why}\n");
+    let mut response = with_type(500, "text/plain; charset=utf-8", text);
+    response.headers_mut().insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     response
 }
 

@@ -5,7 +5,7 @@ use super::review::{self, Patch};
 use super::{Hook, Source, is_exempt};
 use crate::admission::request::{Request, take_back};
 use crate::admission::{Attributes, MutatingPlugin};
-use crate::audit::{self, policy::Level};
+use crate::audit::{self, Part, policy::Level};
 use crate::authz::Authorizer;
 use crate::cluster::Cluster;
 use crate::webhook_client::WebhookClient;
@@ -105,7 +105,8 @@ impl MutatingPlugin for MutatingWebhooks {
             }
             let Some((matched, request)) = hook.wants(a, cluster, &self.authorizer).await? else { continue };
             let place = format!("round_{}_index_{i}", u8::from(a.rounds.again));
-            let outcome = self.call(hook, a, matched.equivalent, &request, &place, cluster).await;
+            let call = self.call(hook, a, matched.equivalent, &request, &place, cluster);
+            let outcome = audit::timed(Part::MutatingWebhooks, call).await;
             let mutated = matches!(outcome, Ok(true));
             let note = json!({"configuration": hook.configuration, "webhook": hook.name, "mutated": mutated});
             audit::annotate(&format!("mutation.webhook.admission.k8s.io/{place}"), &note.to_string());

@@ -3,6 +3,7 @@
 use super::review;
 use super::{Source, is_exempt, timed_out};
 use crate::admission::{Attributes, ValidatingPlugin};
+use crate::audit::{self, Part};
 use crate::authz::Authorizer;
 use crate::cluster::Cluster;
 use crate::webhook_client::WebhookClient;
@@ -52,8 +53,8 @@ impl ValidatingPlugin for ValidatingWebhooks {
             return Err(timed_out());
         }
         let seen: &Attributes<'_> = a;
-        let answers =
-            join_all(wanted.iter().map(|(hook, request)| hook.ask(seen, request, false, &self.client, cluster))).await;
+        let calls = wanted.iter().map(|(hook, request)| hook.ask(seen, request, false, &self.client, cluster));
+        let answers = audit::timed(Part::ValidatingWebhooks, join_all(calls)).await;
         let mut first = Ok(());
         for (i, ((hook, _), answer)) in wanted.iter().zip(answers).enumerate() {
             let outcome = match answer {
