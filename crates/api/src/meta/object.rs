@@ -222,7 +222,8 @@ pub fn immutable(errors: &mut ErrorList, path: &Path, new: &Value, old: &Value) 
 }
 
 /// Whether two values mean the same: absent and empty lists do.
-pub(crate) fn semantically_equal<T: PartialEq + Serialize>(a: &T, b: &T) -> bool {
+#[must_use]
+pub fn semantically_equal<T: PartialEq + Serialize>(a: &T, b: &T) -> bool {
     fn prune(value: Value) -> Value {
         match value {
             Value::Object(fields) => fields

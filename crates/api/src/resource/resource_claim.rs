@@ -3,10 +3,12 @@
 use super::claim::{
     canonicalize_spec, expressions, set_defaults, validate_request_ref, validate_request_refs, validate_spec,
 };
+use super::gates::{drop_from_allocation, drop_from_claim};
 use super::parts::{
     each, unique, validate_binding, validate_config, validate_label, validate_object, validate_pool_name,
     validate_skipped, validate_toleration, validate_uid,
 };
+use super::pod_claim::RESERVED_MAX;
 use crate::core::pod::validate::placement::validate_node_selector;
 use crate::kind::{Column, Context, Kind, ResourceInfo, STATUS};
 use crate::meta::conditions::validate_conditions;
@@ -22,7 +24,6 @@ use k8s_openapi::api::resource::v1::{
 use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
 
-const RESERVED_MAX: usize = 256;
 const RESULTS_MAX: usize = 32;
 /// Configurations of class and claim together.
 const CONFIGS_MAX: usize = 64;
@@ -34,6 +35,22 @@ const SOURCES: &[&str] = &["FromClaim", "FromClass"];
 fn device_id(driver: &str, pool: &str, device: &str, share: Option<&String>) -> String {
     let share = share.map(|s| format!("/{s}")).unwrap_or_default();
     format!("{driver}/{pool}/{device}{share}")
+}
+
+fn allocated_ids(a: Option<&AllocationResult>) -> impl Iterator<Item = String> {
+    let results = a.into_iter().flat_map(|a| a.devices.iter().flat_map(|d| d.results.iter().flatten()));
+    results.map(|r| device_id(&r.driver, &r.pool, &r.device, r.share_id.as_ref()))
+}
+
+/// Drops what drivers told of devices that the claim had and no longer has.
+fn drop_deallocated(status: &mut ResourceClaimStatus, before: Option<&AllocationResult>) {
+    let kept: Vec<String> = allocated_ids(status.allocation.as_ref()).collect();
+    let gone: Vec<String> = allocated_ids(before).filter(|id| !kept.contains(id)).collect();
+    let Some(devices) = &mut status.devices else { return };
+    devices.retain(|d| !gone.contains(&device_id(&d.driver, &d.pool, &d.device, d.share_id.as_ref())));
+    if devices.is_empty() {
+        status.devices = None;
+    }
 }
 
 fn validate_network(n: &NetworkDeviceData, path: &Path, errors: &mut ErrorList) {
@@ -128,9 +145,7 @@ fn validate_status(c: &ResourceClaim, old: &ResourceClaimStatus) -> ErrorList {
         }
     });
     unique(reserved, |r| Value::from(r.uid.as_str()), &at_reserved, &mut e);
-    let results = status.allocation.iter().flat_map(|a| a.devices.iter().flat_map(|d| d.results.iter().flatten()));
-    let allocated: Vec<String> =
-        results.map(|r| device_id(&r.driver, &r.pool, &r.device, r.share_id.as_ref())).collect();
+    let allocated: Vec<String> = allocated_ids(status.allocation.as_ref()).collect();
     let at = path.child("devices");
     each(status.devices.as_ref(), usize::MAX, &at, &mut e, |d, path, e| validate_device(d, &allocated, path, e));
     let id = |d: &AllocatedDeviceStatus| device_id(&d.driver, &d.pool, &d.device, d.share_id.as_ref()).into();
@@ -178,6 +193,7 @@ impl Kind for ResourceClaim {
 
     fn prepare_for_create(&mut self, _: &Context<'_>) {
         self.status = Some(Default::default());
+        self.spec.iter_mut().for_each(drop_from_claim);
     }
 
     fn validate(&self) -> ErrorList {
@@ -199,6 +215,12 @@ impl Kind for ResourceClaim {
     fn prepare_for_status_update(&mut self, old: &Self, _: &Context<'_>) {
         self.spec.clone_from(&old.spec);
         reset_for_status(&mut self.metadata, &old.metadata);
+        let Some(status) = &mut self.status else { return };
+        let before = old.status.as_ref().and_then(|s| s.allocation.as_ref());
+        if let Some(allocation) = &mut status.allocation {
+            drop_from_allocation(allocation, before);
+        }
+        drop_deallocated(status, before);
     }
 
     fn validate_status_update(&self, old: &Self) -> ErrorList {
@@ -284,6 +306,24 @@ mod tests {
         );
         assert_eq!(good.cells(Timestamp::UNIX_EPOCH)[1], "allocated,reserved");
         assert_eq!(pending.cells(Timestamp::UNIX_EPOCH)[1], "pending");
+    }
+
+    #[test]
+    fn what_was_told_of_a_device_goes_with_it() {
+        let cx = Context { now: Timestamp::UNIX_EPOCH, username: "" };
+        let result = json!({"request": "gpu", "driver": "d", "pool": "p", "device": "x", "skipNodeOperations": ["*"]});
+        let told = json!([{"driver": "d", "pool": "p", "device": "x"}]);
+        let mut old = claim(json!({"allocation": {"devices": {"results": [result]}}, "devices": told}));
+        let mut new = old.clone();
+        new.status.as_mut().unwrap().allocation = None;
+        new.prepare_for_status_update(&old, &cx);
+        assert_eq!(new.status, Some(Default::default()));
+        new.clone_from(&old);
+        old.status = None;
+        new.prepare_for_status_update(&old, &cx);
+        let status = json!(new.status);
+        assert_eq!(status["allocation"]["devices"]["results"][0]["skipNodeOperations"], Value::Null);
+        assert_eq!(status["devices"], told);
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! ResourceClaimTemplate: how the claim of a pod is made.
 
 use super::claim::{canonicalize_spec, expressions, set_defaults, validate_spec};
-use crate::kind::{Column, Kind, ResourceInfo};
+use super::gates::drop_from_claim;
+use crate::kind::{Column, Context, Kind, ResourceInfo};
 use crate::meta::expression::Expression;
 use crate::meta::field::{ErrorList, Path};
 use crate::meta::labels::validate_labels;
@@ -27,6 +28,10 @@ impl Kind for ResourceClaimTemplate {
 
     fn set_defaults(&mut self) {
         set_defaults(self.spec.get_or_insert_default().spec.get_or_insert_default());
+    }
+
+    fn prepare_for_create(&mut self, _: &Context<'_>) {
+        self.spec.iter_mut().filter_map(|s| s.spec.as_mut()).for_each(drop_from_claim);
     }
 
     fn validate(&self) -> ErrorList {

@@ -3,6 +3,7 @@
 use super::capacity::canonicalize_capacity;
 use super::device::{has_list_attribute, validate_counters, validate_device};
 use super::device_taint_rule::stamp;
+use super::gates::drop_from_slice;
 use super::parts::{each, unique, validate_full_name, validate_label, validate_pool_name, validate_skipped};
 use crate::apps::workload::bump_generation;
 use crate::core::pod::validate::placement::validate_node_selector;
@@ -186,6 +187,7 @@ impl Kind for ResourceSlice {
 
     fn prepare_for_create(&mut self, cx: &Context<'_>) {
         self.metadata.generation = Some(1);
+        drop_from_slice(&mut self.spec, None);
         stamp_taints(self, cx.now);
     }
 
@@ -194,6 +196,7 @@ impl Kind for ResourceSlice {
     }
 
     fn prepare_for_update(&mut self, old: &Self, cx: &Context<'_>) {
+        drop_from_slice(&mut self.spec, Some(&old.spec));
         stamp_taints(self, cx.now);
         let changed = !semantically_equal(&self.spec, &old.spec);
         bump_generation(&mut self.metadata, &old.metadata, changed);
@@ -201,6 +204,14 @@ impl Kind for ResourceSlice {
 
     fn validate_update(&self, old: &Self) -> ErrorList {
         validate_spec(&self.spec, Some(&old.spec))
+    }
+
+    fn warnings(&self, _: Option<&Self>) -> Vec<String> {
+        let driver = &self.spec.driver;
+        if *driver == driver.to_lowercase() {
+            return Vec::new();
+        }
+        vec![format!("spec.driver: driver names should be lowercase; {driver:?} contains uppercase characters")]
     }
 
     fn selectable_fields(&self) -> Vec<(&'static str, String)> {
