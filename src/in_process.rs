@@ -34,12 +34,21 @@ pub fn client(server: &Arc<Server>, user: UserInfo, name: &str) -> Client {
     Client::new(Arc::new(InProcess { server: server.clone(), user }), name)
 }
 
-/// The client of a controller: its ServiceAccount in `kube-system`.
+/// Gives the components of this process their clients, each under its identity and name.
+pub type Connect = Arc<dyn Fn(UserInfo, &str) -> Client + Send + Sync>;
+
+/// Clients straight into `server`.
 #[must_use]
-pub fn controller_client(server: &Arc<Server>, name: &str) -> Client {
-    let user = UserInfo::new(
+pub fn connect(server: &Arc<Server>) -> Connect {
+    let server = server.clone();
+    Arc::new(move |user, name| client(&server, user, name))
+}
+
+/// The identity of a controller: its ServiceAccount in `kube-system`.
+#[must_use]
+pub fn controller(name: &str) -> UserInfo {
+    UserInfo::new(
         &format!("system:serviceaccount:kube-system:{name}"),
         &["system:serviceaccounts", "system:serviceaccounts:kube-system"],
-    );
-    client(server, user, name)
+    )
 }

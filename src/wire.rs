@@ -1,8 +1,9 @@
 //! How the control plane is put together on top of a running API server: once, for the server role and for the simulation.
 
-use crate::in_process;
+use crate::in_process::{self, Connect};
 use gantry_api::clock::Clock;
 use gantry_api::entropy::Entropy;
+use gantry_api::kind::Kind;
 use gantry_controllers::ControllersConfig;
 use gantry_reconcile::Informers;
 use gantry_scheduler::config::Configuration;
@@ -11,6 +12,7 @@ use gantry_server::Server;
 use gantry_server::authn::UserInfo;
 use gantry_server::config::ComponentRole;
 use k8s_openapi::api::rbac::v1::PolicyRule;
+use k8s_openapi::api::scheduling::v1beta1::PodGroup;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,8 +32,8 @@ pub struct Components {
     pub signing_duration: Option<Duration>,
     /// How often autoscalers look; Kubernetes' fifteen seconds where it is not given.
     pub autoscaling_period: Option<Duration>,
-    /// Address of the cluster's DNS Service, where the nodes serve DNS.
-    pub cluster_dns: Option<IpAddr>,
+    /// Addresses of the cluster's DNS Service, where the nodes serve DNS.
+    pub cluster_dns: Vec<IpAddr>,
     /// Profiles of the scheduler.
     pub scheduling: Configuration,
 }
@@ -45,8 +47,8 @@ pub fn component_roles() -> Vec<ComponentRole> {
         .collect()
 }
 
-/// Runs controllers and scheduler, in process and on shared caches, until `cancel`.
-pub async fn run(server: Arc<Server>, components: Components, cancel: CancellationToken) {
+/// Runs controllers and scheduler, in process and on shared caches, with clients from `connect`, until `cancel`.
+pub async fn run(server: Arc<Server>, connect: Connect, components: Components, cancel: CancellationToken) {
     let Components {
         ca_cert_pem,
         ca_key_pem,
@@ -57,22 +59,23 @@ pub async fn run(server: Arc<Server>, components: Components, cancel: Cancellati
         cluster_dns,
         scheduling,
     } = components;
-    let factory = server.clone();
-    let client_for = Arc::new(move |name: &str| in_process::controller_client(&factory, name));
+    let factory = connect.clone();
+    let client_for = Arc::new(move |name: &str| factory(in_process::controller(name), name));
     let mut config = ControllersConfig::new(clock, entropy.clone(), client_for, ca_cert_pem);
     config.ca_key_pem = Some(ca_key_pem);
     config.certificate_duration = signing_duration.unwrap_or(config.certificate_duration);
     config.autoscaling_period = autoscaling_period.unwrap_or(config.autoscaling_period);
     config.cluster_dns = cluster_dns;
     let manager = "kube-controller-manager";
-    let manager = in_process::client(&server, UserInfo::new(&format!("system:{manager}"), &[]), manager);
+    let manager = connect(UserInfo::new(&format!("system:{manager}"), &[]), manager);
     let informers = Informers::new(manager);
-    let scheduler = in_process::client(&server, UserInfo::new("system:kube-scheduler", &[]), "kube-scheduler");
+    let scheduler = connect(UserInfo::new("system:kube-scheduler", &[]), "kube-scheduler");
     let explainer = Explainer::default();
     let asked = explainer.clone();
     // One server has one scheduler; in a second wiring of the same server the first stays.
     let _ = server.services.explain.set(Arc::new(move |namespace, name| asked.explain(namespace, name)));
-    let scheduling = SchedulerConfig { configuration: scheduling, clock, entropy, explainer };
+    let pod_groups = server.registry.find(PodGroup::INFO.group, PodGroup::INFO.version, PodGroup::INFO.plural).is_some();
+    let scheduling = SchedulerConfig { configuration: scheduling, clock, entropy, pod_groups, explainer };
     tokio::join!(
         // In order: an unordered choice draws lots, and two simulations from one seed would differ.
         biased;

@@ -66,8 +66,13 @@ pub async fn run(command: ServerCommand) -> Result<()> {
     let data = DataDir::open(&command.data.data_dir)?;
     let cancel = CancellationToken::new();
     let fallback = IpAddr::from([127, 0, 0, 1]);
-    let node_ip = crate::config::default_route_address().unwrap_or(fallback);
-    let running = start(&command.server, &command.cluster, &data, None, node_ip, &cancel).await?;
+    command.cluster.check()?;
+    let families = command.cluster.service_cidr.families();
+    let mut node_ips: Vec<IpAddr> = families.filter_map(crate::config::default_route_address).collect();
+    if node_ips.is_empty() {
+        node_ips.push(fallback);
+    }
+    let running = start(&command.server, &command.cluster, &data, None, &node_ips, &cancel).await?;
     println!("  API server   {}", running.url);
     println!("  kubeconfig   {}", command.server.kubeconfig.display());
     println!(
@@ -97,14 +102,14 @@ pub async fn start(
     cluster: &ClusterOptions,
     data: &DataDir,
     gateway: Option<IpAddr>,
-    node_ip: IpAddr,
+    node_ips: &[IpAddr],
     cancel: &CancellationToken,
 ) -> Result<Running> {
     let scheduling = options.scheduling.configuration()?;
     let clock = Clock::starting_at(Timestamp::now());
     let entropy = Entropy::from_seed_bytes(seed()?);
     let audit = options.audit.open(clock, &entropy)?;
-    let encryption = options.encryption.open(data, &entropy)?;
+    let encryption = options.encryption.open(data, clock, &entropy)?;
     let pki = Pki::open(data.path())?;
     let mut addresses = vec![options.bind_address];
     if let Some(gateway) = gateway.filter(|g| !options.bind_address.is_unspecified() && *g != options.bind_address) {
@@ -116,10 +121,10 @@ pub async fn start(
     }
     let store = EmbeddedStore::open(&data.path().join("store"), EmbeddedOptions::default())
         .with_context(|| format!("cannot open the store in {}", data.path().display()))?;
-    let local = if options.bind_address.is_unspecified() { node_ip } else { options.bind_address };
+    let local = if options.bind_address.is_unspecified() { node_ips[0] } else { options.bind_address };
     let url = format!("https://{}", SocketAddr::new(local, options.port));
     let advertise = (gateway.unwrap_or(local), options.port);
-    let mut config = server_config(options, cluster, &pki, &listeners, advertise, node_ip)?;
+    let mut config = server_config(options, cluster, &pki, &listeners, advertise, node_ips)?;
     config.audit = audit.audit;
     config.encryption = Some(encryption);
     let store: Arc<dyn Store> = Arc::new(store);
@@ -146,10 +151,10 @@ pub async fn start(
         entropy,
         signing_duration: Some(options.cluster_signing_duration),
         autoscaling_period: Some(options.horizontal_pod_autoscaler_sync_period),
-        cluster_dns: Some(cluster.dns_service_ip()),
+        cluster_dns: cluster.dns_service_ips(),
         scheduling,
     };
-    tasks.push(tokio::spawn(wire::run(server.clone(), components, cancel.clone())));
+    tasks.push(tokio::spawn(wire::run(server.clone(), in_process::connect(&server), components, cancel.clone())));
     Ok(Running { server, pki, url, tasks })
 }
 
@@ -168,7 +173,7 @@ fn server_config(
     pki: &Pki,
     listeners: &[TcpListener],
     advertise: (IpAddr, u16),
-    node_ip: IpAddr,
+    node_ips: &[IpAddr],
 ) -> Result<ServerConfig> {
     let mut names: Vec<String> =
         ["kubernetes", "kubernetes.default", "kubernetes.default.svc", "localhost"].map(str::to_owned).to_vec();
@@ -176,7 +181,8 @@ fn server_config(
     if let Ok(host) = nix::unistd::gethostname() {
         names.push(host.to_string_lossy().into_owned());
     }
-    let mut addresses = vec![IpAddr::from([127, 0, 0, 1]), cluster.api_service_ip(), advertise.0, node_ip];
+    let mut addresses = vec![IpAddr::from([127, 0, 0, 1]), cluster.api_service_ip(), advertise.0];
+    addresses.extend(node_ips);
     for name in &options.tls_san {
         match name.parse() {
             Ok(ip) => addresses.push(ip),
@@ -210,13 +216,15 @@ fn server_config(
         api_audiences: vec![issuer.clone()],
         service_account_issuer: issuer.clone(),
         static_tokens,
-        service_cidr: cluster.service_cidr,
+        service_cidr: cluster.service_cidr.primary,
+        secondary_service_cidr: cluster.service_cidr.secondary,
         node_port_range: options.service_node_port_range,
         advertise: Some(advertise),
         request_body_bytes_max: REQUEST_BODY_BYTES_MAX,
         requests_at_once: options.requests_at_once()?,
         audit: None,
         encryption: None,
+        versions: options.versions()?,
         admission: options.admission.config()?,
         component_roles: wire::component_roles(),
         access: options.access.config(pki, &issuer)?,

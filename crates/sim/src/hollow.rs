@@ -1,6 +1,6 @@
 //! Nodes that run pods in name only: they register, renew their lease and status, watch the pods bound to them and walk
 //! them through their lives after delays drawn from the seed, as a kubelet would, under a kubelet's identity and rights.
-//! They may be told to be slow, to fail what they start, and to die.
+//! They may be told to be slow, to fail what they start, and to die. A pod's annotations say whether its containers end.
 
 use async_trait::async_trait;
 use gantry_api::clock::Clock;
@@ -28,6 +28,14 @@ const STATUS_EVERY: Duration = Duration::from_secs(300);
 const BACKOFF_MIN: Duration = Duration::from_secs(10);
 const BACKOFF_MAX: Duration = Duration::from_secs(300);
 const LEASES: &str = "kube-node-lease";
+/// Annotation of a pod: its containers end after so many milliseconds. Without it they run for ever.
+pub const ENDS_AFTER: &str = "hollow.gantry.io/ends-after-milliseconds";
+/// Annotation of a pod: how many of a hundred such ends are failures.
+pub const FAILS: &str = "hollow.gantry.io/fails-percent";
+/// Annotation of a pod: the exit code of a failure; 1 where there is none.
+pub const EXIT_CODE: &str = "hollow.gantry.io/exit-code";
+/// Exit code of a container that ended with SIGTERM.
+const TERMINATED: u64 = 143;
 
 /// What a node is.
 #[derive(Clone, Debug)]
@@ -75,6 +83,8 @@ struct Memory {
     ready_at: Option<Instant>,
     stop_at: Option<Instant>,
     retry_at: Option<Instant>,
+    end_at: Option<Instant>,
+    removed: bool,
     restarts: u32,
     /// Version of our last write; the cache is behind where it holds an older one.
     written: u64,
@@ -88,6 +98,8 @@ enum Step {
     Run,
     Crash,
     Ready,
+    /// The containers end, with this exit code.
+    End(u64),
     Remove,
 }
 
@@ -198,6 +210,16 @@ fn is_crashed(pod: &Pod) -> bool {
     statuses.into_iter().any(|c| c.state.as_ref().is_some_and(|s| s.waiting.is_some()))
 }
 
+/// The number that an annotation of a pod holds.
+fn annotated(pod: &Pod, name: &str) -> Option<u64> {
+    pod.metadata.annotations.as_ref()?.get(name)?.parse().ok()
+}
+
+fn restarts_always(pod: &Pod) -> bool {
+    let policy = pod.spec.as_ref().and_then(|s| s.restart_policy.as_deref());
+    policy.is_none_or(|p| p == "Always")
+}
+
 /// The next step in a pod's life; draws delays where one begins.
 fn next(
     pod: &Pod,
@@ -218,7 +240,13 @@ fn next(
             let takes = if started { draw(habits.pace.stop) } else { Duration::ZERO };
             now + takes.min(Duration::from_secs(grace))
         });
-        return due(at, Step::Remove);
+        // Whoever counts ends has to see it before the pod is gone.
+        let ended = restarts_always(pod) || phase == "Succeeded" || phase == "Failed";
+        if ended && pod.metadata.deletion_grace_period_seconds == Some(0) && memory.removed {
+            // Only finalizers hold it.
+            return Step::Nothing;
+        }
+        return due(at, if ended { Step::Remove } else { Step::End(TERMINATED) });
     }
     if phase == "Succeeded" || phase == "Failed" {
         return Step::Nothing;
@@ -230,6 +258,15 @@ fn next(
     if is_crashed(pod) {
         let pause = BACKOFF_MIN.saturating_mul(1 << memory.restarts.saturating_sub(1).min(8)).min(BACKOFF_MAX);
         return due(*memory.retry_at.get_or_insert(now + pause), run);
+    }
+    if let Some(milliseconds) = annotated(pod, ENDS_AFTER) {
+        let end = *memory.end_at.get_or_insert_with(|| now + Duration::from_millis(milliseconds));
+        let ready = *memory.ready_at.get_or_insert_with(|| now + draw(habits.pace.ready));
+        return if is_ready(pod) || end <= ready || end <= now {
+            due(end, Step::End(0))
+        } else {
+            due(ready, Step::Ready)
+        };
     }
     if is_ready(pod) {
         memory.ready_at = None;
@@ -345,19 +382,30 @@ impl Kubelet {
         let containers = pod.spec.iter().flat_map(|s| s.containers.iter());
         let statuses: Vec<Value> = containers
             .map(|c| {
-                let state = if step == Step::Crash {
-                    json!({"waiting": {"reason": "CrashLoopBackOff"}})
-                } else {
-                    json!({"running": {"startedAt": now}})
+                let state = match step {
+                    Step::Crash => json!({"waiting": {"reason": "CrashLoopBackOff"}}),
+                    Step::End(code) => {
+                        let reason = if code == 0 { "Completed" } else { "Error" };
+                        let began = pod.status.as_ref().and_then(|s| s.start_time.as_ref());
+                        json!({"terminated": {
+                            "exitCode": code, "reason": reason, "startedAt": began, "finishedAt": now,
+                        }})
+                    }
+                    _ => json!({"running": {"startedAt": now}}),
                 };
                 json!({
                     "name": c.name, "image": c.image, "imageID": c.image, "ready": ready,
-                    "started": step != Step::Crash, "restartCount": restarts, "state": state,
+                    "started": !matches!(step, Step::Crash | Step::End(_)), "restartCount": restarts, "state": state,
                 })
             })
             .collect();
+        let phase = match step {
+            Step::End(0) => "Succeeded",
+            Step::End(_) => "Failed",
+            _ => "Running",
+        };
         let mut status = json!({
-            "phase": "Running",
+            "phase": phase,
             "conditions": [condition("Ready", ready), condition("ContainersReady", ready), condition("Initialized", true)],
             "containerStatuses": statuses,
         });
@@ -384,6 +432,9 @@ impl Kubelet {
             let memory = memories.entry(uid.clone()).or_default();
             memory.restarts += u32::from(step == Step::Crash);
             memory.retry_at = None;
+            if step != Step::Ready {
+                (memory.ready_at, memory.end_at) = (None, None);
+            }
             memory.restarts
         };
         let name = pod.metadata.name.as_deref().unwrap_or_default();
@@ -409,7 +460,11 @@ impl Kubelet {
         let api = self.pods_api(pod.metadata.namespace.as_deref().unwrap_or_default());
         let name = pod.metadata.name.as_deref().unwrap_or_default();
         match api.delete(name, &params).await {
-            Ok(_) => Ok(()),
+            Ok(_) => {
+                let uid = pod.metadata.uid.clone().unwrap_or_default();
+                self.memories.lock().entry(uid).or_default().removed = true;
+                Ok(())
+            }
             Err(e) if e.is("NotFound") || e.is("Conflict") => Ok(()),
             Err(e) => Err(Error::api(format!("remove pod {name}"), e)),
         }
@@ -437,7 +492,17 @@ impl Controller for Kubelet {
         match step {
             Step::Nothing => {}
             Step::Wait(at) => return Ok(Outcome::after(at - now)),
-            Step::Run | Step::Crash | Step::Ready => self.write_status(&pod, step).await?,
+            Step::End(0) => {
+                let failed = self.entropy.below(100) < annotated(&pod, FAILS).unwrap_or(0);
+                let policy = pod.spec.as_ref().and_then(|s| s.restart_policy.as_deref()).unwrap_or("Always");
+                let step = match (policy, failed) {
+                    ("Always", _) | ("OnFailure", true) => Step::Crash,
+                    (_, true) => Step::End(annotated(&pod, EXIT_CODE).unwrap_or(1)),
+                    (_, false) => Step::End(0),
+                };
+                self.write_status(&pod, step).await?;
+            }
+            Step::Run | Step::Crash | Step::Ready | Step::End(_) => self.write_status(&pod, step).await?,
             Step::Remove => self.remove(&pod).await?,
         }
         Ok(Outcome::done())
@@ -486,5 +551,32 @@ mod tests {
         let mut memory = Memory { restarts: 2, ..Memory::default() };
         assert_eq!(at(&crashed, 0, false, &mut memory), Step::Wait(begin + secs(20)), "back-off doubles");
         assert_eq!(at(&crashed, 20, false, &mut memory), Step::Run);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn containers_end_where_the_pod_says_so_and_where_it_is_deleted() {
+        let secs = Duration::from_secs;
+        let habits = Habits { pace: Pace::millis((1000, 1000), (2000, 2000), (9000, 9000)), failing: false };
+        let (mut memory, begin) = (Memory::default(), Instant::now());
+        let at =
+            |pod: &Pod, s: u64, memory: &mut Memory| next(pod, memory, begin + secs(s), &habits, |(least, _)| least);
+        let pod = |metadata: Value, status: Value| {
+            let value =
+                json!({"metadata": metadata, "spec": {"restartPolicy": "Never", "containers": []}, "status": status});
+            Pod::from_value(value).unwrap()
+        };
+        let ends = json!({"annotations": {ENDS_AFTER: "5000"}});
+        let running = pod(ends.clone(), json!({"phase": "Running"}));
+        assert_eq!(at(&running, 0, &mut memory), Step::Wait(begin + secs(2)), "ready comes first");
+        assert_eq!(at(&running, 2, &mut memory), Step::Ready);
+        let ready = json!({"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]});
+        assert_eq!(at(&pod(ends, ready.clone()), 2, &mut memory), Step::Wait(begin + secs(5)));
+        assert_eq!(at(&running, 5, &mut memory), Step::End(0));
+        let going = json!({"deletionTimestamp": "2027-01-15T08:00:00Z", "deletionGracePeriodSeconds": 3});
+        assert_eq!(at(&pod(going.clone(), ready), 6, &mut memory), Step::Wait(begin + secs(9)));
+        let running = pod(going.clone(), json!({"phase": "Running"}));
+        assert_eq!(at(&running, 9, &mut memory), Step::End(TERMINATED), "its end is seen before it is gone");
+        let ended = pod(going, json!({"phase": "Failed"}));
+        assert_eq!(at(&ended, 9, &mut memory), Step::Remove);
     }
 }

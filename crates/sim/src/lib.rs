@@ -8,10 +8,13 @@
 
 pub mod check;
 pub mod control_plane;
+pub mod faults;
 pub mod hollow;
 mod keys;
 pub mod log;
+pub mod mortal;
 
-pub use control_plane::{ControlPlane, StartError};
+pub use control_plane::{ControlPlane, Plan, StartError};
+pub use faults::Faults;
 pub use hollow::{HollowNode, HollowSpec, Pace};
 pub use log::{Change, EventLog, Stuck, World};

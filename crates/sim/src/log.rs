@@ -67,6 +67,26 @@ impl World {
         range.take_while(move |(k, _)| k.starts_with(&prefix)).map(move |(k, v)| (&k[skip..], v))
     }
 
+    /// All objects by key, in order.
+    pub fn objects(&self) -> impl Iterator<Item = (&str, &Value)> {
+        self.0.iter().map(|(k, v)| (k.as_str(), &**v))
+    }
+
+    /// All objects of a namespace by key, in order.
+    pub fn objects_within(&self, namespace: &str) -> impl Iterator<Item = (&str, &Value)> {
+        let inside = format!("/{namespace}/");
+        self.objects().filter(move |(key, _)| {
+            // `/registry/<group>/<plural>/<namespace>/<name>`
+            let nth = key.match_indices('/').nth(3).map(|(at, _)| at);
+            nth.is_some_and(|at| key[at..].starts_with(&inside))
+        })
+    }
+
+    /// The keys of all objects of a namespace, in order.
+    pub fn keys_within(&self, namespace: &str) -> impl Iterator<Item = &str> {
+        self.objects_within(namespace).map(|(key, _)| key)
+    }
+
     /// The object of this resource and path (`<namespace>/<name>` or `<name>`).
     #[must_use]
     pub fn get(&self, resource: &str, path: &str) -> Option<&Arc<Value>> {

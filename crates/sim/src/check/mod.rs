@@ -1,7 +1,18 @@
 //! What must hold in every run. Each function returns what is wrong, a line for each, empty where all is well.
 
+mod batch;
+mod end;
+pub(crate) mod object;
+mod rollout;
+mod rule;
+
+pub use batch::{CountedOnce, OnSchedule, WithinBudget, WithinQuota};
+pub use end::unsettled;
+pub use rollout::{OnePerNode, Ordered, Rollouts, Weather};
+pub use rule::{Moment, Recent, Rule, walk};
+
 use crate::log::{Change, World};
-use gantry_api::meta::quantity::Amount;
+use object::{amount, is_finished, is_ready, list, number, text};
 use serde_json::Value;
 use std::collections::BTreeMap;
 
@@ -9,30 +20,6 @@ use std::collections::BTreeMap;
 const RESOURCES: [&str; 2] = ["cpu", "memory"];
 const PODS: &str = "/registry/core/pods/";
 const NODES: &str = "/registry/core/nodes/";
-
-fn text<'v>(object: &'v Value, path: &str) -> &'v str {
-    object.pointer(path).and_then(Value::as_str).unwrap_or_default()
-}
-
-fn number(object: &Value, path: &str) -> i64 {
-    object.pointer(path).and_then(Value::as_i64).unwrap_or(0)
-}
-
-fn list<'v>(object: &'v Value, path: &str) -> impl Iterator<Item = &'v Value> {
-    object.pointer(path).and_then(Value::as_array).into_iter().flatten()
-}
-
-fn is_finished(pod: &Value) -> bool {
-    matches!(text(pod, "/status/phase"), "Succeeded" | "Failed")
-}
-
-fn is_ready(object: &Value) -> bool {
-    list(object, "/status/conditions").any(|c| c["type"] == "Ready" && c["status"] == "True")
-}
-
-fn amount(of: &Value) -> Amount {
-    of.as_str().and_then(|q| Amount::parse(q).ok()).unwrap_or(Amount::ZERO)
-}
 
 /// What a pod takes of a node: the sum of its containers, or its greediest init container, and the overhead.
 fn request(pod: &Value, resource: &str) -> i128 {

@@ -1,0 +1,236 @@
+//! What must have come about in a namespace once all is quiet.
+
+use super::batch::is_over;
+use super::object::{
+    controlled, controller, is_active, is_going, is_ready, is_true, list, number, selects, serves, text, uid, within,
+};
+use super::rollout::made_for;
+use crate::log::World;
+use serde_json::Value;
+use std::collections::BTreeSet;
+
+fn count(number: usize) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+/// What is not as declared in a namespace, a line for each; empty where all is quiet. A namespace that is gone holds nothing.
+#[must_use]
+pub fn unsettled(world: &World, namespace: &str) -> Vec<String> {
+    let mut wrong = Vec::new();
+    match world.get("core/namespaces", namespace) {
+        None => {
+            wrong.extend(world.keys_within(namespace).map(|key| format!("{key} outlives its namespace")));
+            return wrong;
+        }
+        Some(object) if is_going(object) => wrong.push(format!("namespace {namespace} is still going")),
+        Some(_) => {}
+    }
+    let observed =
+        ["apps/deployments", "apps/replicasets", "core/replicationcontrollers", "apps/statefulsets", "apps/daemonsets"];
+    for resource in observed {
+        for (name, o) in within(world, resource, namespace) {
+            if number(o, "/metadata/generation") > number(o, "/status/observedGeneration") {
+                wrong.push(format!("{resource} {name} was not seen in its present generation"));
+            }
+            if is_going(o) {
+                wrong.push(format!("{resource} {name} is still going"));
+            }
+        }
+    }
+    deployments(world, namespace, &mut wrong);
+    replicas(world, namespace, &mut wrong);
+    stateful_sets(world, namespace, &mut wrong);
+    daemon_sets(world, namespace, &mut wrong);
+    jobs(world, namespace, &mut wrong);
+    bounds(world, namespace, &mut wrong);
+    pods(world, namespace, &mut wrong);
+    wrong.extend(orphans(world, namespace));
+    wrong
+}
+
+fn counts(what: &str, name: &str, o: &Value, fields: &[&str], wanted: i64, wrong: &mut Vec<String>) {
+    for field in fields {
+        let has = number(o, &format!("/status/{field}"));
+        if has != wanted {
+            wrong.push(format!("{what} {name} wants {wanted} and has {field} {has}"));
+        }
+    }
+}
+
+fn image(of: &Value) -> &Value {
+    &of["spec"]["containers"][0]["image"]
+}
+
+fn deployments(world: &World, namespace: &str, wrong: &mut Vec<String>) {
+    for (name, d) in within(world, "apps/deployments", namespace) {
+        let wanted = number(d, "/spec/replicas");
+        let sets = controlled(world, "apps/replicasets", namespace, uid(d));
+        let pods: Vec<&Value> =
+            sets.flat_map(|s| controlled(world, "core/pods", namespace, uid(s))).filter(|p| is_active(p)).collect();
+        if d["spec"]["paused"] == true {
+            counts("deployment", name, d, &["replicas", "readyReplicas"], wanted, wrong);
+            continue;
+        }
+        counts(
+            "deployment",
+            name,
+            d,
+            &["replicas", "updatedReplicas", "readyReplicas", "availableReplicas"],
+            wanted,
+            wrong,
+        );
+        let template = &d["spec"]["template"];
+        let right = pods.iter().filter(|p| image(p) == image(template) && is_ready(p)).count();
+        if count(right) != wanted || count(pods.len()) != wanted {
+            wrong.push(format!("deployment {name} wants {wanted} and has {} pods, {right} as declared", pods.len()));
+        }
+    }
+}
+
+fn replicas(world: &World, namespace: &str, wrong: &mut Vec<String>) {
+    for resource in ["apps/replicasets", "core/replicationcontrollers"] {
+        for (name, set) in within(world, resource, namespace) {
+            let wanted = number(set, "/spec/replicas");
+            counts(resource, name, set, &["replicas", "readyReplicas", "availableReplicas"], wanted, wrong);
+            let pods = controlled(world, "core/pods", namespace, uid(set)).filter(|p| is_active(p)).count();
+            if count(pods) != wanted {
+                wrong.push(format!("{resource} {name} wants {wanted} and has {pods} pods"));
+            }
+        }
+    }
+}
+
+fn stateful_sets(world: &World, namespace: &str, wrong: &mut Vec<String>) {
+    for (name, set) in within(world, "apps/statefulsets", namespace) {
+        let (wanted, start) = (number(set, "/spec/replicas"), number(set, "/spec/ordinals/start"));
+        counts("statefulset", name, set, &["replicas", "readyReplicas", "availableReplicas"], wanted, wrong);
+        let has: BTreeSet<&str> = controlled(world, "core/pods", namespace, uid(set))
+            .filter(|p| serves(p))
+            .map(|p| text(p, "/metadata/name"))
+            .collect();
+        let names: Vec<String> = (start..start + wanted).map(|n| format!("{name}-{n}")).collect();
+        if names.iter().map(String::as_str).collect::<BTreeSet<_>>() != has {
+            wrong.push(format!("statefulset {name} wants {names:?} and has {has:?}"));
+        }
+        if text(set, "/spec/updateStrategy/type") == "OnDelete" {
+            continue;
+        }
+        let partition = number(set, "/spec/updateStrategy/rollingUpdate/partition");
+        for pod in controlled(world, "core/pods", namespace, uid(set)) {
+            let at: i64 = text(pod, "/metadata/labels/apps.kubernetes.io~1pod-index").parse().unwrap_or(0);
+            let revision = text(pod, "/metadata/labels/controller-revision-hash");
+            if at >= partition && revision != text(set, "/status/updateRevision") {
+                wrong.push(format!("pod {} is of revision {revision}", text(pod, "/metadata/name")));
+            }
+        }
+    }
+}
+
+/// Whether a node takes the pods of a DaemonSet that tolerates nothing in particular.
+fn takes_daemons(node: &Value) -> bool {
+    is_ready(node) && !is_going(node) && list(node, "/spec/taints").all(|t| t["effect"] == "PreferNoSchedule")
+}
+
+fn daemon_sets(world: &World, namespace: &str, wrong: &mut Vec<String>) {
+    for (name, set) in within(world, "apps/daemonsets", namespace) {
+        let all = text(set, "/spec/template/spec/tolerations/0/operator") == "Exists";
+        let nodes = || world.all("core/nodes").filter(|(_, n)| all || takes_daemons(n));
+        let wanted = count(nodes().count());
+        let fields = ["desiredNumberScheduled", "currentNumberScheduled", "numberReady", "numberAvailable"];
+        counts("daemonset", name, set, &fields, wanted, wrong);
+        if text(set, "/spec/updateStrategy/type") != "OnDelete" {
+            counts("daemonset", name, set, &["updatedNumberScheduled"], wanted, wrong);
+        }
+        for (node, _) in nodes() {
+            let pods =
+                controlled(world, "core/pods", namespace, uid(set)).filter(|p| is_active(p) && made_for(p) == node);
+            let pods = pods.count();
+            if pods != 1 {
+                wrong.push(format!("daemonset {name} has {pods} pods on node {node}"));
+            }
+        }
+    }
+}
+
+fn jobs(world: &World, namespace: &str, wrong: &mut Vec<String>) {
+    for (name, job) in within(world, "batch/jobs", namespace) {
+        let running = controlled(world, "core/pods", namespace, uid(job)).filter(|p| is_active(p)).count();
+        if job["spec"]["suspend"] == true {
+            if running > 0 || number(job, "/status/active") > 0 {
+                wrong.push(format!("job {name} is suspended and {running} pods run"));
+            }
+            continue;
+        }
+        // Those of a CronJob come and go.
+        let of_cron = !controller(job).is_empty();
+        if !is_over(job) && !of_cron {
+            wrong.push(format!("job {name} is not over: {}", job["status"]));
+        }
+        if is_over(job) && (running > 0 || number(job, "/status/active") > 0) {
+            wrong.push(format!("job {name} is over and {running} of its pods run"));
+        }
+        if is_true(job, "Complete") && text(job, "/spec/completionMode") == "NonIndexed" {
+            counts("job", name, job, &["succeeded"], number(job, "/spec/completions"), wrong);
+        }
+        if is_over(job) && !job["spec"]["ttlSecondsAfterFinished"].is_null() {
+            wrong.push(format!("job {name} outlives its time"));
+        }
+    }
+}
+
+/// Budgets and quotas know what there is.
+fn bounds(world: &World, namespace: &str, wrong: &mut Vec<String>) {
+    for (name, budget) in within(world, "policy/poddisruptionbudgets", namespace) {
+        let pods = within(world, "core/pods", namespace).map(|(_, p)| p);
+        let healthy = pods.filter(|p| selects(&budget["spec"]["selector"], p) && serves(p)).count();
+        if number(budget, "/status/currentHealthy") != count(healthy) {
+            wrong.push(format!("budget {name} has {healthy} healthy pods and says {}", budget["status"]));
+        }
+    }
+    for (name, quota) in within(world, "core/resourcequotas", namespace) {
+        let pods = within(world, "core/pods", namespace).filter(|(_, p)| !super::object::is_finished(p)).count();
+        let used = text(quota, "/status/used/pods");
+        if !quota["spec"]["hard"]["pods"].is_null() && used != pods.to_string() {
+            wrong.push(format!("quota {name} says {used} pods and there are {pods}"));
+        }
+    }
+}
+
+fn pods(world: &World, namespace: &str, wrong: &mut Vec<String>) {
+    for (name, pod) in within(world, "core/pods", namespace) {
+        let node = text(pod, "/spec/nodeName");
+        let of_cron =
+            within(world, "batch/jobs", namespace).any(|(_, j)| uid(j) == controller(pod) && !controller(j).is_empty());
+        if of_cron {
+            continue;
+        }
+        if is_going(pod) {
+            wrong.push(format!("pod {name} is still on its way out"));
+        } else if node.is_empty() {
+            wrong.push(format!("pod {name} was never bound"));
+        } else if world.get("core/nodes", node).is_none() {
+            wrong.push(format!("pod {name} is on node {node}, which is gone"));
+        }
+        for volume in list(pod, "/spec/volumes") {
+            let claim = text(volume, "/persistentVolumeClaim/claimName");
+            let bound = || world.get("core/persistentvolumeclaims", &format!("{namespace}/{claim}"));
+            if !claim.is_empty() && !bound().is_some_and(|c| text(c, "/status/phase") == "Bound") {
+                wrong.push(format!("claim {claim} of pod {name} is not bound"));
+            }
+        }
+    }
+}
+
+/// Objects all of whose owners are gone.
+fn orphans(world: &World, namespace: &str) -> Vec<String> {
+    let mut uids: BTreeSet<&str> = world.objects().map(|(_, o)| uid(o)).collect();
+    uids.remove("");
+    let mut wrong = Vec::new();
+    for (key, object) in world.objects_within(namespace) {
+        let mut owners = list(object, "/metadata/ownerReferences").peekable();
+        if owners.peek().is_some() && owners.all(|o| !uids.contains(text(o, "/uid"))) {
+            wrong.push(format!("{key} outlives its owners"));
+        }
+    }
+    wrong
+}
