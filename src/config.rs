@@ -4,8 +4,10 @@ use crate::access_options::AccessOptions;
 use crate::admission_options::AdmissionOptions;
 use crate::audit_options::AuditOptions;
 use crate::encryption_options::EncryptionOptions;
+use crate::ranges::{Ranges, family};
 use crate::scheduler_options::SchedulerOptions;
 use clap::Args;
+use gantry_api::versions::Versions;
 use ipnet::IpNet;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -27,12 +29,13 @@ pub struct DataDirOption {
 /// Ranges that every machine of a cluster must agree on.
 #[derive(Args, Clone, Debug)]
 pub struct ClusterOptions {
-    /// Addresses of pods in the whole cluster; each node takes a /24 of it
-    #[arg(long, value_name = "CIDR", default_value = "10.244.0.0/16")]
-    pub pod_cidr: IpNet,
-    /// Addresses of Services
-    #[arg(long, value_name = "CIDR", default_value = "10.96.0.0/16")]
-    pub service_cidr: IpNet,
+    /// Addresses of pods in the whole cluster, an IPv4 range, an IPv6 range or one of each (CIDR,CIDR); each node takes a
+    /// /24 or /64 of each
+    #[arg(long, alias = "cluster-cidr", value_name = "CIDR", default_value = "10.244.0.0/16")]
+    pub pod_cidr: Ranges,
+    /// Addresses of Services, an IPv4 range, an IPv6 range or one of each (CIDR,CIDR); the first is the default's
+    #[arg(long, alias = "service-cluster-ip-range", value_name = "CIDR", default_value = "10.96.0.0/16")]
+    pub service_cidr: Ranges,
     /// DNS domain of the cluster
     #[arg(long, value_name = "DOMAIN", default_value = "cluster.local")]
     pub cluster_domain: String,
@@ -42,28 +45,32 @@ impl ClusterOptions {
     /// The address of the `kubernetes` Service: the first of the range.
     #[must_use]
     pub fn api_service_ip(&self) -> IpAddr {
-        nth(&self.service_cidr, 1)
+        nth(&self.service_cidr.primary, 1)
     }
 
-    /// The address of the `kube-dns` Service: the tenth of the range, where clients of other distributions expect it.
+    /// The addresses of the `kube-dns` Service: the tenth of each range, where clients of other distributions expect it.
     #[must_use]
-    pub fn dns_service_ip(&self) -> IpAddr {
-        nth(&self.service_cidr, 10)
+    pub fn dns_service_ips(&self) -> Vec<IpAddr> {
+        self.service_cidr.iter().map(|range| nth(&range, 10)).collect()
     }
 
-    /// The first node's share of the pod range.
+    /// Sees that pods have an address of every family that Services have.
     ///
     /// # Errors
-    /// Where the range is smaller than the share of one node.
-    pub fn first_node_cidr(&self) -> anyhow::Result<IpNet> {
-        let length = match self.pod_cidr {
-            IpNet::V4(_) => 24,
-            IpNet::V6(_) => 64,
-        };
-        if self.pod_cidr.prefix_len() >= length {
-            return Ok(self.pod_cidr);
-        }
-        Ok(IpNet::new(self.pod_cidr.network(), length)?)
+    /// Names the options.
+    pub fn check(&self) -> anyhow::Result<()> {
+        self.pod_cidr.cover("--pod-cidr", &self.service_cidr, "--service-cidr")
+    }
+
+    /// The first node's share of the pod ranges.
+    ///
+    /// # Errors
+    /// Where a range is smaller than the share of one node.
+    pub fn first_node_cidr(&self) -> anyhow::Result<Ranges> {
+        self.pod_cidr.try_map(|range| {
+            let length = if range.addr().is_ipv4() { 24 } else { 64 };
+            if range.prefix_len() >= length { Ok(range) } else { Ok(IpNet::new(range.network(), length)?) }
+        })
     }
 }
 
@@ -116,12 +123,23 @@ pub struct ServerOptions {
     /// See --max-requests-inflight
     #[arg(long, value_name = "N", default_value_t = 200)]
     pub max_mutating_requests_inflight: u32,
+    /// Versions of the API to serve besides the stable ones: api/beta=true, GROUP/VERSION=true, GROUP/VERSION/RESOURCE=true
+    #[arg(long, value_name = "KEY=VALUE", value_delimiter = ',')]
+    pub runtime_config: Vec<String>,
     /// Scheduling
     #[command(flatten)]
     pub scheduling: SchedulerOptions,
 }
 
 impl ServerOptions {
+    /// The versions that are served besides the stable ones.
+    ///
+    /// # Errors
+    /// Names the flag and what is wrong.
+    pub fn versions(&self) -> anyhow::Result<Versions> {
+        Versions::parse(&self.runtime_config).map_err(|e| anyhow::anyhow!("--runtime-config: {e}"))
+    }
+
     /// Requests over the network that run at the same time.
     ///
     /// # Errors
@@ -158,9 +176,9 @@ pub struct AgentOptions {
     /// Name of this node; the host's name unless given
     #[arg(long, value_name = "NAME")]
     pub node_name: Option<String>,
-    /// Address of this node; that of the default route's interface unless given
-    #[arg(long, value_name = "IP")]
-    pub node_ip: Option<IpAddr>,
+    /// Address of this node, or one of each family (IP,IP); that of the default route's interface unless given
+    #[arg(long, value_name = "IP", value_delimiter = ',')]
+    pub node_ip: Vec<IpAddr>,
     /// Port the node agent serves logs, exec and statistics on, to the API server only
     #[arg(long, value_name = "PORT", default_value_t = 10250)]
     pub kubelet_port: u16,
@@ -279,20 +297,37 @@ impl AgentOptions {
         Ok(name)
     }
 
-    /// The node's address: as given, or the one the default route leaves from, or `fallback`.
-    #[must_use]
-    pub fn node_ip(&self, fallback: IpAddr) -> IpAddr {
-        self.node_ip.or_else(default_route_address).unwrap_or(fallback)
+    /// The node's address in each of the families of `like`, in their order: as given, or the one the default route leaves
+    /// from, if there is one.
+    ///
+    /// # Errors
+    /// Where one is given that is of none of them, or more than one of a family.
+    pub fn node_ips(&self, like: &Ranges) -> anyhow::Result<Vec<Option<IpAddr>>> {
+        for (i, ip) in self.node_ip.iter().enumerate() {
+            let of_family = family(*ip);
+            if !like.families().any(|f| f == of_family) {
+                anyhow::bail!("--node-ip {ip}: the cluster has no {of_family} addresses for pods");
+            }
+            if self.node_ip[..i].iter().any(|other| family(*other) == of_family) {
+                anyhow::bail!("--node-ip {ip}: there is an {of_family} address already");
+            }
+        }
+        let given = |f: &str| self.node_ip.iter().copied().find(|ip| family(*ip) == f);
+        Ok(like.families().map(|f| given(f).or_else(|| default_route_address(f))).collect())
     }
 }
 
-/// The address packets to the outside world would leave from. Connecting a datagram socket sends nothing.
+/// The address packets of a family, `IPv4` or `IPv6`, to the outside world would leave from. Connecting a datagram socket
+/// sends nothing.
 #[must_use]
-pub fn default_route_address() -> Option<IpAddr> {
-    let socket = std::net::UdpSocket::bind(("0.0.0.0", 0)).ok()?;
-    // An address reserved for documentation (RFC 5737): only the routing table is asked.
-    socket.connect(("192.0.2.1", 9)).ok()?;
-    socket.local_addr().ok().map(|a| a.ip()).filter(|ip| !ip.is_unspecified())
+pub fn default_route_address(family: &str) -> Option<IpAddr> {
+    // Addresses reserved for documentation (RFC 5737, RFC 3849): only the routing table is asked.
+    let (any, outside) = if family == "IPv4" { ("0.0.0.0:0", "192.0.2.1:9") } else { ("[::]:0", "[2001:db8::1]:9") };
+    let socket = std::net::UdpSocket::bind(any).ok()?;
+    socket.connect(outside).ok()?;
+    let own = socket.local_addr().ok()?.ip();
+    let link_local = matches!(own, IpAddr::V6(v6) if v6.is_unicast_link_local());
+    (!own.is_unspecified() && !link_local).then_some(own)
 }
 
 #[cfg(test)]
@@ -307,7 +342,16 @@ mod tests {
             cluster_domain: "cluster.local".into(),
         };
         assert_eq!(c.api_service_ip().to_string(), "10.96.0.1");
-        assert_eq!(c.dns_service_ip().to_string(), "10.96.0.10");
+        assert_eq!(c.dns_service_ips(), ["10.96.0.10".parse::<IpAddr>().unwrap()]);
+        let dual = ClusterOptions {
+            pod_cidr: "fd00:244::/56,10.244.0.0/16".parse().unwrap(),
+            service_cidr: "10.96.0.0/16,fd00:96::/112".parse().unwrap(),
+            cluster_domain: "cluster.local".into(),
+        };
+        assert_eq!(dual.first_node_cidr().unwrap().to_string(), "fd00:244::/64,10.244.0.0/24");
+        assert_eq!(dual.dns_service_ips()[1].to_string(), "fd00:96::a");
+        assert!(dual.check().is_ok());
+        assert!(ClusterOptions { pod_cidr: c.pod_cidr, ..dual }.check().is_err());
         assert_eq!(c.first_node_cidr().unwrap().to_string(), "10.244.0.0/24");
         assert_eq!(port_range("30000-32767"), Ok((30000, 32767)));
         for bad in ["", "5", "9-3", "0-9", "1-70000", "a-b"] {

@@ -78,6 +78,16 @@ fn node(node: &Value) -> String {
     if scores.is_empty() { "the only node it fits".to_owned() } else { scores.join(", ") }
 }
 
+/// What there is of a pod's group, and what it waits for.
+fn group_line(group: &Value) -> String {
+    let of = group["minCount"].as_u64().map(|min| format!(", {min} needed at once")).unwrap_or_default();
+    let mut out = format!("{}: {} placed, {} waiting{of}", word(group, "name"), group["placed"], group["waiting"]);
+    if let Some(message) = group["message"].as_str() {
+        let _ = write!(out, "; {message}");
+    }
+    out
+}
+
 fn text(found: &Value) -> String {
     let metadata = &found["metadata"];
     let mut out = format!("Pod:      {}/{}\n", word(metadata, "namespace"), word(metadata, "name"));
@@ -88,6 +98,10 @@ fn text(found: &Value) -> String {
     line("State:", &state(found));
     if let Some(message) = found["message"].as_str() {
         line("Message:", message);
+    }
+    let group = &found["group"];
+    if group.is_object() {
+        line("Group:", &group_line(group));
     }
     for thing in each(found, "inTheWay") {
         line("Waits:", &format!("{}: {}", word(thing, "kind"), word(thing, "message")));
@@ -121,6 +135,7 @@ mod tests {
             "state": "Unschedulable",
             "queue": {"ahead": 2, "waiting": 3, "attempts": 1, "retryAfterSeconds": 9.0},
             "message": "0/1 nodes are available: 1 Insufficient cpu.",
+            "group": {"name": "g", "placed": 0, "waiting": 2, "gated": 0, "minCount": 2, "message": "1 fits"},
             "nodes": [{"name": "n", "feasible": false, "problems": [
                 {"plugin": "NodeResourcesFit", "reason": "Insufficient cpu", "detail": "wants 2, 1 of 1 free, 1 short"},
             ]}],
@@ -129,6 +144,7 @@ mod tests {
         let want = "Pod:      d/p\n\
             State:    Unschedulable; tried once, 2 pods ahead, again within 9 s\n\
             Message:  0/1 nodes are available: 1 Insufficient cpu.\n\
+            Group:    g: 0 placed, 2 waiting, 2 needed at once; 1 fits\n\
             \n\
             NODE  SCORE  WHY\n\
             n         -  Insufficient cpu: wants 2, 1 of 1 free, 1 short\n\

@@ -18,7 +18,7 @@ use k8s_openapi::api::node::v1 as node;
 use k8s_openapi::api::policy::v1 as policy;
 use k8s_openapi::api::rbac::v1 as rbac;
 use k8s_openapi::api::resource::v1 as resource;
-use k8s_openapi::api::scheduling::v1 as scheduling;
+use k8s_openapi::api::scheduling::{v1 as scheduling, v1beta1 as scheduling_beta};
 use k8s_openapi::api::storage::v1 as storage;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1 as apiextensions;
 use k8s_openapi::kube_aggregator::pkg::apis::apiregistration::v1 as apiregistration;
@@ -75,6 +75,7 @@ pub static ALL: &[&dyn Resource] = &[
     &Erased::<networking::Ingress>::new(),
     &Erased::<networking::IngressClass>::new(),
     &Erased::<networking::IPAddress>::new(),
+    &Erased::<networking::NetworkPolicy>::new(),
     &Erased::<networking::ServiceCIDR>::new(),
     &Erased::<node::RuntimeClass>::new(),
     &Erased::<policy::PodDisruptionBudget>::new(),
@@ -96,16 +97,19 @@ pub static ALL: &[&dyn Resource] = &[
     &Erased::<storage::VolumeAttributesClass>::new(),
 ];
 
+/// Kinds of versions that are off by default; [`crate::versions::Versions`] says which are on.
+pub static OPTIONAL: &[&dyn Resource] =
+    &[&Erased::<scheduling_beta::PodGroup>::new(), &Erased::<scheduling_beta::Workload>::new()];
+
 /// Kinds that are written but not served, since nothing acts on them yet: what is accepted must not be ignored. Serving one
 /// means moving its line to [`ALL`].
 pub static WAITING: &[&dyn Resource] = &[
-    &Erased::<networking::NetworkPolicy>::new(),
 ];
 
-/// The built-in resource with this group, version and plural name.
+/// The built-in resource with this group, version and plural name, whether its version is on or not.
 #[must_use]
 pub fn find(group: &str, version: &str, plural: &str) -> Option<&'static dyn Resource> {
-    ALL.iter().copied().find(|r| {
+    ALL.iter().chain(OPTIONAL).copied().find(|r| {
         let i = r.info();
         i.group == group && i.version == version && i.plural == plural
     })
@@ -122,7 +126,7 @@ mod tests {
     #[test]
     fn every_kind_is_listed_once_with_its_subresources_in_order() {
         let mut seen = BTreeSet::new();
-        for r in ALL.iter().chain(WAITING) {
+        for r in ALL.iter().chain(OPTIONAL).chain(WAITING) {
             let i = r.info();
             assert!(seen.insert((i.group, i.version, i.plural)), "{} is listed twice", i.qualified());
             let subresources: Vec<&str> = i.subresources.iter().map(|s| s.name).collect();
@@ -130,7 +134,7 @@ mod tests {
             let verbs: Vec<&str> = i.verbs.iter().map(|v| v.as_str()).collect();
             assert!(verbs.is_sorted(), "{}: {verbs:?}", i.plural);
             let served = find(i.group, i.version, i.plural).is_some();
-            let listed = ALL.iter().any(|s| s.info().api_version() == i.api_version() && s.info().plural == i.plural);
+            let listed = ALL.iter().chain(OPTIONAL).any(|s| s.info().api_version() == i.api_version() && s.info().plural == i.plural);
             assert_eq!(served, listed, "{}", i.qualified());
         }
     }
@@ -138,7 +142,7 @@ mod tests {
     #[test]
     fn the_emptiest_object_of_every_kind_survives_its_life() {
         let cx = Context { now: Timestamp::UNIX_EPOCH, username: "someone" };
-        for r in ALL.iter().chain(WAITING) {
+        for r in ALL.iter().chain(OPTIONAL).chain(WAITING) {
             let i = r.info();
             let value = json!({"apiVersion": i.api_version(), "kind": i.kind, "metadata": {"name": "n"}});
             let mut o = r.decode_value(value).unwrap_or_else(|e| panic!("{}: {e}", i.kind));

@@ -31,6 +31,7 @@ pub mod resource;
 pub mod scheduling;
 pub mod served;
 pub mod storage;
+pub mod versions;
 
 pub use k8s_openapi;
 pub use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference, Time};

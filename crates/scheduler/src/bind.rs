@@ -2,20 +2,24 @@
 
 use crate::diagnosis::Diagnosis;
 use crate::filter::volumes::Assignment;
+use crate::gang::Membership;
 use crate::pod::PodInfo;
-use crate::preempt::Candidate;
-use crate::queue::{ClusterChange, Queue};
+use crate::queue::ClusterChange;
 use crate::run::Scheduler;
 use gantry_api::k8s_openapi::api::core::v1::{Binding, ObjectReference, Pod, PodCondition};
+use gantry_api::k8s_openapi::api::scheduling::v1beta1::PodGroup;
 use gantry_client::{Api, DeleteParams, Patch, PatchParams, PostParams};
 use serde_json::json;
 use std::sync::Arc;
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
+/// Condition of a PodGroup whose minimum was placed once.
+const POD_GROUP_SCHEDULED: &str = "PodGroupInitiallyScheduled";
+
 /// Pods to evict for another.
 pub(crate) struct Preemption {
-    pub(crate) candidate: Candidate,
+    pub(crate) victims: Vec<Arc<PodInfo>>,
     pub(crate) node: String,
     /// Pods of lower priority that were promised the node.
     pub(crate) losers: Vec<Arc<PodInfo>>,
@@ -38,26 +42,43 @@ impl Scheduler {
             if let Err(error) = bound {
                 let message = format!("running PreBind plugin \"VolumeBinding\": {error}");
                 self.recorder.warning(pod.pod.as_ref(), "FailedScheduling", &message);
-                self.take_back(pod, |queue| queue.failed(&pod.uid, Instant::now()));
+                self.take_back(pod, true);
                 return;
             }
         }
         self.bind(pod, node).await;
     }
 
-    /// Undoes a placement that was assumed.
-    fn take_back(&self, pod: &PodInfo, then: impl FnOnce(&mut Queue)) {
+    /// Undoes a placement that was assumed; the pod is tried again later, or forgotten.
+    pub(crate) fn take_back(&self, pod: &Arc<PodInfo>, again: bool) {
         let mut state = self.state.lock();
+        let now = Instant::now();
         if state.assumed.remove(&pod.uid).is_some() {
             state.snapshot.displace(&pod.uid);
-            state.queue.changed(ClusterChange::PodGone, Instant::now());
+            state.queue.changed(ClusterChange::PodGone, now);
         }
-        then(&mut state.queue);
+        if let Some(group) = &pod.group {
+            if again {
+                state.groups.wait(group, pod.clone());
+            } else {
+                state.groups.forget(group, &pod.uid);
+            }
+            state.sync_group(&group.id, false);
+            if again {
+                state.queue.failed(&group.id, now);
+            }
+        }
+        if again {
+            state.queue.failed(&pod.uid, now);
+        } else {
+            state.queue.remove(&pod.uid);
+        }
         drop(state);
         self.wake.notify_one();
     }
 
-    async fn bind(&self, pod: &Arc<PodInfo>, node: &str) {
+    /// Returns whether the pod is bound.
+    pub(crate) async fn bind(&self, pod: &Arc<PodInfo>, node: &str) -> bool {
         let mut binding = Binding::default();
         binding.metadata.name = Some(pod.name.clone());
         binding.metadata.namespace = Some(pod.namespace.clone());
@@ -71,15 +92,17 @@ impl Scheduler {
                 self.recorder.normal(pod.pod.as_ref(), "Scheduled", &message);
                 // Where the informer showed the pod already, it is out of the queue; where not, nothing may take it again.
                 self.state.lock().queue.remove(&pod.uid);
+                true
             }
             Err(error) => {
                 if error.is("NotFound") {
                     debug!(pod = pod.key, "pod went away before it was bound");
-                    self.take_back(pod, |queue| queue.remove(&pod.uid));
+                    self.take_back(pod, false);
                 } else {
                     warn!(pod = pod.key, node, %error, "binding failed; will retry");
-                    self.take_back(pod, |queue| queue.failed(&pod.uid, Instant::now()));
+                    self.take_back(pod, true);
                 }
+                false
             }
         }
     }
@@ -127,6 +150,33 @@ impl Scheduler {
         self.patch_status(pod, json!({ "metadata": { "uid": pod.uid }, "status": status })).await;
     }
 
+    /// Writes the condition of a PodGroup: that it was scheduled, which stays so, or why it is not.
+    pub(crate) async fn tell_group(&self, group: &Membership, namespace: &str, problem: Option<&str>) {
+        // The groups of annotations have no object.
+        let Some(known) = self.pod_groups.as_ref().filter(|_| group.min_count.is_none()) else { return };
+        let Some(object) = known.get(namespace, &group.name) else { return };
+        let conditions = object.status.as_ref().and_then(|s| s.conditions.as_deref()).unwrap_or_default();
+        let present = conditions.iter().find(|c| c.type_ == POD_GROUP_SCHEDULED);
+        let (status, reason) = if problem.is_none() { ("True", "Scheduled") } else { ("False", "Unschedulable") };
+        let message = problem.unwrap_or("All required pods have been successfully scheduled");
+        if present.is_some_and(|c| c.status == "True" || (c.status == status && c.message == message)) {
+            return;
+        }
+        let since = present.filter(|c| c.status == status).map(|c| c.last_transition_time.clone());
+        let patch = json!({ "metadata": { "uid": object.metadata.uid }, "status": { "conditions": [{
+            "type": POD_GROUP_SCHEDULED, "status": status, "reason": reason, "message": message,
+            "lastTransitionTime": since.unwrap_or_else(|| self.clock.time()),
+        }]}});
+        let api = Api::<PodGroup>::namespaced(self.client.clone(), namespace);
+        let result = api.patch_status(&group.name, &PatchParams::default(), &Patch::Strategic(patch)).await;
+        if let Err(error) = result
+            && !error.is("NotFound")
+            && !error.is("Conflict")
+        {
+            warn!(group = group.name, %error, "cannot patch status of pod group");
+        }
+    }
+
     async fn patch_status(&self, pod: &PodInfo, patch: serde_json::Value) {
         let api = Api::<Pod>::namespaced(self.client.clone(), &pod.namespace);
         let result = api.patch_status(&pod.name, &PatchParams::default(), &Patch::Strategic(patch)).await;
@@ -144,7 +194,7 @@ impl Scheduler {
             let patch = json!({ "metadata": { "uid": loser.uid }, "status": { "nominatedNodeName": null } });
             self.patch_status(loser, patch).await;
         }
-        for victim in &preemption.candidate.victims {
+        for victim in &preemption.victims {
             if victim.is_terminating() {
                 continue;
             }

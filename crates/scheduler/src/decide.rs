@@ -13,10 +13,30 @@ use crate::filter::{self, Rejection, Usage};
 use crate::pod::PodInfo;
 use crate::profile::Profile;
 use crate::score::{Greatest, Parts};
-use crate::snapshot::{Row, Snapshot};
+use crate::snapshot::{KeyId, Row, Snapshot, ValueId};
 use crate::spread::DefaultConstraints;
 use std::collections::HashMap;
 use std::sync::Arc;
+
+/// Nodes with the same value of a label, to which a group is confined.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Domain {
+    /// The label; None where no node ever had it.
+    pub key: Option<KeyId>,
+    /// The value; 0 where a node lacks the label, which makes no domain.
+    pub value: ValueId,
+}
+
+impl Domain {
+    /// No node is in it.
+    pub const NOWHERE: Self = Self { key: None, value: 0 };
+
+    /// Whether a node is in it.
+    #[must_use]
+    pub fn holds(&self, snapshot: &Snapshot, row: Row) -> bool {
+        self.value != 0 && self.key.is_some_and(|key| snapshot.value(key, row) == self.value)
+    }
+}
 
 /// A pod to place, and what its placement depends on besides the snapshot.
 #[derive(Clone, Copy, Debug)]
@@ -29,6 +49,8 @@ pub struct Request<'a> {
     pub volumes: Option<&'a Arc<PodVolumes>>,
     /// Waiting pods that were promised a node, with its name.
     pub nominated: &'a [(String, Arc<PodInfo>)],
+    /// Where its group is confined to.
+    pub domain: Option<Domain>,
 }
 
 /// No node takes the pod.
@@ -104,7 +126,7 @@ impl Decider {
         request: &Request<'_>,
         draw: &mut dyn FnMut(u64) -> u64,
     ) -> Result<Row, Box<Rejected>> {
-        let Request { pod, defaults, volumes, nominated } = *request;
+        let Request { pod, defaults, volumes, nominated, domain } = *request;
         self.feasible.clear();
         self.ranked.clear();
         let profile = self.profile.clone();
@@ -130,7 +152,16 @@ impl Decider {
         };
         let rivals = rivals_by_row(snapshot, pod, nominated);
         let mut known: Vec<Arc<Rejection>> = Vec::new();
+        let elsewhere = domain.map(|domain| {
+            let reason = "node(s) didn't match the pod group's topology domain";
+            (domain, Arc::new(Rejection::one("TopologyPlacement", reason, true)))
+        });
         let mut check = |local: &mut Local, row: Row| -> Result<(), Arc<Rejection>> {
+            if let Some((domain, elsewhere)) = &elsewhere
+                && !domain.holds(snapshot, row)
+            {
+                return Err(elsewhere.clone());
+            }
             local.check(snapshot, row, pod, &profile)?;
             let rest = match (whole, cross.as_deref()) {
                 (Some(cycle), _) => {

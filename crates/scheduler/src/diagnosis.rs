@@ -1,5 +1,6 @@
 //! Why a pod did not fit: the reasons per node, and the sentence made of them.
 
+use crate::devices::PodDevices;
 use crate::filter::Rejection;
 use crate::snapshot::Row;
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,8 +15,16 @@ pub struct Diagnosis {
     pub rejections: Vec<(Row, Arc<Rejection>)>,
     /// Why no node was even looked at, where that is so; the rejections are then all alike.
     pub refusal: Option<String>,
+    /// What is wrong with the pod's claims of devices, where no node was worth a try; nothing else matters then.
+    pub error: Option<String>,
+    /// The pod's claims of devices.
+    pub devices: Option<Arc<PodDevices>>,
+    /// What giving up devices came to, where preemption did not help either.
+    pub deallocation: Option<String>,
     /// What preemption found, per reason.
     pub preemption: BTreeMap<String, usize>,
+    /// Where the pod waits for others of its group: what is said before its own reasons, and after them.
+    pub group: Option<(String, String)>,
 }
 
 impl Diagnosis {
@@ -40,6 +49,16 @@ impl Diagnosis {
     /// The sentence of the event and of the PodScheduled condition.
     #[must_use]
     pub fn message(&self) -> String {
+        match &self.group {
+            None => self.own_message(),
+            // It would fit; what keeps it waiting are the others.
+            Some((before, after)) if self.rejections.is_empty() && self.nodes > 0 => format!("{before}{after}"),
+            Some((before, after)) => format!("{before}: {}{after}", self.own_message()),
+        }
+    }
+
+    /// The same without what is said of the pod's group.
+    fn own_message(&self) -> String {
         if self.nodes == 0 {
             return "no nodes available to schedule pods".to_owned();
         }
@@ -88,13 +107,24 @@ mod tests {
                 (1, rejection(&["Insufficient cpu"])),
             ],
             refusal: None,
+            error: None,
+            devices: None,
+            deallocation: Some("no new claims to deallocate".to_owned()),
+            group: None,
             preemption: [("No preemption victims found for incoming pod".to_owned(), 2)].into(),
         };
         assert_eq!(
             d.message(),
             "0/2 nodes are available: 1 Too many pods, 2 Insufficient cpu. \
-             preemption: 0/2 nodes are available: 2 No preemption victims found for incoming pod."
+             no new claims to deallocate, preemption: 0/2 nodes are available: \
+             2 No preemption victims found for incoming pod."
         );
+        let group = Some(("2 of 4 fit".to_owned(), " no preemption".to_owned()));
+        let fits = Diagnosis { nodes: 2, group: group.clone(), ..Diagnosis::default() };
+        assert_eq!(fits.message(), "2 of 4 fit no preemption");
+        let rejections = vec![(0, rejection(&["Insufficient cpu"]))];
+        let not = Diagnosis { nodes: 2, rejections, group, ..Diagnosis::default() };
+        assert_eq!(not.message(), "2 of 4 fit: 0/2 nodes are available: 1 Insufficient cpu. no preemption");
         assert_eq!(Diagnosis::default().message(), "no nodes available to schedule pods");
     }
 }

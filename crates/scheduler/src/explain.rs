@@ -281,7 +281,12 @@ impl Scheduler {
         }
         let state = &mut *state;
         let placed = state.snapshot.row_of_pod(&uid).map(|row| state.snapshot.names[row].clone());
-        let standing = state.queue.standing(&uid, Instant::now());
+        let now = Instant::now();
+        let of_group = pod.group.as_ref().and_then(|g| state.queue.standing(&g.id, now)).filter(|_| placed.is_none());
+        let standing = of_group.or_else(|| state.queue.standing(&uid, now));
+        if let Some(group) = pod.group.as_ref().and_then(|g| state.groups.explain(&g.id)) {
+            out["group"] = group;
+        }
         out["state"] = json!(match (&placed, &standing) {
             (Some(_), _) => "Placed",
             (None, Some(s)) => s.place,
@@ -325,11 +330,12 @@ impl Scheduler {
             Cycle::new(snapshot, pod.clone(), &defaults, profile).with(snapshot, pod.clone(), volumes.clone());
         let mut decider = Decider::new(Profile { percentage: 100, ..(**profile).clone() });
         let nominated = state.queue.nominations();
-        let request = Request { pod, defaults: &defaults, volumes: volumes.as_ref(), nominated: &nominated };
+        let request =
+            Request { pod, defaults: &defaults, volumes: volumes.as_ref(), nominated: &nominated, domain: None };
         let outcome = decider.decide(snapshot, &request, &mut |_| 0);
         let possible = outcome.is_ok();
         if let Err(rejected) = outcome {
-            out["message"] = json!(self.failure(snapshot, &state.queue, *rejected).diagnosis.message());
+            out["message"] = json!(self.failure(snapshot, &state.queue, &state.groups, *rejected).diagnosis.message());
         }
         let budgets: Vec<Budget> = self.budgets.list().iter().filter_map(|b| Budget::new(b)).collect();
         let mut remedies = Remedies(Vec::new());

@@ -1,5 +1,6 @@
 //! A pod as the scheduler sees it: everything the plugins ask for, computed once.
 
+use crate::gang::Membership;
 use gantry_api::core::placement::{self, HostPort};
 use gantry_api::k8s_openapi::api::core::v1 as core;
 use gantry_api::meta::labels::Selector;
@@ -135,6 +136,8 @@ pub struct PodInfo {
     pub preferred: Vec<AffinityTerm>,
     /// Priority.
     pub priority: i32,
+    /// The group it is placed with.
+    pub group: Option<Membership>,
     /// Keys `namespace/name` of the claims it uses.
     pub claims: Vec<String>,
     labels: BTreeMap<String, String>,
@@ -190,6 +193,7 @@ impl PodInfo {
             anti_affinity: required(anti.and_then(|a| a.required_during_scheduling_ignored_during_execution.as_ref())),
             preferred,
             priority: spec.priority.unwrap_or(0),
+            group: Membership::of(&pod),
             claims: spec
                 .volumes
                 .iter()

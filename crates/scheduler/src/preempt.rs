@@ -49,6 +49,21 @@ impl Budget {
     }
 }
 
+impl Budget {
+    fn covers(&self, pod: &PodInfo) -> bool {
+        self.namespace == pod.namespace
+            && !self.selector.is_empty()
+            && self.selector.matches(pod.labels())
+            && !self.disrupted.contains(&pod.name)
+    }
+
+    /// Counts evictions that are planned already.
+    pub fn spend(&mut self, victims: &[Arc<PodInfo>]) {
+        let spent = victims.iter().filter(|v| self.covers(v)).count();
+        self.allowed = self.allowed.saturating_sub(i32::try_from(spent).unwrap_or(i32::MAX));
+    }
+}
+
 /// Whether a pod may preempt at all; the reason where not. `diagnosis` is of the attempt that just failed.
 ///
 /// # Errors
@@ -200,11 +215,7 @@ fn spare(what_if: &mut WhatIf<'_>, mut potential: Vec<Arc<PodInfo>>, budgets: &[
     let (violating, other): (Vec<_>, Vec<_>) = potential.into_iter().partition(|p| {
         let mut violates = false;
         for (budget, left) in budgets.iter().zip(&mut allowed) {
-            let covered = budget.namespace == p.namespace
-                && !budget.selector.is_empty()
-                && budget.selector.matches(p.labels())
-                && !budget.disrupted.contains(&p.name);
-            if covered {
+            if budget.covers(p) {
                 *left -= 1;
                 violates |= *left < 0;
             }

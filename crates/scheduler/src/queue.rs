@@ -24,15 +24,23 @@ pub enum ClusterChange {
     NamespaceUpdated,
     /// A claim, a volume, a class or what a node's drivers can do changed.
     Storage,
+    /// Devices came, are free again, or lost a taint.
+    Devices,
+    /// A class of devices came or changed.
+    DeviceClass,
 }
 
 impl ClusterChange {
     /// Whether it may undo a rejection by `plugin` (the default queueing hints).
     #[must_use]
     pub fn may_help(self, plugin: &str) -> bool {
-        use ClusterChange::{NamespaceUpdated, NodeAdded, NodeUpdated, PodGone, PodPlaced, Storage};
+        use ClusterChange::{
+            DeviceClass, Devices, NamespaceUpdated, NodeAdded, NodeUpdated, PodGone, PodPlaced, Storage,
+        };
         match plugin {
-            "NodeResourcesFit" | "NodePorts" => matches!(self, NodeAdded | NodeUpdated | PodGone),
+            "NodeResourcesFit" => matches!(self, NodeAdded | NodeUpdated | PodGone | DeviceClass),
+            "NodePorts" => matches!(self, NodeAdded | NodeUpdated | PodGone),
+            "DynamicResources" => matches!(self, NodeAdded | NodeUpdated | Devices | DeviceClass),
             "NodeAffinity" | "TaintToleration" | "NodeUnschedulable" | "NodeName" => {
                 matches!(self, NodeAdded | NodeUpdated)
             }
@@ -46,11 +54,16 @@ impl ClusterChange {
     }
 }
 
-/// A waiting pod.
+/// What waits: a pod, or the pods of a group that are placed together.
 #[derive(Clone, Debug)]
 pub struct Waiting {
-    /// The pod.
-    pub pod: Arc<PodInfo>,
+    /// What the queue knows it by: a pod's UID, or what names the group.
+    pub id: String,
+    /// The pod, or those of the group.
+    pub pods: Vec<Arc<PodInfo>>,
+    /// Whether the pods are of a group that is placed together.
+    pub together: bool,
+    priority: i32,
     /// Failed attempts so far.
     pub attempts: u32,
     /// Order of arrival, for pods of equal priority.
@@ -86,7 +99,7 @@ pub struct Standing {
 
 type Rank = (std::cmp::Reverse<i32>, u64);
 
-/// The queue. Keyed by pod UID.
+/// The queue. Keyed by what entries are known by, see [`Waiting`].
 #[derive(Debug)]
 pub struct Queue {
     /// First back-off after a failed attempt; doubles with each.
@@ -106,7 +119,7 @@ pub struct Queue {
 }
 
 fn rank(waiting: &Waiting) -> Rank {
-    (std::cmp::Reverse(waiting.pod.priority), waiting.sequence)
+    (std::cmp::Reverse(waiting.priority), waiting.sequence)
 }
 
 /// Stands for every plugin, where none was named.
@@ -144,23 +157,49 @@ impl Queue {
 
     /// Adds or replaces a pod that has no node yet. A changed pod is tried at once, unless it is in flight.
     pub fn put(&mut self, pod: Arc<PodInfo>, spec_changed: bool) {
-        let uid = pod.uid.clone();
-        let (mut waiting, place) = match self.pods.get(&uid) {
-            Some((w, p)) => (w.clone(), Some(*p)),
-            None => {
-                self.next_sequence += 1;
-                let sequence = self.next_sequence;
-                (Waiting { pod: pod.clone(), attempts: 0, sequence, rejected_by: BTreeSet::new() }, None)
-            }
-        };
-        waiting.pod = pod;
-        let next = match place {
+        let (uid, priority, held) = (pod.uid.clone(), pod.priority, is_gated(&pod));
+        let entry = self.entry(&uid);
+        self.enter(Waiting { pods: vec![pod], together: false, priority, ..entry }, held, spec_changed);
+    }
+
+    /// Adds or replaces the waiting pods of a group. While it is `held` it is not tried; it is tried at once where pods
+    /// came to it or `changed` says so. Its place is by `priority`, or by the lowest of its pods.
+    pub fn put_group(&mut self, id: &str, pods: Vec<Arc<PodInfo>>, priority: Option<i32>, held: bool, changed: bool) {
+        let entry = self.entry(id);
+        let is_new = |p: &Arc<PodInfo>| !entry.pods.iter().any(|known| known.uid == p.uid);
+        let changed = changed || pods.iter().any(is_new);
+        for gone in entry.pods.iter().filter(|known| !pods.iter().any(|p| p.uid == known.uid)) {
+            self.nominated.remove(&gone.uid);
+        }
+        let priority = priority.or_else(|| pods.iter().map(|p| p.priority).min()).unwrap_or(0);
+        self.enter(Waiting { pods, together: true, priority, ..entry }, held, changed);
+    }
+
+    /// The entry as it is, or a new one with no pods.
+    fn entry(&mut self, id: &str) -> Waiting {
+        if let Some((waiting, _)) = self.pods.get(id) {
+            return waiting.clone();
+        }
+        self.next_sequence += 1;
+        Waiting {
+            id: id.to_owned(),
+            pods: Vec::new(),
+            together: false,
+            priority: 0,
+            attempts: 0,
+            sequence: self.next_sequence,
+            rejected_by: BTreeSet::new(),
+        }
+    }
+
+    fn enter(&mut self, waiting: Waiting, held: bool, changed: bool) {
+        let next = match self.pods.get(&waiting.id).map(|(_, place)| *place) {
             Some(Place::InFlight) => Place::InFlight,
-            _ if is_gated(&waiting.pod) => Place::Gated,
-            Some(p @ (Place::Backoff(_) | Place::Unschedulable(_))) if !spec_changed => p,
+            _ if held => Place::Gated,
+            Some(p @ (Place::Backoff(_) | Place::Unschedulable(_))) if !changed => p,
             _ => Place::Active,
         };
-        self.set(uid, waiting, next);
+        self.set(waiting.id.clone(), waiting, next);
     }
 
     fn set(&mut self, uid: String, waiting: Waiting, place: Place) {
@@ -180,18 +219,22 @@ impl Queue {
             }
             Place::Gated | Place::InFlight => {}
         }
-        if waiting.pod.nominated_node().is_some() {
-            self.nominated.insert(uid.clone(), waiting.pod.clone());
-        } else {
-            self.nominated.remove(&uid);
+        for pod in &waiting.pods {
+            if pod.nominated_node().is_some() {
+                self.nominated.insert(pod.uid.clone(), pod.clone());
+            } else {
+                self.nominated.remove(&pod.uid);
+            }
         }
         self.pods.insert(uid, (waiting, place));
     }
 
-    /// Forgets a pod that was bound or deleted.
-    pub fn remove(&mut self, uid: &str) {
-        self.nominated.remove(uid);
-        self.take(uid);
+    /// Forgets a pod that was bound or deleted, or a group of which none waits any more.
+    pub fn remove(&mut self, id: &str) {
+        self.nominated.remove(id);
+        if let Some((waiting, _)) = self.take(id) {
+            waiting.pods.iter().for_each(|p| drop(self.nominated.remove(&p.uid)));
+        }
     }
 
     /// Takes a pod out of everything but the nominations.
@@ -220,7 +263,7 @@ impl Queue {
         Some((waiting, place))
     }
 
-    /// Takes the pod to place next.
+    /// Takes what is to be placed next.
     pub fn pop(&mut self, now: Instant) -> Option<Waiting> {
         self.expire(now);
         let (_, uid) = self.active.pop_first()?;
@@ -355,7 +398,7 @@ mod tests {
     }
 
     fn popped(q: &mut Queue) -> Option<String> {
-        q.pop(Instant::now()).map(|w| w.pod.uid.clone())
+        q.pop(Instant::now()).map(|w| w.id)
     }
 
     #[tokio::test(start_paused = true)]
@@ -371,6 +414,27 @@ mod tests {
         );
         q.put(pod("g", 9, false), true);
         assert_eq!(popped(&mut q), Some("g".into()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_group_is_one_entry() {
+        let mut q = Queue::new(Duration::from_secs(1), Duration::from_secs(10));
+        let (a, b) = (pod("a", 3, false), pod("b", 1, false));
+        q.put_group("g", vec![a.clone()], None, true, false);
+        q.put(pod("c", 2, false), false);
+        assert_eq!((popped(&mut q), q.depths()), (Some("c".into()), (1, 0, 0, 1)));
+        q.put_group("g", vec![a.clone(), b.clone()], None, false, false);
+        q.put(pod("d", 2, false), false);
+        // It is as urgent as its least urgent pod.
+        assert_eq!([popped(&mut q), popped(&mut q)], [Some("d".into()), Some("g".into())]);
+        q.unschedulable("g", BTreeSet::new(), Instant::now());
+        q.put_group("g", vec![a.clone(), b.clone()], None, false, false);
+        assert_eq!(popped(&mut q), None);
+        q.put_group("g", vec![a, b, pod("e", 1, false)], None, false, false);
+        let group = q.pop(Instant::now()).unwrap();
+        assert_eq!((group.pods.len(), group.together, group.attempts), (3, true, 1));
+        q.remove("g");
+        assert!(q.standing("g", Instant::now()).is_none());
     }
 
     #[tokio::test(start_paused = true)]

@@ -3,11 +3,12 @@
 use crate::bind::{Failure, Preemption};
 use crate::config::Configuration;
 use crate::cycle::Cycle;
-use crate::decide::{Decider, Rejected, Request};
+use crate::decide::{Decider, Domain, Rejected, Request};
 use crate::defaults::Owners;
 use crate::diagnosis::Diagnosis;
 use crate::filter::Rejection;
 use crate::filter::volumes::{self, Assignment};
+use crate::gang::Groups;
 use crate::pod::PodInfo;
 use crate::preempt::{self, Budget};
 use crate::queue::{ClusterChange, Queue, Waiting};
@@ -17,6 +18,7 @@ use gantry_api::clock::Clock;
 use gantry_api::entropy::Entropy;
 use gantry_api::k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use gantry_api::k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use gantry_api::k8s_openapi::api::scheduling::v1beta1::PodGroup;
 use gantry_client::Client;
 use gantry_reconcile::{Change, EventRecorder, Informer, Informers};
 use parking_lot::Mutex;
@@ -40,6 +42,8 @@ pub struct SchedulerConfig {
     pub clock: Clock,
     /// Chance, for ties.
     pub entropy: Entropy,
+    /// Whether PodGroups are served.
+    pub pod_groups: bool,
     /// Through which this scheduler is asked why.
     pub explainer: Explainer,
 }
@@ -49,6 +53,8 @@ pub(crate) struct State {
     pub(crate) queue: Queue,
     /// Pods placed by decision whose binding the informer has not shown yet.
     pub(crate) assumed: HashMap<String, Arc<PodInfo>>,
+    /// Pods that are placed together.
+    pub(crate) groups: Groups,
     /// By the name of their profile.
     pub(crate) deciders: HashMap<String, Decider>,
 }
@@ -65,6 +71,7 @@ pub(crate) struct Scheduler {
     pub(crate) owners: Owners,
     pub(crate) volumes: Volumes,
     pub(crate) pods: Informer<Pod>,
+    pub(crate) pod_groups: Option<Informer<PodGroup>>,
 }
 
 /// Asks a running scheduler why; cheap to clone. Knows nothing until one runs.
@@ -84,7 +91,7 @@ pub async fn run(client: Client, informers: &Informers, config: SchedulerConfig,
     let pods = informers.get::<Pod>();
     let nodes = informers.get::<Node>();
     let namespaces = informers.get::<Namespace>();
-    let SchedulerConfig { configuration, clock, entropy, explainer } = config;
+    let SchedulerConfig { configuration, clock, entropy, pod_groups, explainer } = config;
     let Configuration { profiles, backoff_initial, backoff_max } = configuration;
     let component = profiles.first().map_or("default-scheduler", |p| p.name.as_str());
     let scheduler = Arc::new(Scheduler {
@@ -95,6 +102,7 @@ pub async fn run(client: Client, informers: &Informers, config: SchedulerConfig,
             snapshot: Snapshot::default(),
             queue: Queue::new(backoff_initial, backoff_max),
             assumed: HashMap::new(),
+            groups: Groups::default(),
             deciders: profiles.into_iter().map(|p| (p.name.clone(), Decider::new(p))).collect(),
         }),
         wake: Notify::new(),
@@ -102,6 +110,7 @@ pub async fn run(client: Client, informers: &Informers, config: SchedulerConfig,
         budgets: informers.get(),
         owners: Owners::new(informers),
         pods: pods.clone(),
+        pod_groups: pod_groups.then(|| informers.get()),
         clock,
         entropy,
     });
@@ -111,6 +120,11 @@ pub async fn run(client: Client, informers: &Informers, config: SchedulerConfig,
     nodes.on_change(move |c| s.node_changed(c));
     let s = scheduler.clone();
     namespaces.on_change(move |c| s.namespace_changed(c));
+    // Before the pods, so that their groups are known.
+    if let Some(groups) = &scheduler.pod_groups {
+        let s = scheduler.clone();
+        groups.on_change(move |c| s.group_changed(c));
+    }
     let s = scheduler.clone();
     pods.on_change(move |c| s.pod_changed(c));
     // In this order, so that what makes a claim bound is known when the claim is.
@@ -166,6 +180,19 @@ impl Scheduler {
         }
     }
 
+    fn group_changed(&self, change: &Change<PodGroup>) {
+        let mut state = self.state.lock();
+        let id = match change {
+            Change::Deleted(group) => state.groups.withdraw(group),
+            Change::Added(group) | Change::Modified { new: group, .. } => state.groups.declare(group),
+        };
+        // Our own reports in its status are no reason to try again.
+        let changed = change.old().is_none_or(|old| old.spec != change.object().spec);
+        state.sync_group(&id, changed);
+        drop(state);
+        self.wake.notify_one();
+    }
+
     fn storage_changed(&self) {
         self.state.lock().queue.changed(ClusterChange::Storage, Instant::now());
         self.wake.notify_one();
@@ -180,6 +207,7 @@ impl Scheduler {
         if gone {
             state.assumed.remove(&info.uid);
             state.queue.remove(&info.uid);
+            state.left_group(&info);
             if state.snapshot.displace(&info.uid).is_some() {
                 state.queue.changed(ClusterChange::PodGone, now);
                 self.wake.notify_one();
@@ -196,7 +224,11 @@ impl Scheduler {
                 old.requests != info.requests || (info.is_terminating() && !old.is_terminating())
             });
             let relabelled = change.old().is_some_and(|old| old.metadata.labels != info.pod.metadata.labels);
-            state.snapshot.place(info, &node);
+            state.snapshot.place(info.clone(), &node);
+            if let Some(group) = &info.group {
+                state.groups.place(group, info.clone());
+                state.sync_group(&group.id, false);
+            }
             if shrank {
                 state.queue.changed(ClusterChange::PodGone, now);
             }
@@ -211,13 +243,19 @@ impl Scheduler {
         }
         if info.is_terminating() {
             state.queue.remove(&info.uid);
+            state.left_group(&info);
             return;
         }
         // Our own status patches come back as changes; only what a person or controller changed is a reason to retry.
         let changed = change
             .old()
             .is_some_and(|old| old.spec != info.pod.spec || old.metadata.labels != info.pod.metadata.labels);
-        state.queue.put(info, changed);
+        if let Some(group) = info.group.clone() {
+            state.groups.wait(&group, info);
+            state.sync_group(&group.id, changed);
+        } else {
+            state.queue.put(info, changed);
+        }
         self.wake.notify_one();
     }
 
@@ -253,10 +291,19 @@ impl Scheduler {
         }
     }
 
-    /// Decides on one pod and sets what follows in motion.
+    /// Decides on one pod, or on a group, and sets what follows in motion.
     async fn attempt(self: &Arc<Self>, waiting: Waiting) {
-        let pod = waiting.pod;
         let Ok(permit) = self.bindings.clone().acquire_owned().await else { return };
+        let scheduler = self.clone();
+        if waiting.together {
+            let outcome = self.decide_group(&mut self.state.lock(), &waiting);
+            tokio::spawn(async move {
+                scheduler.bind_group(outcome).await;
+                drop(permit);
+            });
+            return;
+        }
+        let Some(pod) = waiting.pods.into_iter().next() else { return };
         let decision = {
             let mut state = self.state.lock();
             let decision = self.decide(&mut state, &pod);
@@ -264,6 +311,9 @@ impl Scheduler {
                 Ok((node, assignment)) => {
                     state.snapshot.place(pod.clone(), node);
                     state.assumed.insert(pod.uid.clone(), pod.clone());
+                    if let Some(group) = &pod.group {
+                        state.groups.place(group, pod.clone());
+                    }
                     self.volumes.promise(assignment);
                 }
                 Err(failure) => {
@@ -272,7 +322,6 @@ impl Scheduler {
             }
             decision
         };
-        let scheduler = self.clone();
         tokio::spawn(async move {
             match decision {
                 Ok((node, assignment)) => scheduler.bind_all(&pod, &node, &assignment).await,
@@ -284,16 +333,30 @@ impl Scheduler {
 
     /// The node for a pod, and how its claims are met there.
     fn decide(&self, state: &mut State, pod: &Arc<PodInfo>) -> Result<(String, Assignment), Box<Failure>> {
+        let outcome = self.choose(state, pod, None, &[]);
+        let State { snapshot, queue, groups, .. } = state;
+        outcome.map_err(|rejected| Box::new(self.failure(snapshot, queue, groups, *rejected)))
+    }
+
+    /// The node for a pod within a domain, and how its claims are met there. What was promised to `fellows` does not
+    /// stand in its way.
+    pub(crate) fn choose(
+        &self,
+        state: &mut State,
+        pod: &Arc<PodInfo>,
+        domain: Option<Domain>,
+        fellows: &[Arc<PodInfo>],
+    ) -> Result<(String, Assignment), Box<Rejected>> {
         let State { snapshot, queue, deciders, .. } = state;
-        let Some(decider) = deciders.get_mut(pod.scheduler()) else {
-            return Err(Box::new(Failure { diagnosis: Diagnosis::default(), preemption: None, gives_up: false }));
-        };
+        let decider = deciders.get_mut(pod.scheduler()).expect("only pods of a profile are queued");
         let defaults = self.owners.constraints(pod, decider.profile());
-        let outcome = match self.volumes.of_pod(pod) {
+        match self.volumes.of_pod(pod) {
             Ok(volumes) => {
                 let volumes = volumes.map(Arc::new);
-                let nominated = queue.nominations();
-                let request = Request { pod, defaults: &defaults, volumes: volumes.as_ref(), nominated: &nominated };
+                let mut nominated = queue.nominations();
+                nominated.retain(|(_, promised)| !fellows.iter().any(|f| f.uid == promised.uid));
+                let request =
+                    Request { pod, defaults: &defaults, volumes: volumes.as_ref(), nominated: &nominated, domain };
                 let chosen = decider.decide(snapshot, &request, &mut |equals| self.entropy.below(equals));
                 chosen.map(|row| {
                     let assigned = volumes.as_ref().and_then(|v| volumes::assign(snapshot, row, v));
@@ -304,12 +367,11 @@ impl Scheduler {
                 let cycle = Cycle::new(snapshot, pod.clone(), &defaults, decider.profile());
                 Err(Box::new(Rejected { diagnosis: refused(snapshot, refusal), cycle }))
             }
-        };
-        outcome.map_err(|rejected| Box::new(self.failure(snapshot, queue, *rejected)))
+        }
     }
 
     /// What follows from there being no node: pods to evict, or why that does not help.
-    pub(crate) fn failure(&self, snapshot: &Snapshot, queue: &Queue, rejected: Rejected) -> Failure {
+    pub(crate) fn failure(&self, snapshot: &Snapshot, queue: &Queue, groups: &Groups, rejected: Rejected) -> Failure {
         let Rejected { mut diagnosis, mut cycle } = rejected;
         let pod = cycle.pod.clone();
         let (mut preemption, mut gives_up) = (None, false);
@@ -331,11 +393,22 @@ impl Scheduler {
                 }
             }
         }
-        let preemption = preemption.map(|candidate| {
+        let preemption = preemption.and_then(|candidate| {
+            let mut victims: Vec<Arc<PodInfo>> = Vec::new();
+            for victim in &candidate.victims {
+                victims.extend(groups.disrupted_with(victim));
+            }
+            victims.sort_by(|a, b| a.uid.cmp(&b.uid));
+            victims.dedup_by(|a, b| a.uid == b.uid);
+            victims.sort_by_key(|v| std::cmp::Reverse(v.priority));
+            // A group that is evicted as a whole stays where one of its pods is no less important.
+            if victims.first().is_some_and(|v| v.priority >= pod.priority) {
+                return None;
+            }
             let node = snapshot.names[candidate.row].clone();
             let losers = queue.nominated_for(&node, &pod.uid);
             let losers = losers.into_iter().filter(|p| p.priority < pod.priority).collect();
-            Preemption { candidate, node, losers }
+            Some(Preemption { victims, node, losers })
         });
         Failure { diagnosis, preemption, gives_up }
     }

@@ -5,6 +5,7 @@ use crate::admission::AdmissionConfig;
 use crate::audit::Audit;
 use crate::encryption::Encryption;
 use gantry_api::k8s_openapi::api::rbac::v1::PolicyRule;
+use gantry_api::versions::Versions;
 use ipnet::IpNet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -34,8 +35,10 @@ pub struct ServerConfig {
     pub api_audiences: Vec<String>,
     /// Static bearer tokens: token, user, uid, groups.
     pub static_tokens: Vec<(String, String, String, Vec<String>)>,
-    /// Range for ClusterIPs.
+    /// Range for ClusterIPs of the default family.
     pub service_cidr: IpNet,
+    /// Range for ClusterIPs of the other family, in a dual-stack cluster.
+    pub secondary_service_cidr: Option<IpNet>,
     /// Range for node ports, inclusive.
     pub node_port_range: (u16, u16),
     /// Address and port the `kubernetes` Service's endpoint points at.
@@ -48,6 +51,8 @@ pub struct ServerConfig {
     pub audit: Option<Arc<Audit>>,
     /// How what is stored is encrypted; None for not at all.
     pub encryption: Option<Encryption>,
+    /// Versions that are served though they are off by default.
+    pub versions: Versions,
     /// Which admission plugins run and how.
     pub admission: AdmissionConfig,
     /// Extra RBAC: cluster roles of in-process components; each is bound to the ServiceAccount of the same name (without
@@ -55,6 +60,13 @@ pub struct ServerConfig {
     pub component_roles: Vec<ComponentRole>,
     /// Who may ask, and how the server proves itself to others.
     pub access: AccessConfig,
+}
+
+impl ServerConfig {
+    /// The ranges for ClusterIPs, the default family's first.
+    pub fn service_cidrs(&self) -> impl Iterator<Item = &IpNet> {
+        std::iter::once(&self.service_cidr).chain(&self.secondary_service_cidr)
+    }
 }
 
 /// RBAC that an in-process component needs.

@@ -90,7 +90,7 @@ pub struct Server {
 
 /// Everything that is served.
 fn served(registry: &Registry) -> Vec<&'static dyn Resource> {
-    gantry_api::kinds::ALL.iter().copied().chain(registry.learned()).collect()
+    registry.built_in().iter().copied().chain(registry.learned()).collect()
 }
 
 impl Drop for Server {
@@ -115,7 +115,11 @@ impl Server {
         let (stop, gone) = (CancellationToken::new(), CancellationToken::new());
         let config = Arc::new(config);
         let encryption = config.encryption.clone().unwrap_or_else(|| Encryption::none(entropy.clone()));
-        let registry = Registry::new(store, encryption, gantry_api::kinds::ALL.iter().copied(), clock, entropy);
+        for service in encryption.services() {
+            service.prime().await;
+        }
+        let metrics = Metrics::new().with(|registry| encryption.register(registry));
+        let registry = Registry::new(store, encryption, config.versions.served(), clock, entropy);
         registry.start(gone.clone()).await?;
         let mut definitions = crate::crd::Controller::default();
         let restored = definitions.restore(&registry).await;
@@ -145,7 +149,7 @@ impl Server {
         let server = Arc::new(Self {
             registry,
             services,
-            metrics: Metrics::new(),
+            metrics,
             components: Components::default(),
             flow: Flow::new(config.requests_at_once, clock),
             discovery: ArcSwap::from_pointee(Discovery::new(&served, Vec::new())),
@@ -172,6 +176,9 @@ impl Server {
         flow::keeper::keep(&server);
         aggregate::start(&server);
         tokio::spawn(definitions.run(Arc::downgrade(&server), server.stop.clone()));
+        for i in 0..server.registry.encryption().services().len() {
+            tokio::spawn(crate::encryption::keep(server.registry.clone(), i, server.gone.clone()));
+        }
         tokio::spawn(crate::registry::expire::run(server.registry.clone(), server.stop.clone()));
         server.ready.store(true, Ordering::Release);
         Ok(server)

@@ -64,6 +64,7 @@ fn server_config() -> ServerConfig {
     let serving = CertificateParams::new(vec!["localhost".into()]).unwrap();
     let certificate = serving.signed_by(&key, &issuer).unwrap().pem();
     ServerConfig {
+        versions: gantry_api::versions::Versions::default(),
         listen: vec![],
         serving_cert_pem: certificate.clone(),
         serving_key_pem: key.serialize_pem(),
@@ -76,6 +77,7 @@ fn server_config() -> ServerConfig {
         api_audiences: vec!["https://kubernetes.default.svc.cluster.local".into()],
         static_tokens: vec![],
         service_cidr: "10.96.0.0/16".parse().unwrap(),
+        secondary_service_cidr: None,
         node_port_range: (30000, 32767),
         advertise: None,
         request_body_bytes_max: 3 << 20,

@@ -23,6 +23,7 @@ pub fn config() -> &'static ServerConfig {
             .self_signed(&key)
             .expect("a certificate");
         ServerConfig {
+            versions: gantry_api::versions::Versions::default(),
             listen: Vec::new(),
             serving_cert_pem: cert.pem(),
             serving_key_pem: key.serialize_pem(),
@@ -35,6 +36,7 @@ pub fn config() -> &'static ServerConfig {
             api_audiences: vec!["https://kubernetes.default.svc".into()],
             static_tokens: vec![("secret".into(), "admin".into(), "1".into(), vec!["system:masters".into()])],
             service_cidr: "10.96.0.0/16".parse().expect("a range"),
+            secondary_service_cidr: None,
             node_port_range: (30000, 32767),
             advertise: None,
             request_body_bytes_max: 3 << 20,

@@ -5,6 +5,7 @@ use crate::cluster::Cluster;
 use async_trait::async_trait;
 use gantry_api::k8s_openapi::api::core::v1::Pod;
 use gantry_api::k8s_openapi::api::scheduling::v1::PriorityClass;
+use gantry_api::k8s_openapi::api::scheduling::v1beta1::PodGroup;
 use gantry_api::meta::object::Meta;
 use gantry_api::meta::status::ApiError;
 
@@ -16,6 +17,42 @@ pub(super) struct Priority;
 async fn default_class(cluster: &Cluster) -> Result<Option<PriorityClass>, ApiError> {
     let classes = cluster.list::<PriorityClass>("").await?;
     Ok(classes.into_iter().filter(|c| c.global_default == Some(true)).min_by_key(|c| c.value))
+}
+
+/// The class of this name, or the default one where none is named.
+async fn class_of(
+    a: &Attributes<'_>,
+    named: Option<&str>,
+    cluster: &Cluster,
+) -> Result<Option<PriorityClass>, ApiError> {
+    let Some(name) = named else { return default_class(cluster).await };
+    let mut found = cluster.get::<PriorityClass>("", name).await?;
+    if found.is_none() {
+        found = cluster.get_latest::<PriorityClass>("", name).await?;
+    }
+    found.map(Some).ok_or_else(|| a.forbidden(&format!("no PriorityClass with name {name} was found")))
+}
+
+/// A new group gets the priority of its class; that of one that is there does not change.
+async fn resolve_group(a: &mut Attributes<'_>, cluster: &Cluster) -> Result<(), ApiError> {
+    let Some(spec) = a.object_as::<PodGroup>().map(|g| &g.spec) else { return Ok(()) };
+    let named = spec.priority_class_name.clone().filter(|n| !n.is_empty());
+    let given = spec.priority;
+    let class = class_of(a, named.as_deref(), cluster).await?;
+    let value = class.as_ref().and_then(|c| c.value).unwrap_or(0);
+    if let Some(given) = given.filter(|g| *g != value) {
+        return Err(a.forbidden(&format!(
+            "the integer value of priority ({given}) must not be provided in pod group spec; priority admission \
+             controller computed {value} from the given PriorityClass name"
+        )));
+    }
+    if let Some(group) = a.object_as_mut::<PodGroup>() {
+        if named.is_none() {
+            group.spec.priority_class_name = class.map(|c| c.metadata.name().to_owned());
+        }
+        group.spec.priority = Some(value);
+    }
+    Ok(())
 }
 
 async fn resolve(a: &mut Attributes<'_>, cluster: &Cluster) -> Result<(), ApiError> {
@@ -30,16 +67,7 @@ async fn resolve(a: &mut Attributes<'_>, cluster: &Cluster) -> Result<(), ApiErr
         return Ok(());
     }
     let named = spec.priority_class_name.clone().filter(|n| !n.is_empty());
-    let class = match &named {
-        Some(name) => {
-            let mut found = cluster.get::<PriorityClass>("", name).await?;
-            if found.is_none() {
-                found = cluster.get_latest::<PriorityClass>("", name).await?;
-            }
-            Some(found.ok_or_else(|| a.forbidden(&format!("no PriorityClass with name {name} was found")))?)
-        }
-        None => default_class(cluster).await?,
-    };
+    let class = class_of(a, named.as_deref(), cluster).await?;
     let value = class.as_ref().and_then(|c| c.value).unwrap_or(0);
     let policy = class.as_ref().and_then(|c| c.preemption_policy.clone()).unwrap_or_else(|| PREEMPT.into());
     if let Some(given) = spec.priority
@@ -77,6 +105,8 @@ impl MutatingPlugin for Priority {
     async fn admit(&self, a: &mut Attributes<'_>, cluster: &Cluster) -> Result<(), ApiError> {
         if matches!(a.operation, Operation::Create | Operation::Update) && a.is("", "pods", "") {
             resolve(a, cluster).await?;
+        } else if a.operation == Operation::Create && a.is("scheduling.k8s.io", "podgroups", "") {
+            resolve_group(a, cluster).await?;
         }
         Ok(())
     }

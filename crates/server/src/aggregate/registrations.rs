@@ -53,6 +53,7 @@ const BUILT_IN: &[(&str, &str, i32, i32)] = &[
     ("apiextensions.k8s.io", "v1", 16700, 15),
     ("admissionregistration.k8s.io", "v1", 16700, 15),
     ("scheduling.k8s.io", "v1", 16600, 15),
+    ("scheduling.k8s.io", "v1beta1", 16600, 12),
     ("coordination.k8s.io", "v1", 16500, 15),
     ("node.k8s.io", "v1", 16300, 15),
     ("discovery.k8s.io", "v1", 16200, 15),
@@ -96,9 +97,9 @@ fn services() -> &'static dyn Resource {
 }
 
 /// The registrations of built-in versions.
-fn built_in() -> Vec<APIService> {
+fn built_in(kinds: &[&'static dyn Resource]) -> Vec<APIService> {
     let versions: BTreeSet<(&str, &str)> =
-        gantry_api::kinds::ALL.iter().map(|r| (r.info().group, r.info().version)).collect();
+        kinds.iter().map(|r| (r.info().group, r.info().version)).collect();
     let own = versions.into_iter().filter(|(group, _)| *group != OWN_GROUP);
     let mut out: Vec<APIService> = own.map(|(g, v)| object(g, v, Some(ON_START))).collect();
     out.push(object(METRICS.0, METRICS.1, None));
@@ -111,7 +112,7 @@ fn custom(server: &Server) -> BTreeMap<String, APIService> {
         server.registry.learned().iter().map(|r| (r.info().group, r.info().version)).collect();
     // A group may have both kinds; then the version is registered already.
     let built_in: BTreeSet<(&str, &str)> =
-        gantry_api::kinds::ALL.iter().map(|r| (r.info().group, r.info().version)).collect();
+        server.registry.built_in().iter().map(|r| (r.info().group, r.info().version)).collect();
     let own = versions.difference(&built_in).map(|(g, v)| object(g, v, Some(ALWAYS)));
     own.map(|s| (s.metadata.name().to_owned(), s)).collect()
 }
@@ -164,7 +165,7 @@ async fn delete(server: &Server, present: &APIService) -> Result<(), ApiError> {
 /// Where the store refuses.
 pub async fn write(server: &Server) -> Result<(), ApiError> {
     let wanted: BTreeMap<String, APIService> =
-        built_in().into_iter().map(|s| (s.metadata.name().to_owned(), s)).collect();
+        built_in(server.registry.built_in()).into_iter().map(|s| (s.metadata.name().to_owned(), s)).collect();
     let present = stored(server).await?;
     let missing = wanted.iter().filter(|(name, _)| !present.contains_key(*name));
     // Together, so that they share commits of the store.
@@ -214,7 +215,8 @@ mod tests {
 
     #[test]
     fn every_built_in_version_has_a_place_of_its_own() {
-        for service in built_in() {
+        let kinds: Vec<_> = gantry_api::kinds::ALL.iter().chain(gantry_api::kinds::OPTIONAL).copied().collect();
+        for service in built_in(&kinds) {
             let spec = service.spec.as_ref().unwrap();
             assert!(spec.group_priority_minimum != CUSTOM.group, "{:?}", service.metadata.name);
             assert!(service.validate().is_empty(), "{:?}: {:?}", service.metadata.name, service.validate());

@@ -389,7 +389,7 @@ impl Controller {
     async fn serve(&mut self, registry: &Registry, crd: &CustomResourceDefinition) -> Result<(), ApiError> {
         let Some(known) = self.known.get_mut(crd.metadata.name()) else { return Ok(()) };
         let (group, plural) = (&crd.spec.group, &crd.spec.names.plural);
-        let built_in = gantry_api::kinds::ALL.iter().any(|r| r.info().group == group && r.info().plural == plural);
+        let built_in = registry.built_in().iter().any(|r| r.info().group == group && r.info().plural == plural);
         if built_in || !(holds(crd, "NamesAccepted") || holds(crd, "Established")) {
             return Ok(());
         }

@@ -2,6 +2,7 @@
 
 mod conversion;
 pub mod delete;
+mod device_access;
 pub mod draft;
 pub mod expire;
 pub mod hooks;
@@ -38,6 +39,10 @@ pub struct Registry {
     encryption: Encryption,
     /// The caches.
     dispatcher: Arc<Dispatcher>,
+    /// The built-in kinds that are served.
+    built_in: Vec<&'static dyn Resource>,
+    /// Whether pods may refer to PodGroups.
+    serves_pod_groups: bool,
     /// The caches by what they hold; those of custom resources come and go.
     caches: ArcSwap<HashMap<Gvr, Arc<WatchCache>>>,
     /// Time.
@@ -55,16 +60,18 @@ impl Registry {
     pub fn new(
         store: Arc<dyn Store>,
         encryption: Encryption,
-        resources: impl Iterator<Item = &'static dyn Resource>,
+        built_in: Vec<&'static dyn Resource>,
         clock: Clock,
         entropy: Entropy,
     ) -> Arc<Self> {
-        let dispatcher = Arc::new(Dispatcher::new(store.clone(), encryption.clone(), resources));
+        let dispatcher = Arc::new(Dispatcher::new(store.clone(), encryption.clone(), built_in.iter().copied()));
         let caches = ArcSwap::from_pointee(by_gvr(&dispatcher));
         Arc::new_cyclic(|me| Self {
             store,
             encryption,
             dispatcher,
+            serves_pod_groups: built_in.iter().any(|r| (r.info().group, r.info().plural) == ("scheduling.k8s.io", "podgroups")),
+            built_in,
             caches,
             clock,
             entropy,
@@ -107,14 +114,21 @@ impl Registry {
     /// The served resource with this group, version and plural name, built in or learned.
     #[must_use]
     pub fn find(&self, group: &str, version: &str, plural: &str) -> Option<&'static dyn Resource> {
-        gantry_api::kinds::find(group, version, plural)
-            .or_else(|| Some(self.cache_of(group, version, plural)?.resource).filter(|r| is_served(*r)))
+        let asked = |i: &ResourceInfo| i.group == group && i.version == version && i.plural == plural;
+        let built_in = self.built_in.iter().copied().find(|r| asked(r.info()));
+        built_in.or_else(|| Some(self.cache_of(group, version, plural)?.resource).filter(|r| is_served(*r)))
     }
 
     /// The cache of a group, version and plural name, if objects are stored under it.
     #[must_use]
     pub fn cache_of(&self, group: &str, version: &str, plural: &str) -> Option<Arc<WatchCache>> {
         self.caches.load().get(&(group, version, plural)).cloned()
+    }
+
+    /// The built-in kinds that are served, in discovery's order within their group.
+    #[must_use]
+    pub fn built_in(&self) -> &[&'static dyn Resource] {
+        &self.built_in
     }
 
     /// The resources served besides the built-in ones, by group, preferred version first.
@@ -143,6 +157,23 @@ impl Registry {
     ) -> Result<(), StoreError> {
         self.dispatcher.replace(&format!("{group}/{plural}"), versions).await?;
         self.caches.store(Arc::new(by_gvr(&self.dispatcher)));
+        Ok(())
+    }
+
+    /// How what is stored is encrypted.
+    #[must_use]
+    pub fn encryption(&self) -> &Encryption {
+        &self.encryption
+    }
+
+    /// Shows what could not be decrypted and can be now; watches of its kind end, so that clients see it.
+    ///
+    /// # Errors
+    /// Where the store cannot be read.
+    pub async fn reread(&self) -> Result<(), StoreError> {
+        if self.dispatcher.reread().await? {
+            self.caches.store(Arc::new(by_gvr(&self.dispatcher)));
+        }
         Ok(())
     }
 
@@ -208,7 +239,9 @@ impl Registry {
         let Some(mut kv) = self.store.get(key.as_bytes()).await.map_err(|e| store_error(&key, &e))? else {
             return Ok(None);
         };
-        let (value, stale) = self.encryption.of(resource).open(&kv.key, &kv.value).map_err(ApiError::internal)?;
+        let transformer = self.encryption.of(resource);
+        transformer.prepare(&kv.value).await;
+        let (value, stale) = transformer.open(&kv.key, &kv.value).map_err(ApiError::internal)?;
         kv.value = value;
         let mut stored = Stored::decode(resource, kv, stale)?;
         stored.object = self.in_own_version(resource, stored.object).await?;

@@ -1,14 +1,16 @@
 //! Every write of an object: create, update, the four patches, and subresource writes, in one order.
 
 use super::options::WriteOptions;
-use super::{Registry, Stored, key_of, store_error};
+use super::{Registry, Stored, device_access, key_of, store_error};
 use crate::admission::rounds::Rounds;
 use crate::admission::{Attributes, Operation};
+use crate::audit::{self, Part};
 use crate::authn::UserInfo;
 use crate::authz::{self, Authorizer, Decision};
 use crate::registry::draft::{Change, Draft};
 use crate::watch_cache::Selectable;
 use bytes::Bytes;
+use gantry_api::core::pod::drop_scheduling_group;
 use gantry_api::kind::{Context, Object, Resource};
 use gantry_api::meta::field::{ErrorList, Path};
 use gantry_api::meta::object::{self, Meta};
@@ -116,7 +118,10 @@ impl Registry {
             }
 
             // validate, validating admission, store
-            let checked = self.check_and_store(target, object.as_mut(), stored.as_ref(), deadline, &mut warnings).await;
+            let verb = if matches!(change, Change::Patch(..)) { "patch" } else { "update" };
+            let access = device_access::errors(target, verb, object.as_ref(), old, &self.cluster()).await;
+            let checked =
+                self.check_and_store(target, object.as_mut(), stored.as_ref(), deadline, access, &mut warnings).await;
             let outcome = match checked {
                 Ok(Committed::At(revision, json)) => {
                     if hooked && !target.options.dry_run {
@@ -198,6 +203,9 @@ impl Registry {
         old: Option<&dyn Object>,
     ) -> Result<bool, ApiError> {
         let cx = Context { now: self.clock.now(), username: &target.user.username };
+        if !self.serves_pod_groups {
+            drop_scheduling_group(object, old);
+        }
         let Some(old) = old else {
             let generated = self.fill_system_metadata(target, object)?;
             target.resource.prepare_for_create(object, &cx);
@@ -253,10 +261,11 @@ impl Registry {
         object: &mut dyn Object,
         stored: Option<&Stored>,
         deadline: Instant,
+        access: ErrorList,
         warnings: &mut Vec<String>,
     ) -> Result<Committed, ApiError> {
         let old = stored.map(|s| s.object.as_ref());
-        validate(target.resource, if target.writes_spec() { "" } else { target.subresource }, object, old)?;
+        validate(target.resource, if target.writes_spec() { "" } else { target.subresource }, object, old, access)?;
         let name = object.meta().name().to_owned();
         let mut attributes = attributes(target, &name, object, old);
         attributes.rounds = Rounds::until(deadline);
@@ -309,7 +318,8 @@ impl Registry {
             self.dispatcher.announce(&sealed, Selectable::of(resource, object));
             Announcement { dispatcher: &self.dispatcher, value: &sealed, kept: false }
         });
-        let outcome = self.store.txn(txn).await.map_err(|e| store_error(&key, &e))?;
+        let stored = audit::timed(Part::Storage, self.store.txn(txn)).await;
+        let outcome = stored.map_err(|e| store_error(&key, &e))?;
         if let (Some(mut announcement), TxnOutcome::Applied(_)) = (announcement, &outcome) {
             announcement.kept = true;
         }
@@ -382,7 +392,7 @@ impl Registry {
         resource.set_defaults(object.as_mut());
         self.prepare(&target, object.as_mut(), None)?;
         self.run_hooks(&target, object.as_mut(), None).await?;
-        let stored = match validate(resource, "", object.as_ref(), None) {
+        let stored = match validate(resource, "", object.as_ref(), None, ErrorList::default()) {
             Ok(()) => self.commit(resource, object.as_mut(), None, false).await,
             Err(e) => Err(e),
         };
@@ -527,11 +537,13 @@ fn unknown_finalizers(resource: &dyn Resource, meta: &gantry_api::ObjectMeta) ->
     object::validate_known_finalizers(meta)
 }
 
+/// `access` are the errors of what its writer may not write, found beforehand.
 fn validate(
     resource: &dyn Resource,
     subresource: &str,
     object: &dyn Object,
     old: Option<&dyn Object>,
+    access: ErrorList,
 ) -> Result<(), ApiError> {
     let info = resource.info();
     let mut errors = match old {
@@ -541,6 +553,7 @@ fn validate(
         Some(old) => object::validate_update(object.meta(), old.meta()),
     };
     errors.extend(unknown_finalizers(resource, object.meta()));
+    errors.extend(access);
     errors.extend(match old {
         None => resource.validate(object),
         Some(old) if subresource.is_empty() => resource.validate_update(object, old),

@@ -47,6 +47,7 @@ fn certificates() -> (String, String, String, String) {
 pub fn config() -> (ServerConfig, String) {
     let (ca, ca_key, certificate, key) = certificates();
     let config = ServerConfig {
+        versions: gantry_api::versions::Versions::default(),
         listen: vec![],
         serving_cert_pem: certificate.clone(),
         serving_key_pem: key.clone(),
@@ -62,6 +63,7 @@ pub fn config() -> (ServerConfig, String) {
             ("nobody-token".into(), "nobody".into(), "2".into(), vec![]),
         ],
         service_cidr: "10.96.0.0/16".parse().unwrap(),
+        secondary_service_cidr: None,
         node_port_range: (30000, 32767),
         advertise: Some((Ipv4Addr::new(192, 0, 2, 1).into(), 6443)),
         request_body_bytes_max: 3 << 20,

@@ -1,11 +1,48 @@
 //! Fields of features that are off by default in this version: as on any cluster without them, they are dropped when an
 //! object is written, rather than stored without effect.
 
-use k8s_openapi::api::core::v1::{DownwardAPIVolumeFile, KeyToPath, PodSpec, Volume, VolumeMount};
+use crate::kind::{Object, downcast_mut};
+use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet};
+use k8s_openapi::api::batch::v1::{CronJob, Job};
+use k8s_openapi::api::core::v1::{
+    DownwardAPIVolumeFile, KeyToPath, Pod, PodSpec, PodTemplate, ReplicationController, Volume, VolumeMount,
+};
+
+/// The pod spec in an object, its own or that of its template.
+fn pod_spec_of(object: &mut dyn Object) -> Option<&mut PodSpec> {
+    // One at a time: a match on several would borrow the object for all of them.
+    macro_rules! of {
+        ($kind:ty, $o:ident => $template:expr) => {
+            if object.as_any().is::<$kind>() {
+                let $o = downcast_mut::<$kind>(object)?;
+                return $template;
+            }
+        };
+    }
+    of!(Pod, o => o.spec.as_mut());
+    of!(PodTemplate, o => o.template.as_mut()?.spec.as_mut());
+    of!(ReplicationController, o => o.spec.as_mut()?.template.as_mut()?.spec.as_mut());
+    of!(ReplicaSet, o => o.spec.template.as_mut()?.spec.as_mut());
+    of!(Deployment, o => o.spec.template.spec.as_mut());
+    of!(StatefulSet, o => o.spec.template.spec.as_mut());
+    of!(DaemonSet, o => o.spec.template.spec.as_mut());
+    of!(Job, o => o.spec.as_mut()?.template.spec.as_mut());
+    of!(CronJob, o => o.spec.job_template.spec.as_mut()?.template.spec.as_mut());
+    None
+}
+
+/// Drops the reference to a PodGroup, for servers that do not serve PodGroups; what is stored with one keeps it.
+pub fn drop_scheduling_group(object: &mut dyn Object, old: Option<&dyn Object>) {
+    let Some(spec) = pod_spec_of(object).filter(|s| s.scheduling_group.is_some()) else { return };
+    let mut old = old.map(Object::boxed_clone);
+    let kept = old.as_deref_mut().and_then(pod_spec_of).is_some_and(|s| s.scheduling_group.is_some());
+    if !kept {
+        spec.scheduling_group = None;
+    }
+}
 
 /// Drops the fields of features that are off.
 pub(super) fn drop_disabled_fields(spec: &mut PodSpec) {
-    spec.scheduling_group = None;
     spec.eviction_responders = None;
     for c in spec.containers.iter_mut().chain(spec.init_containers.iter_mut().flatten()) {
         drop_mount_options(c.volume_mounts.as_deref_mut());
@@ -78,6 +115,22 @@ fn drop_volume_fields(v: &mut Volume) {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn groups_are_dropped_from_pods_and_templates_unless_they_were_there() {
+        let spec = || json!({"containers": [], "schedulingGroup": {"podGroupName": "g"}});
+        let pod: Pod = serde_json::from_value(json!({"metadata": {}, "spec": spec()})).unwrap();
+        let deployment: Deployment =
+            serde_json::from_value(json!({"metadata": {}, "spec": {"selector": {}, "template": {"spec": spec()}}}))
+                .unwrap();
+        let (mut new, mut same, mut template) = (pod.clone(), pod.clone(), deployment);
+        drop_scheduling_group(&mut new, None);
+        drop_scheduling_group(&mut same, Some(&pod));
+        drop_scheduling_group(&mut template, None);
+        assert!(new.spec.unwrap().scheduling_group.is_none());
+        assert!(same.spec.unwrap().scheduling_group.is_some());
+        assert!(template.spec.template.spec.unwrap().scheduling_group.is_none());
+    }
 
     #[test]
     fn only_what_is_off_goes() {

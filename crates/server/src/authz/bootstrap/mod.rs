@@ -11,7 +11,8 @@ use gantry_api::k8s_openapi::api::rbac::v1::{
     AggregationRule, ClusterRole, ClusterRoleBinding, PolicyRule, RoleRef, Subject,
 };
 use gantry_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
-use gantry_api::kind::Object;
+use gantry_api::k8s_openapi::api::scheduling::v1beta1::PodGroup;
+use gantry_api::kind::{Kind, Object};
 use gantry_api::rbac::GROUP;
 use std::collections::BTreeMap;
 
@@ -152,6 +153,14 @@ fn cluster_roles(config: &ServerConfig) -> Vec<ClusterRole> {
     let mut roles = cluster_roles::roles();
     roles.extend(user_roles::roles());
     roles.extend(config.component_roles.iter().map(|c| component(c).0));
+    if config.versions.includes(&PodGroup::INFO) {
+        let name = Some("system:kube-scheduler");
+        let scheduler = roles.iter_mut().find(|r| r.metadata.name.as_deref() == name).and_then(|r| r.rules.as_mut());
+        scheduler.into_iter().for_each(|rules| {
+            rules.push(on(&["scheduling.k8s.io"], "podgroups workloads", READ));
+            rules.push(on(&["scheduling.k8s.io"], "podgroups/status", "patch update"));
+        });
+    }
     for sum in aggregation::outdated(&roles) {
         if let Some(r) = roles.iter_mut().find(|r| r.metadata.name == sum.metadata.name) {
             *r = sum;
@@ -189,7 +198,6 @@ pub fn objects(config: &ServerConfig) -> Vec<Box<dyn Object>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use gantry_api::kind::Kind;
 
     #[test]
     fn the_policy_is_valid_and_aggregated() {

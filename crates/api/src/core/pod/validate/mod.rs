@@ -127,6 +127,16 @@ pub fn validate_pod_spec(spec: &PodSpec, meta: Option<&ObjectMeta>, path: &Path,
     if let Some(policy) = &spec.preemption_policy {
         validate_choice(policy, &["PreemptLowerPriority", "Never"], &path.child("preemptionPolicy"), e);
     }
+    if let Some(group) = &spec.scheduling_group {
+        let path = path.child("schedulingGroup");
+        match &group.pod_group_name {
+            None => e.invalid(&path, "", "must specify one of: `podGroupName`"),
+            Some(name) => {
+                let wrong = names::dns1123_subdomain(name, false);
+                names::push_invalid(e, &path.child("podGroupName"), name, &wrong);
+            }
+        }
+    }
     resources::validate_overhead(spec, &path.child("overhead"), e);
     security::validate_os(spec, path, e);
     errors
