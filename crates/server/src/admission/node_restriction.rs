@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use gantry_api::k8s_openapi::api::authentication::v1::TokenRequest;
 use gantry_api::k8s_openapi::api::coordination::v1::Lease;
 use gantry_api::k8s_openapi::api::core::v1::{Node, Pod};
+use gantry_api::k8s_openapi::api::resource::v1::ResourceSlice;
 use gantry_api::k8s_openapi::api::storage::v1::CSINode;
 use gantry_api::meta::object::Meta;
 use gantry_api::meta::status::ApiError;
@@ -268,6 +269,19 @@ fn admit_csi_node(a: &Attributes<'_>, node: &str) -> Result<(), ApiError> {
     Ok(())
 }
 
+/// What the authorizer of nodes cannot see: the slice in a create, and each one of a collection that is deleted.
+fn admit_slice(a: &Attributes<'_>, node: &str) -> Result<(), ApiError> {
+    let (verb, slice) = match a.operation {
+        Operation::Create => ("create", a.object_as::<ResourceSlice>()),
+        Operation::Delete => ("delete", a.old_as::<ResourceSlice>()),
+        _ => return Ok(()),
+    };
+    if slice.is_some_and(|s| s.spec.node_name.as_deref() == Some(node)) {
+        return Ok(());
+    }
+    Err(a.forbidden(&format!("can only {verb} ResourceSlice with the same NodeName as the requesting node")))
+}
+
 #[async_trait]
 impl MutatingPlugin for NodeRestriction {
     fn name(&self) -> &'static str {
@@ -293,6 +307,7 @@ impl MutatingPlugin for NodeRestriction {
             }
             ("coordination.k8s.io", "leases") => admit_lease(a, node),
             ("storage.k8s.io", "csinodes") => admit_csi_node(a, node),
+            ("resource.k8s.io", "resourceslices") => admit_slice(a, node),
             _ => Ok(()),
         }
     }

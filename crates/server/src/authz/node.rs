@@ -7,9 +7,11 @@ use crate::cluster::Cluster;
 use async_trait::async_trait;
 use gantry_api::k8s_openapi::api::core::v1::{Container, EphemeralContainer, PersistentVolume, Pod, PodSpec};
 use gantry_api::k8s_openapi::api::rbac::v1::PolicyRule;
+use gantry_api::k8s_openapi::api::resource::v1::ResourceSlice;
 use gantry_api::meta::fields::FieldSelector;
 use gantry_api::meta::labels::{Operator, Selector};
 use gantry_api::meta::object::Meta;
+use gantry_api::resource::pod_claim::claim_names;
 use gantry_api::storage::binding;
 
 const LEASE_NAMESPACE: &str = "kube-node-lease";
@@ -108,6 +110,18 @@ impl NodeAuthorizer {
                 }
                 Ok(())
             }
+            ("resource.k8s.io", "resourceclaims") => {
+                if a.verb != "get" {
+                    return Err("can only get individual resources of this type".into());
+                }
+                if !a.subresource.is_empty() {
+                    return Err("cannot get subresource".into());
+                }
+                let uses = |p: &Pod| claim_names(p).any(|name| name == a.name);
+                let found = !a.name.is_empty() && self.any_pod(&a.namespace, node, uses).await;
+                found.then_some(()).ok_or_else(unrelated)
+            }
+            ("resource.k8s.io", "resourceslices") => self.decide_slice(a, node).await,
             ("", "nodes") => match (a.subresource.as_str(), a.verb.as_str()) {
                 ("", "create" | "update" | "patch") | ("status", "update" | "patch") => Ok(()),
                 ("", _) if reads => match single_name(a) {
@@ -173,6 +187,31 @@ impl NodeAuthorizer {
                 self.any_pod(&namespace, node, uses).await.then_some(()).ok_or_else(unrelated)
             }
             _ => self.by_rules(a),
+        }
+    }
+
+    /// A node writes the slices that are its own. Whose a new one is, is only in its body; NodeRestriction sees it.
+    async fn decide_slice(&self, a: &Attributes, node: &str) -> Result<(), String> {
+        if !a.subresource.is_empty() {
+            return Err("cannot authorize ResourceSlice subresources".into());
+        }
+        match a.verb.as_str() {
+            "create" => Ok(()),
+            "get" | "update" | "patch" | "delete" => {
+                let found = self.cluster.get::<ResourceSlice>("", &a.name).await.map_err(|e| e.message)?;
+                let own = found.is_some_and(|s| s.spec.node_name.as_deref() == Some(node));
+                own.then_some(()).ok_or_else(|| format!("no relationship found between node '{node}' and this object"))
+            }
+            "watch" | "list" | "deletecollection" => {
+                let selector = a.field_selector.as_deref().and_then(|s| FieldSelector::parse(s).ok());
+                match selector.as_ref().and_then(|s| s.requires_exact_match("spec.nodeName")) {
+                    Some(n) if n == node => Ok(()),
+                    _ => Err("can only list/watch/deletecollection resourceslices with nodeName field selector".into()),
+                }
+            }
+            _ => Err("only the following verbs are allowed for a ResourceSlice: get, watch, list, create, update, \
+                      patch, delete, deletecollection"
+                .into()),
         }
     }
 

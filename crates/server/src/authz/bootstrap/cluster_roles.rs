@@ -7,6 +7,7 @@ const AUTHENTICATION: &str = "authentication.k8s.io";
 const AUTHORIZATION: &str = "authorization.k8s.io";
 const CERTIFICATES: &str = "certificates.k8s.io";
 const COORDINATION: &str = "coordination.k8s.io";
+const RESOURCE: &str = "resource.k8s.io";
 const STORAGE: &str = "storage.k8s.io";
 
 /// What a node may do besides what the Node authorizer decides from its pods.
@@ -34,6 +35,8 @@ pub(super) fn node_rules() -> Vec<PolicyRule> {
         on(&[STORAGE], "csidrivers", READ),
         on(&[STORAGE], "csinodes", "create delete get patch update"),
         on(&["node.k8s.io"], "runtimeclasses", READ),
+        on(&[RESOURCE], "resourceclaims", "get"),
+        on(&[RESOURCE], "resourceslices", "create delete deletecollection get list patch update watch"),
     ]
 }
 
@@ -64,6 +67,18 @@ pub(super) fn roles() -> Vec<ClusterRole> {
     ]);
     scheduler.extend(delegator());
     scheduler.extend([on(&[STORAGE], "csinodes csidrivers csistoragecapacities", READ), on(&[""], "namespaces", READ)]);
+    scheduler.extend([
+        on(&[RESOURCE], "deviceclasses", READ),
+        on(&[RESOURCE], "resourceclaims", "get list patch update watch"),
+        on(&[RESOURCE], "resourceclaims/status", "get list patch update watch"),
+        on(&[RESOURCE], "resourceclaims/binding", "patch update"),
+        // What drivers told of devices goes with the allocation.
+        on(&[RESOURCE], "resourceclaims/driver", "arbitrary-node:patch arbitrary-node:update"),
+        on(&[RESOURCE], "resourceslices", READ),
+        on(&[RESOURCE], "devicetaintrules", READ),
+        // Claims for extended resources that devices stand for.
+        on(&[RESOURCE], "resourceclaims", "create delete"),
+    ]);
     let mut manager = vec![events()];
     manager.extend(leader("kube-controller-manager"));
     manager.extend([
@@ -174,12 +189,14 @@ pub(super) fn roles() -> Vec<ClusterRole> {
             ],
         ),
         role("kubeadm:get-nodes", vec![on(&[""], "nodes", "get")]),
-        // What the service proxy and the DNS server in a node's agent watch beyond what the kubelet needs.
+        // What the service proxy, the DNS server and the network policies in a node's agent watch beyond what the
+        // kubelet needs. Policies name their peers by labels, so pods of all nodes are among it.
         role(
             "gantry:node-agent",
             vec![
-                on(&[""], "endpoints namespaces nodes services", READ),
+                on(&[""], "endpoints namespaces nodes pods services", READ),
                 on(&["discovery.k8s.io"], "endpointslices", READ),
+                on(&["networking.k8s.io"], "networkpolicies", READ),
             ],
         ),
     ]

@@ -42,6 +42,7 @@ pub(super) fn roles() -> Vec<ClusterRole> {
                 on(&["policy"], "poddisruptionbudgets", WRITE),
                 on(&["networking.k8s.io"], "ingresses networkpolicies", WRITE),
                 on(&["coordination.k8s.io"], "leases", READ_WRITE),
+                on(&["resource.k8s.io"], "resourceclaims resourceclaimtemplates", WRITE),
             ],
         ),
         part_of(
@@ -72,6 +73,7 @@ pub(super) fn roles() -> Vec<ClusterRole> {
                 on(&["batch"], "cronjobs cronjobs/status jobs jobs/status", READ),
                 on(&["policy"], "poddisruptionbudgets poddisruptionbudgets/status", READ),
                 on(&["networking.k8s.io"], "ingresses ingresses/status networkpolicies", READ),
+                on(&["resource.k8s.io"], "resourceclaims resourceclaims/status resourceclaimtemplates", READ),
             ],
         ),
         // What `kubectl top` asks for; the metrics API's own installation adds this upstream.
