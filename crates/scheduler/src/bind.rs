@@ -11,6 +11,7 @@ use gantry_api::k8s_openapi::api::scheduling::v1beta1::PodGroup;
 use gantry_client::{Api, DeleteParams, Patch, PatchParams, PostParams};
 use serde_json::json;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
@@ -36,17 +37,61 @@ pub(crate) struct Failure {
 impl Scheduler {
     /// Binds the pod's claims, then the pod.
     pub(crate) async fn bind_all(&self, pod: &Arc<PodInfo>, node: &str, assignment: &Assignment) {
-        if !assignment.awaited.is_empty() {
-            let bound = self.volumes.bind(assignment, node).await;
-            self.volumes.forget(assignment);
-            if let Err(error) = bound {
-                let message = format!("running PreBind plugin \"VolumeBinding\": {error}");
-                self.recorder.warning(pod.pod.as_ref(), "FailedScheduling", &message);
-                self.take_back(pod, true);
-                return;
-            }
+        if let Err(message) = self.bind_claims(pod, assignment, node).await {
+            self.recorder.warning(pod.pod.as_ref(), "FailedScheduling", &message);
+            self.take_back(pod, true);
+        } else if !self.bind(pod, node).await {
+            self.release(assignment).await;
         }
-        self.bind(pod, node).await;
+    }
+
+    /// Keeps what the pod's claims get from others.
+    pub(crate) fn promise(&self, assignment: &Assignment) {
+        self.volumes.promise(assignment);
+        assignment.devices.iter().for_each(|d| self.devices.promise(d));
+    }
+
+    /// The opposite of [`Scheduler::promise`], before anything was written.
+    pub(crate) fn forget(&self, assignment: &Assignment) {
+        self.volumes.forget(assignment);
+        assignment.devices.iter().for_each(|d| self.devices.forget(d));
+    }
+
+    /// Writes what was decided on the pod's claims, and waits until they are ready to be used. Where that fails, what was
+    /// written is taken back.
+    pub(crate) async fn bind_claims(
+        &self,
+        pod: &PodInfo,
+        assignment: &Assignment,
+        node: &str,
+    ) -> Result<(), String> {
+        let mut bound = Ok(());
+        if !assignment.awaited.is_empty() {
+            let volumes = self.volumes.bind(assignment, node, self.bind_timeout(pod)).await;
+            self.volumes.forget(assignment);
+            bound = volumes.map_err(|e| format!("running PreBind plugin \"VolumeBinding\": {e}"));
+        }
+        if let (Ok(()), Some(devices)) = (&bound, &assignment.devices) {
+            let devices = self.devices.bind(devices, node).await;
+            bound = devices.map_err(|e| format!("running PreBind plugin {:?}: {e}", crate::devices::PLUGIN));
+        }
+        if bound.is_err() {
+            self.release(assignment).await;
+        }
+        bound
+    }
+
+    /// Takes back what was written to the claims of devices of a pod that is not bound after all.
+    pub(crate) async fn release(&self, assignment: &Assignment) {
+        let Some(devices) = &assignment.devices else { return };
+        self.devices.release(devices).await;
+        self.state.lock().queue.changed(ClusterChange::Devices, Instant::now());
+        self.wake.notify_one();
+    }
+
+    /// How long the claims of a pod may take to be bound, by its profile.
+    pub(crate) fn bind_timeout(&self, pod: &PodInfo) -> Duration {
+        self.state.lock().deciders.get(pod.scheduler()).map_or(Duration::ZERO, |d| d.profile().bind_timeout)
     }
 
     /// Undoes a placement that was assumed; the pod is tried again later, or forgotten.
@@ -108,27 +153,32 @@ impl Scheduler {
     }
 
     /// Tells why a pod was not placed, and makes room where preemption can.
-    pub(crate) async fn report(&self, pod: &Arc<PodInfo>, failure: Failure) {
+    pub(crate) async fn report(&self, pod: &Arc<PodInfo>, mut failure: Failure) {
+        let diagnosis = &mut failure.diagnosis;
+        if let (Some(said), Some(devices)) = (&mut diagnosis.deallocation, &diagnosis.devices) {
+            *said = self.devices.make_room(devices).await;
+        }
+        let reason = if diagnosis.error.is_some() { "SchedulerError" } else { "Unschedulable" };
         let message = failure.diagnosis.message();
         self.recorder.warning(pod.pod.as_ref(), "FailedScheduling", &message);
         let nominated = match &failure.preemption {
             Some(preemption) => Some(preemption.node.as_str()),
             None => failure.gives_up.then_some(""),
         };
-        self.patch_unscheduled(pod, &message, nominated).await;
+        self.patch_unscheduled(pod, reason, &message, nominated).await;
         if let Some(preemption) = failure.preemption {
             self.evict(pod, preemption).await;
         }
     }
 
     /// `nominated` is the node promised to the pod from now on, empty for none, `None` where that stays as it is.
-    async fn patch_unscheduled(&self, pod: &PodInfo, message: &str, nominated: Option<&str>) {
+    async fn patch_unscheduled(&self, pod: &PodInfo, reason: &str, message: &str, nominated: Option<&str>) {
         let current = |pod: &Pod| -> Option<PodCondition> {
             let conditions = pod.status.as_ref()?.conditions.as_ref()?;
             conditions.iter().find(|c| c.type_ == "PodScheduled").cloned()
         };
         let same = current(&pod.pod).is_some_and(|c| {
-            c.status == "False" && c.reason.as_deref() == Some("Unschedulable") && c.message.as_deref() == Some(message)
+            c.status == "False" && c.reason.as_deref() == Some(reason) && c.message.as_deref() == Some(message)
         });
         if same && nominated.is_none_or(|n| pod.nominated_node().unwrap_or_default() == n) {
             return;
@@ -138,7 +188,7 @@ impl Scheduler {
             "conditions": [{
                 "type": "PodScheduled",
                 "status": "False",
-                "reason": "Unschedulable",
+                "reason": reason,
                 "message": message,
                 "lastProbeTime": null,
                 "lastTransitionTime": since.unwrap_or_else(|| self.clock.time()),

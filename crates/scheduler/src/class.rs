@@ -168,7 +168,7 @@ impl Local {
                 Event::Placed(row, _) | Event::Gone(row, _) | Event::Node { row, .. } => {
                     self.cells[*row].verdict = UNKNOWN;
                 }
-                Event::Namespace => {}
+                Event::Namespace | Event::Devices => {}
             }
         }
         self.seen = snapshot.written();

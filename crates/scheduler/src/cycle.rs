@@ -2,6 +2,7 @@
 //! earnest or in a what-if.
 
 use crate::affinity::AffinityState;
+use crate::devices::PodDevices;
 use crate::filter::volumes::{self, PodVolumes};
 use crate::pod::PodInfo;
 use crate::profile::Profile;
@@ -25,6 +26,8 @@ pub struct Cycle {
     pub affinity: AffinityState,
     /// The pod's claims; None where it has none.
     pub volumes: Option<Arc<PodVolumes>>,
+    /// The pod's devices; None where it has none.
+    pub devices: Option<Arc<PodDevices>>,
     /// Pods that use claims which this pod alone may use.
     pub exclusive_conflicts: usize,
     seen: u64,
@@ -42,6 +45,7 @@ impl Cycle {
             profile: profile.clone(),
             reach,
             volumes: None,
+            devices: None,
             exclusive_conflicts: 0,
             seen: snapshot.written(),
         }
@@ -49,10 +53,17 @@ impl Cycle {
 
     /// For a pod of the same class, with its claims.
     #[must_use]
-    pub fn with(mut self, snapshot: &Snapshot, pod: Arc<PodInfo>, volumes: Option<Arc<PodVolumes>>) -> Self {
+    pub fn with(
+        mut self,
+        snapshot: &Snapshot,
+        pod: Arc<PodInfo>,
+        volumes: Option<Arc<PodVolumes>>,
+        devices: Option<Arc<PodDevices>>,
+    ) -> Self {
         self.exclusive_conflicts = volumes.as_ref().map_or(0, |v| volumes::conflicts(snapshot, &pod, &v.exclusive));
         self.pod = pod;
         self.volumes = volumes;
+        self.devices = devices;
         self
     }
 

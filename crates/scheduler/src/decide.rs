@@ -7,6 +7,7 @@
 
 use crate::class::{Kept, Local, cross_key, local_key};
 use crate::cycle::Cycle;
+use crate::devices::PodDevices;
 use crate::diagnosis::Diagnosis;
 use crate::filter::volumes::PodVolumes;
 use crate::filter::{self, Rejection, Usage};
@@ -47,6 +48,8 @@ pub struct Request<'a> {
     pub defaults: &'a DefaultConstraints,
     /// Its claims.
     pub volumes: Option<&'a Arc<PodVolumes>>,
+    /// Its devices.
+    pub devices: Option<&'a Arc<PodDevices>>,
     /// Waiting pods that were promised a node, with its name.
     pub nominated: &'a [(String, Arc<PodInfo>)],
     /// Where its group is confined to.
@@ -126,7 +129,7 @@ impl Decider {
         request: &Request<'_>,
         draw: &mut dyn FnMut(u64) -> u64,
     ) -> Result<Row, Box<Rejected>> {
-        let Request { pod, defaults, volumes, nominated, domain } = *request;
+        let Request { pod, defaults, volumes, devices, nominated, domain } = *request;
         self.feasible.clear();
         self.ranked.clear();
         let profile = self.profile.clone();
@@ -142,10 +145,10 @@ impl Decider {
             None
         };
         // Claims and promised nodes are the pod's own: nothing of them is kept.
-        let whole: Option<&Cycle> = if volumes.is_some() || !nominated.is_empty() {
+        let whole: Option<&Cycle> = if volumes.is_some() || devices.is_some() || !nominated.is_empty() {
             let kept = cross.as_deref().cloned();
             let cycle = kept.unwrap_or_else(|| Cycle::new(snapshot, pod.clone(), defaults, &profile));
-            own = cycle.with(snapshot, pod.clone(), volumes.cloned());
+            own = cycle.with(snapshot, pod.clone(), volumes.cloned(), devices.cloned());
             Some(&own)
         } else {
             None
@@ -216,7 +219,7 @@ impl Decider {
                 let diagnosis = Diagnosis { nodes: snapshot.node_count(), rejections, ..Default::default() };
                 let cycle = match (whole, cross.as_deref()) {
                     (Some(cycle), _) => cycle.clone(),
-                    (None, Some(cycle)) => cycle.clone().with(snapshot, pod.clone(), None),
+                    (None, Some(cycle)) => cycle.clone().with(snapshot, pod.clone(), None, None),
                     (None, None) => Cycle::new(snapshot, pod.clone(), defaults, &profile),
                 };
                 Err(Box::new(Rejected { diagnosis, cycle }))
@@ -224,6 +227,9 @@ impl Decider {
             [only] => Ok(*only),
             many => {
                 rank(snapshot, local, cross.as_deref(), &profile, many, &mut self.ranked);
+                if let Some(devices) = devices.filter(|d| profile.weights.devices > 0 && d.scores()) {
+                    rank_devices(devices, profile.weights.devices, &mut self.ranked);
+                }
                 Ok(best(&self.ranked, draw))
             }
         }
@@ -290,6 +296,13 @@ fn rank(
     {
         out.iter_mut().zip(scores).for_each(|(r, s)| r.parts.pod_affinity = s * weights.pod_affinity);
     }
+}
+
+/// Brings what the devices score to 0–100 among the feasible nodes.
+fn rank_devices(devices: &PodDevices, weight: i64, ranked: &mut [Ranked]) {
+    let raw: Vec<i64> = ranked.iter().map(|r| devices.score(r.row)).collect();
+    let most = raw.iter().copied().max().unwrap_or(0).max(1);
+    ranked.iter_mut().zip(raw).for_each(|(r, score)| r.parts.devices = score * 100 / most * weight);
 }
 
 fn best(ranked: &[Ranked], draw: &mut dyn FnMut(u64) -> u64) -> Row {

@@ -59,6 +59,9 @@ impl Diagnosis {
 
     /// The same without what is said of the pod's group.
     fn own_message(&self) -> String {
+        if let Some(error) = &self.error {
+            return error.clone();
+        }
         if self.nodes == 0 {
             return "no nodes available to schedule pods".to_owned();
         }
@@ -76,9 +79,13 @@ impl Diagnosis {
             text.push_str(&histogram(counts.into_iter()));
             text.push('.');
         }
+        let mut after: Vec<String> = self.deallocation.iter().cloned().collect();
         if !self.preemption.is_empty() {
             let found = histogram(self.preemption.iter().map(|(k, v)| (k.as_str(), *v)));
-            text.push_str(&format!(" preemption: 0/{} nodes are available: {found}.", self.nodes));
+            after.push(format!("preemption: 0/{} nodes are available: {found}.", self.nodes));
+        }
+        if !after.is_empty() {
+            text.push_str(&format!(" {}", after.join(", ")));
         }
         text
     }

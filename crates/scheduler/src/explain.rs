@@ -3,6 +3,8 @@
 use crate::affinity::Conflict;
 use crate::cycle::Cycle;
 use crate::decide::{Decider, Request};
+use crate::devices::PodDevices;
+use crate::devices::pool::NodeFacts;
 use crate::filter::volumes::PodVolumes;
 use crate::filter::{self, Usage};
 use crate::pod::{AffinityTerm, PodInfo};
@@ -70,12 +72,14 @@ fn amount(resource: &str, n: i64) -> String {
 /// What the pod asks for beside what is free, by resource: name, wanted, allocatable, taken.
 fn room(snapshot: &Snapshot, row: Row, pod: &PodInfo) -> Vec<(String, i64, i64, i64)> {
     let (have, taken, want) = (&snapshot.allocatable[row], &snapshot.requested[row], &pod.requests);
+    // Where the node has none, devices may stand for it.
+    let by_devices = |name: &String| snapshot.backed().contains(name) && !have.scalars.contains_key(name);
     let mut out = vec![
         ("cpu".to_owned(), want.cpu_milli, have.cpu_milli, taken.cpu_milli),
         ("memory".to_owned(), want.memory, have.memory, taken.memory),
         ("ephemeral-storage".to_owned(), want.ephemeral, have.ephemeral, taken.ephemeral),
     ];
-    for (name, want) in &want.scalars {
+    for (name, want) in want.scalars.iter().filter(|(name, _)| !by_devices(name)) {
         let of = |amounts: &crate::pod::Amounts| amounts.scalars.get(name).copied().unwrap_or(0);
         out.push((name.clone(), *want, of(have), of(taken)));
     }
@@ -220,20 +224,38 @@ fn problems(snapshot: &Snapshot, row: Row, cycle: &Cycle) -> Vec<Problem> {
         out.push(Problem::new(r.plugin, &r.reasons.join(", "), String::new()));
     }
     out.extend(across(snapshot, row, cycle));
+    if let Some(pod_devices) = cycle.devices.as_ref().filter(|_| profile.filters(Filter::DynamicResources)) {
+        out.extend(devices(snapshot, row, pod_devices));
+    }
     out
 }
 
+/// Which devices of the node were refused, and why.
+fn devices(snapshot: &Snapshot, row: Row, devices: &PodDevices) -> Option<Problem> {
+    let rejection = devices.filter(snapshot, row).err()?;
+    let node = NodeFacts { name: &snapshot.names[row], labels: &snapshot.labels[row] };
+    let detail = devices.refusals(node).join("\n");
+    Some(Problem::new(rejection.plugin, &rejection.reasons.join(", "), detail))
+}
+
 /// What stands in the way of the pod wherever it goes, and the claims it has.
-fn in_the_way(scheduler: &Scheduler, pod: &PodInfo) -> (Vec<Value>, Option<Arc<PodVolumes>>) {
+fn in_the_way(
+    scheduler: &Scheduler,
+    pod: &Arc<PodInfo>,
+    profile: &Profile,
+) -> (Vec<Value>, Option<Arc<PodVolumes>>, Option<Arc<PodDevices>>) {
     let gates = pod.spec().scheduling_gates.iter().flatten();
     let mut out: Vec<Value> = gates.map(|g| json!({ "kind": "SchedulingGate", "message": g.name })).collect();
-    match scheduler.volumes.of_pod(pod) {
-        Ok(volumes) => (out, volumes.map(Arc::new)),
-        Err((plugin, why)) => {
-            out.push(json!({ "kind": "PersistentVolumeClaim", "plugin": plugin, "message": why }));
-            (out, None)
-        }
-    }
+    let volumes = scheduler.volumes.of_pod(pod).unwrap_or_else(|(plugin, why)| {
+        out.push(json!({ "kind": "PersistentVolumeClaim", "plugin": plugin, "message": why }));
+        None
+    });
+    let devices = scheduler.devices.of_pod(pod, profile.devices).unwrap_or_else(|(plugin, why)| {
+        out.push(json!({ "kind": "ResourceClaim", "plugin": plugin, "message": why }));
+        None
+    });
+    let devices = devices.filter(|_| profile.filters(Filter::DynamicResources));
+    (out, volumes.map(Arc::new), devices.map(Arc::new))
 }
 
 /// The changes that suffice by themselves, those of the fewest pods first.
@@ -321,17 +343,23 @@ impl Scheduler {
 
     fn explain_nodes(&self, state: &State, pod: &Arc<PodInfo>, profile: &Arc<Profile>, out: &mut Value) {
         let snapshot = &state.snapshot;
-        let (in_the_way, volumes) = in_the_way(self, pod);
+        let (in_the_way, volumes, devices) = in_the_way(self, pod, profile);
         if !in_the_way.is_empty() {
             out["inTheWay"] = json!(in_the_way);
         }
         let defaults = self.owners.constraints(pod, profile);
-        let mut cycle =
-            Cycle::new(snapshot, pod.clone(), &defaults, profile).with(snapshot, pod.clone(), volumes.clone());
+        let cycle = Cycle::new(snapshot, pod.clone(), &defaults, profile);
+        let mut cycle = cycle.with(snapshot, pod.clone(), volumes.clone(), devices.clone());
         let mut decider = Decider::new(Profile { percentage: 100, ..(**profile).clone() });
         let nominated = state.queue.nominations();
-        let request =
-            Request { pod, defaults: &defaults, volumes: volumes.as_ref(), nominated: &nominated, domain: None };
+        let request = Request {
+            pod,
+            defaults: &defaults,
+            volumes: volumes.as_ref(),
+            devices: devices.as_ref(),
+            nominated: &nominated,
+            domain: None,
+        };
         let outcome = decider.decide(snapshot, &request, &mut |_| 0);
         let possible = outcome.is_ok();
         if let Err(rejected) = outcome {
@@ -353,6 +381,7 @@ impl Scheduler {
                     "TaintToleration": p.taints, "NodeAffinity": p.node_affinity, "PodTopologySpread": p.spread,
                     "InterPodAffinity": p.pod_affinity, "NodeResourcesFit": p.fit,
                     "NodeResourcesBalancedAllocation": p.balanced, "ImageLocality": p.images,
+                    "DynamicResources": p.devices,
                 });
             }
             if !feasible {

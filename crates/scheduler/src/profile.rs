@@ -1,6 +1,8 @@
 //! What one scheduler profile does: which filters run, what each score weighs, and the arguments of its plugins.
 
 use gantry_api::k8s_openapi::api::core::v1::{NodeAffinity, TopologySpreadConstraint};
+use std::collections::BTreeSet;
+use std::time::Duration;
 
 /// A plugin that filters nodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,6 +20,7 @@ pub enum Filter {
     VolumeZone,
     PodTopologySpread,
     InterPodAffinity,
+    DynamicResources,
 }
 
 /// Weights of the scores; a plugin that does not score weighs nothing.
@@ -37,15 +40,28 @@ pub struct Weights {
     pub balanced: i64,
     /// ImageLocality.
     pub images: i64,
+    /// DynamicResources.
+    pub devices: i64,
+}
+
+/// How long DynamicResources may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceLimits {
+    /// To look for devices on one node; for ever where it is 0.
+    pub filter: Duration,
+    /// Until the devices of a pod are ready to be used.
+    pub binding: Duration,
 }
 
 /// What NodeResourcesFit favours.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Strategy {
     /// Nodes of which the greater share stays free.
     LeastAllocated,
     /// Nodes of which the greater share is taken.
     MostAllocated,
+    /// As these points say: the share taken in hundredths, rising, and what it scores; in between it is interpolated.
+    Ratio(Vec<(i64, i64)>),
 }
 
 /// The constraints of pods that have none of their own.
@@ -80,8 +96,18 @@ pub struct Profile {
     pub spread_defaults: SpreadDefaults,
     /// What NodeResourcesFit favours.
     pub strategy: Strategy,
-    /// Weights of cpu and memory in NodeResourcesFit's score.
-    pub resources: (i64, i64),
+    /// How long DynamicResources may take.
+    pub devices: DeviceLimits,
+    /// Resources in NodeResourcesFit's score, with their weights.
+    pub resources: Vec<(String, i64)>,
+    /// Resources in NodeResourcesBalancedAllocation's score.
+    pub balanced_resources: Vec<String>,
+    /// Extended resources that NodeResourcesFit does not look at…
+    pub ignored_resources: BTreeSet<String>,
+    /// …and those before whose slash one of these stands.
+    pub ignored_groups: BTreeSet<String>,
+    /// How long the claims of a pod may take to be bound.
+    pub bind_timeout: Duration,
     /// Preemption is tried until so many candidates were found, in hundredths of the nodes…
     pub candidates_percentage: usize,
     /// …but at least so many.
@@ -104,6 +130,7 @@ impl Profile {
                 fit: 1,
                 balanced: 1,
                 images: 1,
+                devices: 1,
             },
             percentage: 0,
             hard_affinity_weight: 1,
@@ -111,10 +138,22 @@ impl Profile {
             added_affinity: None,
             spread_defaults: SpreadDefaults::System,
             strategy: Strategy::LeastAllocated,
-            resources: (1, 1),
+            devices: DeviceLimits { filter: Duration::from_secs(10), binding: Duration::from_secs(600) },
+            resources: vec![("cpu".to_owned(), 1), ("memory".to_owned(), 1)],
+            balanced_resources: vec!["cpu".to_owned(), "memory".to_owned()],
+            ignored_resources: BTreeSet::new(),
+            ignored_groups: BTreeSet::new(),
+            bind_timeout: Duration::from_secs(600),
             candidates_percentage: 10,
             candidates_min: 100,
         }
+    }
+
+    /// Whether NodeResourcesFit leaves an extended resource to others.
+    #[must_use]
+    pub fn ignores(&self, resource: &str) -> bool {
+        (resource.contains('/') && self.ignored_resources.contains(resource))
+            || resource.split_once('/').is_some_and(|(group, _)| self.ignored_groups.contains(group))
     }
 
     /// Whether a filter runs.

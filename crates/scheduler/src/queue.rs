@@ -114,6 +114,8 @@ pub struct Queue {
     nominated: BTreeMap<String, Arc<PodInfo>>,
     /// Unschedulable pods by the plugins that rejected them; by none where any change may help.
     rejected: BTreeMap<&'static str, BTreeSet<String>>,
+    /// UIDs of pods that are not tried while their claims of devices are not all there.
+    held: BTreeSet<String>,
     /// What happened since the pod in flight was taken.
     since_pop: BTreeSet<ClusterChange>,
 }
@@ -147,6 +149,7 @@ impl Queue {
             next_sequence: 0,
             nominated: BTreeMap::new(),
             rejected: BTreeMap::new(),
+            held: BTreeSet::new(),
             since_pop: BTreeSet::new(),
         }
     }
@@ -157,7 +160,7 @@ impl Queue {
 
     /// Adds or replaces a pod that has no node yet. A changed pod is tried at once, unless it is in flight.
     pub fn put(&mut self, pod: Arc<PodInfo>, spec_changed: bool) {
-        let (uid, priority, held) = (pod.uid.clone(), pod.priority, is_gated(&pod));
+        let (uid, priority, held) = (pod.uid.clone(), pod.priority, is_gated(&pod) || self.held.contains(&pod.uid));
         let entry = self.entry(&uid);
         self.enter(Waiting { pods: vec![pod], together: false, priority, ..entry }, held, spec_changed);
     }
@@ -232,6 +235,7 @@ impl Queue {
     /// Forgets a pod that was bound or deleted, or a group of which none waits any more.
     pub fn remove(&mut self, id: &str) {
         self.nominated.remove(id);
+        self.held.remove(id);
         if let Some((waiting, _)) = self.take(id) {
             waiting.pods.iter().for_each(|p| drop(self.nominated.remove(&p.uid)));
         }
@@ -316,13 +320,41 @@ impl Queue {
         self.set(uid.to_owned(), waiting, Place::Backoff(at));
     }
 
+    /// From when a pod is put next it is not tried, until the opposite is said and it is put again.
+    pub fn hold(&mut self, uid: &str, held: bool) {
+        if held {
+            self.held.insert(uid.to_owned());
+        } else {
+            self.held.remove(uid);
+        }
+    }
+
+    /// The pods that are held.
+    #[must_use]
+    pub fn held(&self) -> Vec<Arc<PodInfo>> {
+        self.held.iter().filter_map(|uid| self.pods.get(uid)).flat_map(|(w, _)| w.pods.iter().cloned()).collect()
+    }
+
     /// Moves pods that `change` may help from unschedulable to back-off (or at once, where that has passed).
     pub fn changed(&mut self, change: ClusterChange, now: Instant) {
         self.since_pop.insert(change);
         let helps = |plugin: &str| plugin == ANY || change.may_help(plugin);
         let helped: BTreeSet<String> =
             self.rejected.iter().filter(|(p, _)| helps(p)).flat_map(|(_, uids)| uids).cloned().collect();
-        for uid in helped {
+        self.retry(helped, now);
+    }
+
+    /// The same for pods that `plugin` rejected and that are concerned.
+    pub fn wake(&mut self, plugin: &str, concerned: impl Fn(&PodInfo) -> bool, now: Instant) {
+        self.since_pop.insert(ClusterChange::Devices);
+        let is_concerned = |uid: &String| self.pods.get(uid).is_some_and(|(w, _)| w.pods.iter().any(|p| concerned(p)));
+        let rejected = self.rejected.get(plugin).into_iter().flatten();
+        let helped = rejected.filter(|uid| is_concerned(uid)).cloned().collect();
+        self.retry(helped, now);
+    }
+
+    fn retry(&mut self, uids: BTreeSet<String>, now: Instant) {
+        for uid in uids {
             let Some((waiting, Place::Unschedulable(expires))) = self.take(&uid) else { continue };
             let failed_at = expires.checked_sub(UNSCHEDULABLE_MAX).unwrap_or(now);
             let ready = failed_at + self.backoff(waiting.attempts);

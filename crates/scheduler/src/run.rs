@@ -5,12 +5,14 @@ use crate::config::Configuration;
 use crate::cycle::Cycle;
 use crate::decide::{Decider, Domain, Rejected, Request};
 use crate::defaults::Owners;
+use crate::devices::{self, Devices, News};
 use crate::diagnosis::Diagnosis;
 use crate::filter::Rejection;
 use crate::filter::volumes::{self, Assignment};
 use crate::gang::Groups;
 use crate::pod::PodInfo;
 use crate::preempt::{self, Budget};
+use crate::profile::Filter;
 use crate::queue::{ClusterChange, Queue, Waiting};
 use crate::snapshot::Snapshot;
 use crate::volumes::{Refusal, Volumes};
@@ -18,6 +20,7 @@ use gantry_api::clock::Clock;
 use gantry_api::entropy::Entropy;
 use gantry_api::k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use gantry_api::k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use gantry_api::k8s_openapi::api::resource::v1::ResourceClaim;
 use gantry_api::k8s_openapi::api::scheduling::v1beta1::PodGroup;
 use gantry_client::Client;
 use gantry_reconcile::{Change, EventRecorder, Informer, Informers};
@@ -70,6 +73,7 @@ pub(crate) struct Scheduler {
     pub(crate) budgets: Informer<PodDisruptionBudget>,
     pub(crate) owners: Owners,
     pub(crate) volumes: Volumes,
+    pub(crate) devices: Devices,
     pub(crate) pods: Informer<Pod>,
     pub(crate) pod_groups: Option<Informer<PodGroup>>,
 }
@@ -94,8 +98,10 @@ pub async fn run(client: Client, informers: &Informers, config: SchedulerConfig,
     let SchedulerConfig { configuration, clock, entropy, pod_groups, explainer } = config;
     let Configuration { profiles, backoff_initial, backoff_max } = configuration;
     let component = profiles.first().map_or("default-scheduler", |p| p.name.as_str());
+    let recorder = EventRecorder::new(client.clone(), clock, component, "");
     let scheduler = Arc::new(Scheduler {
-        recorder: EventRecorder::new(client.clone(), clock, component, ""),
+        devices: Devices::new(client.clone(), informers, clock, recorder.clone(), entropy.clone()),
+        recorder,
         volumes: Volumes::new(client.clone(), informers),
         client,
         state: Mutex::new(State {
@@ -136,6 +142,14 @@ pub async fn run(client: Client, informers: &Informers, config: SchedulerConfig,
     scheduler.volumes.drivers.on_change(move |_| s.storage_changed());
     let s = scheduler.clone();
     scheduler.volumes.claims.on_change(move |_| s.storage_changed());
+    let s = scheduler.clone();
+    scheduler.devices.classes.on_change(move |_| s.device_classes_changed());
+    let s = scheduler.clone();
+    scheduler.devices.slices.on_change(move |_| s.devices_changed());
+    let s = scheduler.clone();
+    scheduler.devices.rules.on_change(move |_| s.devices_changed());
+    let s = scheduler.clone();
+    scheduler.devices.claims.on_change(move |c| s.device_claim_changed(c));
     informers.start(&cancel);
     if !informers.wait_synced(&cancel).await {
         return;
@@ -198,6 +212,41 @@ impl Scheduler {
         self.wake.notify_one();
     }
 
+    fn devices_changed(&self) {
+        self.devices.offers_changed();
+        self.state.lock().queue.changed(ClusterChange::Devices, Instant::now());
+        self.wake.notify_one();
+    }
+
+    fn device_classes_changed(&self) {
+        let backed = self.devices.classes_changed();
+        let mut state = self.state.lock();
+        state.snapshot.set_backed(backed);
+        state.queue.changed(ClusterChange::DeviceClass, Instant::now());
+        drop(state);
+        self.wake.notify_one();
+    }
+
+    fn device_claim_changed(&self, change: &Change<ResourceClaim>) {
+        let news = self.devices.claim_changed(change);
+        let mut state = self.state.lock();
+        for pod in state.queue.held() {
+            if self.devices.hold(&pod).is_none() {
+                state.queue.hold(&pod.uid, false);
+                state.queue.put(pod, false);
+            }
+        }
+        match news {
+            News::None => {}
+            News::Freed => state.queue.changed(ClusterChange::Devices, Instant::now()),
+            News::Claim(key) => {
+                state.queue.wake(devices::PLUGIN, |pod| devices::uses(pod, &key), Instant::now());
+            }
+        }
+        drop(state);
+        self.wake.notify_one();
+    }
+
     fn pod_changed(&self, change: &Change<Pod>) {
         let info = Arc::new(PodInfo::new(change.object().clone()));
         let mut state = self.state.lock();
@@ -254,6 +303,7 @@ impl Scheduler {
             state.groups.wait(&group, info);
             state.sync_group(&group.id, changed);
         } else {
+            state.queue.hold(&info.uid, self.devices.hold(&info).is_some());
             state.queue.put(info, changed);
         }
         self.wake.notify_one();
@@ -314,8 +364,9 @@ impl Scheduler {
                     if let Some(group) = &pod.group {
                         state.groups.place(group, pod.clone());
                     }
-                    self.volumes.promise(assignment);
+                    self.promise(assignment);
                 }
+                Err(failure) if failure.diagnosis.error.is_some() => state.queue.failed(&pod.uid, Instant::now()),
                 Err(failure) => {
                     state.queue.unschedulable(&pod.uid, failure.diagnosis.plugins(), Instant::now());
                 }
@@ -350,21 +401,45 @@ impl Scheduler {
         let State { snapshot, queue, deciders, .. } = state;
         let decider = deciders.get_mut(pod.scheduler()).expect("only pods of a profile are queued");
         let defaults = self.owners.constraints(pod, decider.profile());
-        match self.volumes.of_pod(pod) {
-            Ok(volumes) => {
-                let volumes = volumes.map(Arc::new);
+        let profile = decider.profile().clone();
+        let claims = self.volumes.of_pod(pod).and_then(|volumes| {
+            let asks = profile.filters(Filter::DynamicResources);
+            let devices = if asks { self.devices.of_pod(pod, profile.devices)? } else { None };
+            Ok((volumes.map(Arc::new), devices.map(Arc::new)))
+        });
+        match claims {
+            Ok((volumes, devices)) => {
                 let mut nominated = queue.nominations();
                 nominated.retain(|(_, promised)| !fellows.iter().any(|f| f.uid == promised.uid));
-                let request =
-                    Request { pod, defaults: &defaults, volumes: volumes.as_ref(), nominated: &nominated, domain };
+                let request = Request {
+                    pod,
+                    defaults: &defaults,
+                    volumes: volumes.as_ref(),
+                    devices: devices.as_ref(),
+                    nominated: &nominated,
+                    domain,
+                };
                 let chosen = decider.decide(snapshot, &request, &mut |equals| self.entropy.below(equals));
-                chosen.map(|row| {
+                if let Some(error) = devices.as_ref().and_then(|d| d.error()) {
+                    let error = format!("running {:?} filter plugin: {error}", devices::PLUGIN);
+                    let nodes = snapshot.node_count();
+                    let diagnosis = Diagnosis { nodes, error: Some(error), ..Diagnosis::default() };
+                    let cycle = Cycle::new(snapshot, pod.clone(), &defaults, &profile);
+                    return Err(Box::new(Rejected { diagnosis, cycle }));
+                }
+                let chosen = chosen.map(|row| {
                     let assigned = volumes.as_ref().and_then(|v| volumes::assign(snapshot, row, v));
-                    (snapshot.names[row].clone(), assigned.unwrap_or_default())
+                    let mut assigned = assigned.unwrap_or_default();
+                    assigned.devices = devices.as_ref().and_then(|d| d.reserve(row));
+                    (snapshot.names[row].clone(), assigned)
+                });
+                chosen.map_err(|mut rejected| {
+                    rejected.diagnosis.devices = devices;
+                    rejected
                 })
             }
             Err(refusal) => {
-                let cycle = Cycle::new(snapshot, pod.clone(), &defaults, decider.profile());
+                let cycle = Cycle::new(snapshot, pod.clone(), &defaults, &profile);
                 Err(Box::new(Rejected { diagnosis: refused(snapshot, refusal), cycle }))
             }
         }
@@ -375,7 +450,8 @@ impl Scheduler {
         let Rejected { mut diagnosis, mut cycle } = rejected;
         let pod = cycle.pod.clone();
         let (mut preemption, mut gives_up) = (None, false);
-        if diagnosis.nodes > 0 && cycle.profile.preempts {
+        let hopeful = diagnosis.nodes > 0 && diagnosis.error.is_none();
+        if hopeful && cycle.profile.preempts {
             match preempt::eligible(snapshot, &pod, &diagnosis) {
                 Ok(()) => {
                     let budgets: Vec<Budget> = self.budgets.list().iter().filter_map(|b| Budget::new(b)).collect();
@@ -410,6 +486,11 @@ impl Scheduler {
             let losers = losers.into_iter().filter(|p| p.priority < pod.priority).collect();
             Some(Preemption { victims, node, losers })
         });
+        if hopeful && preemption.is_none() && cycle.profile.filters(Filter::DynamicResources) {
+            let said =
+                if diagnosis.devices.is_some() { "still not schedulable" } else { "no new claims to deallocate" };
+            diagnosis.deallocation = Some(said.to_owned());
+        }
         Failure { diagnosis, preemption, gives_up }
     }
 }

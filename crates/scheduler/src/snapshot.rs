@@ -8,7 +8,7 @@
 use crate::bits::Bits;
 use crate::pod::{Amounts, PodInfo};
 use gantry_api::k8s_openapi::api::core::v1::{Node, Taint};
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
 /// Changes the journal holds; who is further behind starts anew.
@@ -51,6 +51,8 @@ pub enum Event {
     },
     /// A namespace came, went or changed its labels.
     Namespace,
+    /// Devices stand for other extended resources than before.
+    Devices,
 }
 
 /// The cluster as the next decision sees it.
@@ -89,6 +91,8 @@ pub struct Snapshot {
     keys: HashMap<String, KeyId>,
     columns: Vec<LabelColumn>,
     known_taints: Vec<Taint>,
+    /// Extended resources that devices stand for where a node has none itself.
+    backed: BTreeSet<String>,
     /// Distinct label values and taints seen so far: where it has grown, sets of bits over them are out of date.
     vocabulary: usize,
     image_nodes: HashMap<String, usize>,
@@ -186,6 +190,22 @@ impl Snapshot {
     pub fn remove_namespace(&mut self, name: &str) {
         if self.namespaces.remove(name).is_some() {
             self.note(Event::Namespace);
+        }
+    }
+
+    /// Extended resources that devices stand for where a node has none itself.
+    #[must_use]
+    pub fn backed(&self) -> &BTreeSet<String> {
+        &self.backed
+    }
+
+    /// Notes which these are.
+    pub fn set_backed(&mut self, resources: BTreeSet<String>) {
+        if self.backed != resources {
+            self.backed = resources;
+            // Whatever was found of any node may be otherwise now.
+            self.vocabulary += 1;
+            self.note(Event::Devices);
         }
     }
 

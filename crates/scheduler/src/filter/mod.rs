@@ -114,12 +114,12 @@ pub fn local(
     }
     if profile.filters(Filter::NodeResourcesFit) {
         let requested = changed.map_or(&snapshot.requested[row], |u| &u.requested);
-        resources::fits(&snapshot.allocatable[row], requested, &pod.requests)?;
+        resources::fits(&snapshot.allocatable[row], requested, &pod.requests, snapshot.backed(), profile)?;
     }
     Ok(())
 }
 
-/// Those filters that look at pods on other nodes.
+/// Those filters that look at pods on other nodes, and at devices.
 ///
 /// # Errors
 /// The first rejection.
@@ -129,6 +129,9 @@ pub fn across(snapshot: &Snapshot, row: Row, cycle: &Cycle) -> Result<(), Reject
     }
     if cycle.profile.filters(Filter::InterPodAffinity) {
         cycle.affinity.filter(snapshot, row, &cycle.pod)?;
+    }
+    if let Some(devices) = cycle.devices.as_ref().filter(|_| cycle.profile.filters(Filter::DynamicResources)) {
+        devices.filter(snapshot, row)?;
     }
     Ok(())
 }

@@ -2,12 +2,21 @@
 
 use super::Rejection;
 use crate::pod::Amounts;
+use crate::profile::Profile;
+use std::collections::BTreeSet;
 
-/// Whether what a pod requests is free.
+/// Whether what a pod requests is free. What is `backed` by devices is for DynamicResources to say where the node has none
+/// itself.
 ///
 /// # Errors
 /// Every resource there is too little of; unresolvable where even the empty node has too little.
-pub fn fits(allocatable: &Amounts, requested: &Amounts, pod: &Amounts) -> Result<(), Rejection> {
+pub fn fits(
+    allocatable: &Amounts,
+    requested: &Amounts,
+    pod: &Amounts,
+    backed: &BTreeSet<String>,
+    profile: &Profile,
+) -> Result<(), Rejection> {
     let mut reasons = Vec::new();
     let mut unresolvable = false;
     if requested.pods + 1 > allocatable.pods {
@@ -24,8 +33,10 @@ pub fn fits(allocatable: &Amounts, requested: &Amounts, pod: &Amounts) -> Result
     check("memory", pod.memory, allocatable.memory, requested.memory);
     check("ephemeral-storage", pod.ephemeral, allocatable.ephemeral, requested.ephemeral);
     for (name, want) in &pod.scalars {
-        let (have, taken) = (allocatable.scalars.get(name), requested.scalars.get(name));
-        check(name, *want, have.copied().unwrap_or(0), taken.copied().unwrap_or(0));
+        let of = |amounts: &Amounts| amounts.scalars.get(name).copied().unwrap_or(0);
+        if !profile.ignores(name) && (of(allocatable) > 0 || !backed.contains(name)) {
+            check(name, *want, of(allocatable), of(requested));
+        }
     }
     if reasons.is_empty() { Ok(()) } else { Err(Rejection { plugin: "NodeResourcesFit", reasons, unresolvable }) }
 }
@@ -39,12 +50,20 @@ mod tests {
         let node = Amounts { cpu_milli: 1000, memory: 100, pods: 1, ..Default::default() };
         let used = Amounts { cpu_milli: 600, memory: 90, pods: 1, ..Default::default() };
         let pod = Amounts { cpu_milli: 500, memory: 20, ephemeral: 0, pods: 1, ..Default::default() };
-        let e = fits(&node, &used, &pod).unwrap_err();
+        let none = BTreeSet::new();
+        let mut profile = Profile::new("p");
+        let e = fits(&node, &used, &pod, &none, &profile).unwrap_err();
         assert_eq!(e.reasons, ["Too many pods", "Insufficient cpu", "Insufficient memory"]);
         assert!(!e.unresolvable);
         let gpu = Amounts { scalars: [("example.com/gpu".into(), 1)].into(), ..Default::default() };
-        let e = fits(&node, &Amounts::default(), &gpu).unwrap_err();
+        let e = fits(&node, &Amounts::default(), &gpu, &none, &profile).unwrap_err();
         assert_eq!((e.reasons, e.unresolvable), (vec!["Insufficient example.com/gpu".to_owned()], true));
-        assert!(fits(&node, &Amounts::default(), &pod).is_ok());
+        assert!(fits(&node, &Amounts::default(), &pod, &none, &profile).is_ok());
+        let backed = BTreeSet::from(["example.com/gpu".to_owned()]);
+        let free = Amounts { pods: 1, ..Default::default() };
+        assert!(fits(&free, &Amounts::default(), &gpu, &backed, &profile).is_ok());
+        assert!(fits(&free, &Amounts::default(), &gpu, &none, &profile).is_err());
+        profile.ignored_groups.insert("example.com".into());
+        assert!(fits(&free, &Amounts::default(), &gpu, &none, &profile).is_ok());
     }
 }

@@ -1,6 +1,7 @@
 //! VolumeBinding, VolumeZone, VolumeRestrictions and NodeVolumeLimits: whether a pod's claims can be had on a node.
 
 use super::Rejection;
+use crate::devices::Reserved;
 use crate::pod::PodInfo;
 use crate::profile::{Filter, Profile};
 use crate::snapshot::{Row, Snapshot};
@@ -48,15 +49,17 @@ pub struct PodVolumes {
     pub limits: Arc<BTreeMap<(String, String), usize>>,
 }
 
-/// How the claims of a pod are met on the node it was given.
+/// How the claims of a pod, of volumes and of devices, are met on the node it was given.
 #[derive(Clone, Debug, Default)]
 pub struct Assignment {
     /// Volumes that exist, each with the claim that gets it.
     pub chosen: Vec<(Arc<PersistentVolume>, Arc<PersistentVolumeClaim>)>,
     /// Claims whose volume is to be made on the node.
     pub provisioned: Vec<Arc<PersistentVolumeClaim>>,
-    /// Keys of all claims that must be bound before the pod is.
+    /// Keys of all claims of volumes that must be bound before the pod is.
     pub awaited: Vec<String>,
+    /// Its devices.
+    pub devices: Option<Reserved>,
 }
 
 fn reachable(volume: &PersistentVolume, snapshot: &Snapshot, row: Row) -> bool {

@@ -107,7 +107,7 @@ impl Scheduler {
             match self.choose(state, pod, domain, pods) {
                 Ok((node, assignment)) => {
                     state.snapshot.place(pod.clone(), &node);
-                    self.volumes.promise(&assignment);
+                    self.promise(&assignment);
                     trial.placed.push(Placement { pod: pod.clone(), node, assignment });
                 }
                 Err(rejected) => trial.rejected.push((pod.clone(), *rejected)),
@@ -115,7 +115,7 @@ impl Scheduler {
         }
         for placement in &trial.placed {
             state.snapshot.displace(&placement.pod.uid);
-            self.volumes.forget(&placement.assignment);
+            self.forget(&placement.assignment);
         }
         trial
     }
@@ -130,7 +130,7 @@ impl Scheduler {
         for placement in &placed {
             state.snapshot.place(placement.pod.clone(), &placement.node);
             state.assumed.insert(placement.pod.uid.clone(), placement.pod.clone());
-            self.volumes.promise(&placement.assignment);
+            self.promise(&placement.assignment);
             if let Some(membership) = &placement.pod.group {
                 state.groups.place(membership, placement.pod.clone());
             }
@@ -222,20 +222,24 @@ impl Scheduler {
         let GroupOutcome { placed, failed, sentence } = outcome;
         let id = placed.first().map(|p| &p.pod).or(failed.first().map(|(p, _)| p)).and_then(|p| p.group.clone());
         let mut begun = true;
-        for placement in placed.iter().filter(|p| !p.assignment.awaited.is_empty()) {
-            let bound = if begun { self.volumes.bind(&placement.assignment, &placement.node).await } else { Ok(()) };
-            self.volumes.forget(&placement.assignment);
-            if let Err(error) = bound {
-                let message = format!("running PreBind plugin \"VolumeBinding\": {error}");
+        for placement in &placed {
+            if let Err(message) = self.bind_claims(&placement.pod, &placement.assignment, &placement.node).await {
                 self.recorder.warning(placement.pod.pod.as_ref(), "FailedScheduling", &message);
                 begun = false;
+                break;
             }
         }
         if begun {
             let mut bindings = tokio::task::JoinSet::new();
             for placement in placed.iter().cloned() {
                 let scheduler = self.clone();
-                bindings.spawn(async move { scheduler.bind(&placement.pod, &placement.node).await });
+                bindings.spawn(async move {
+                    let bound = scheduler.bind(&placement.pod, &placement.node).await;
+                    if !bound {
+                        scheduler.release(&placement.assignment).await;
+                    }
+                    bound
+                });
             }
             let mut all = !placed.is_empty();
             while let Some(bound) = bindings.join_next().await {
@@ -246,6 +250,8 @@ impl Scheduler {
             }
         } else {
             for placement in &placed {
+                self.forget(&placement.assignment);
+                self.release(&placement.assignment).await;
                 self.take_back(&placement.pod, true);
             }
         }

@@ -3,7 +3,7 @@
 //! Those that depend on the node and its pods alone are [`Raw`] and can be kept per node; they are brought to 0–100
 //! among the feasible nodes of one decision.
 
-use crate::pod::PodInfo;
+use crate::pod::{Amounts, PodInfo};
 use crate::profile::{Profile, Strategy, Weights};
 use crate::reach::Reach;
 use crate::snapshot::{Row, Snapshot};
@@ -57,6 +57,8 @@ pub struct Parts {
     pub balanced: i64,
     /// ImageLocality.
     pub images: i64,
+    /// DynamicResources.
+    pub devices: i64,
 }
 
 impl Parts {
@@ -77,7 +79,8 @@ impl Parts {
     /// The node's score.
     #[must_use]
     pub fn total(&self) -> i64 {
-        self.taints + self.node_affinity + self.spread + self.pod_affinity + self.fit + self.balanced + self.images
+        let local = self.taints + self.node_affinity + self.fit + self.balanced + self.images;
+        local + self.spread + self.pod_affinity + self.devices
     }
 }
 
@@ -136,46 +139,108 @@ pub fn raw(snapshot: &Snapshot, row: Row, pod: &PodInfo, reach: &Reach, images: 
         disliked: u16::try_from(reach.disliked(snapshot, row)).unwrap_or(u16::MAX),
         preference: i32::try_from(reach.preference(snapshot, row)).unwrap_or(i32::MAX),
         fit: percent(fit(snapshot, row, pod, profile)),
-        balanced: percent(balanced(snapshot, row, pod)),
+        balanced: percent(balanced(snapshot, row, pod, profile)),
         images: percent(images.score(snapshot, row)),
     }
 }
 
-/// NodeResourcesFit over cpu and memory: the share that stays free, or that is taken.
-fn fit(snapshot: &Snapshot, row: Row, pod: &PodInfo, profile: &Profile) -> i64 {
-    let share = |have: i64, taken: i64| match profile.strategy {
-        Strategy::LeastAllocated if taken > have => 0,
-        Strategy::LeastAllocated => (have - taken) * MAX / have,
-        // More than there is counts as all of it.
-        Strategy::MostAllocated => taken.min(have) * MAX / have,
-    };
-    let node = &snapshot.allocatable[row];
-    let (mut sum, mut weights) = (0, 0);
-    if node.cpu_milli > 0 {
-        sum += share(node.cpu_milli, snapshot.score_cpu_milli[row] + pod.score_cpu_milli) * profile.resources.0;
-        weights += profile.resources.0;
+/// What of a resource would be taken with the pod on the node, and what there is of it. Of an extended resource that the
+/// pod does not ask for nothing counts. `guessed`: where containers request no cpu or memory, defaults are counted.
+fn taken(snapshot: &Snapshot, row: Row, pod: &PodInfo, resource: &str, guessed: bool) -> (i64, i64) {
+    let (node, used, pod_asks) = (&snapshot.allocatable[row], &snapshot.requested[row], &pod.requests);
+    match resource {
+        "cpu" if guessed => (snapshot.score_cpu_milli[row] + pod.score_cpu_milli, node.cpu_milli),
+        "memory" if guessed => (snapshot.score_memory[row] + pod.score_memory, node.memory),
+        "cpu" => (used.cpu_milli + pod_asks.cpu_milli, node.cpu_milli),
+        "memory" => (used.memory + pod_asks.memory, node.memory),
+        "ephemeral-storage" => (used.ephemeral + pod_asks.ephemeral, node.ephemeral),
+        other => {
+            let of = |amounts: &Amounts| amounts.scalars.get(other).copied().unwrap_or(0);
+            if of(pod_asks) == 0 { (0, 0) } else { (of(used) + of(pod_asks), of(node)) }
+        }
     }
-    if node.memory > 0 {
-        sum += share(node.memory, snapshot.score_memory[row] + pod.score_memory) * profile.resources.1;
-        weights += profile.resources.1;
-    }
-    if weights == 0 { 0 } else { sum / weights }
 }
 
-/// NodeResourcesBalancedAllocation: how evenly cpu and memory would be used. Pods that request nothing get none.
+/// NodeResourcesFit: the share that stays free, or that is taken, or what the profile makes of that.
 #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation)]
-fn balanced(snapshot: &Snapshot, row: Row, pod: &PodInfo) -> i64 {
-    if pod.requests.cpu_milli == 0 && pod.requests.memory == 0 {
+fn fit(snapshot: &Snapshot, row: Row, pod: &PodInfo, profile: &Profile) -> i64 {
+    let (mut sum, mut weights) = (0, 0);
+    for (resource, weight) in &profile.resources {
+        let (taken, have) = taken(snapshot, row, pod, resource, true);
+        if have == 0 {
+            continue;
+        }
+        let score = match &profile.strategy {
+            Strategy::LeastAllocated if taken > have => 0,
+            Strategy::LeastAllocated => (have - taken) * MAX / have,
+            // More than there is counts as all of it.
+            Strategy::MostAllocated => taken.min(have) * MAX / have,
+            Strategy::Ratio(shape) => interpolated(shape, if taken > have { MAX } else { taken * MAX / have }),
+        };
+        // What scores nothing does not count, as upstream has it for shapes only.
+        if score > 0 || !matches!(profile.strategy, Strategy::Ratio(_)) {
+            sum += score * weight;
+            weights += weight;
+        }
+    }
+    match profile.strategy {
+        _ if weights == 0 => 0,
+        Strategy::Ratio(_) => (sum as f64 / weights as f64).round() as i64,
+        _ => sum / weights,
+    }
+}
+
+/// The value of a broken line at `x`.
+fn interpolated(points: &[(i64, i64)], x: i64) -> i64 {
+    let after = points.iter().position(|(at, _)| x <= *at);
+    match after {
+        Some(0) => points[0].1,
+        Some(i) => {
+            let ((x0, y0), (x1, y1)) = (points[i - 1], points[i]);
+            y0 + (y1 - y0) * (x - x0) / (x1 - x0)
+        }
+        None => points.last().map_or(0, |(_, score)| *score),
+    }
+}
+
+/// NodeResourcesBalancedAllocation: how evenly the resources would be used. Pods that request none of them get nothing.
+#[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation)]
+fn balanced(snapshot: &Snapshot, row: Row, pod: &PodInfo, profile: &Profile) -> i64 {
+    let asks = |resource: &String| match resource.as_str() {
+        "cpu" => pod.requests.cpu_milli > 0,
+        "memory" => pod.requests.memory > 0,
+        "ephemeral-storage" => pod.requests.ephemeral > 0,
+        other => pod.requests.scalars.get(other).is_some_and(|n| *n > 0),
+    };
+    if !profile.balanced_resources.iter().any(asks) {
         return 0;
     }
-    let (node, used) = (&snapshot.allocatable[row], &snapshot.requested[row]);
-    if node.cpu_milli == 0 || node.memory == 0 {
-        return MAX;
+    let share = |resource: &String| {
+        let (taken, have) = taken(snapshot, row, pod, resource, false);
+        (have != 0).then(|| (taken as f64 / have as f64).min(1.0))
+    };
+    let mut shares = [0.0; 2];
+    let mut more: Vec<f64> = Vec::new();
+    let mut count = 0;
+    for s in profile.balanced_resources.iter().filter_map(share) {
+        // Two are the rule, and need no list.
+        if count < 2 {
+            shares[count] = s;
+        } else {
+            more.push(s);
+        }
+        count += 1;
     }
-    let share = |taken: i64, have: i64| (taken as f64 / have as f64).min(1.0);
-    let cpu = share(used.cpu_milli + pod.requests.cpu_milli, node.cpu_milli);
-    let memory = share(used.memory + pod.requests.memory, node.memory);
-    ((1.0 - ((cpu - memory) / 2.0).abs()) * MAX as f64) as i64
+    let deviation = match count {
+        0 | 1 => 0.0,
+        2 => ((shares[0] - shares[1]) / 2.0).abs(),
+        n => {
+            let all = || shares.iter().chain(&more);
+            let mean = all().sum::<f64>() / n as f64;
+            (all().map(|s| (s - mean).powi(2)).sum::<f64>() / n as f64).sqrt()
+        }
+    };
+    ((1.0 - deviation) * MAX as f64) as i64
 }
 
 /// An image name with `:latest` where it has neither tag nor digest.
