@@ -1,8 +1,9 @@
 //! `KubeSchedulerConfiguration`: profiles, their plugins, weights and arguments. What is not done here is refused by
 //! name, not passed over.
 
-use crate::profile::{Filter, Profile, SpreadDefaults, Strategy};
-use gantry_api::k8s_openapi::api::core::v1::{NodeAffinity, TopologySpreadConstraint};
+mod args;
+
+use crate::profile::{Filter, Profile};
 use serde::Deserialize;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -100,7 +101,7 @@ struct PluginConfig {
     args: BTreeMap<String, Value>,
 }
 
-const FILTERS: [(&str, Filter); 12] = [
+const FILTERS: [(&str, Filter); 13] = [
     ("NodeUnschedulable", Filter::NodeUnschedulable),
     ("NodeName", Filter::NodeName),
     ("TaintToleration", Filter::TaintToleration),
@@ -113,10 +114,11 @@ const FILTERS: [(&str, Filter); 12] = [
     ("VolumeZone", Filter::VolumeZone),
     ("PodTopologySpread", Filter::PodTopologySpread),
     ("InterPodAffinity", Filter::InterPodAffinity),
+    ("DynamicResources", Filter::DynamicResources),
 ];
 
 /// Plugins that score, with their weights in the default profile.
-const SCORES: [(&str, i64); 7] = [
+const SCORES: [(&str, i64); 8] = [
     ("TaintToleration", 3),
     ("NodeAffinity", 2),
     ("PodTopologySpread", 2),
@@ -124,6 +126,7 @@ const SCORES: [(&str, i64); 7] = [
     ("NodeResourcesFit", 1),
     ("NodeResourcesBalancedAllocation", 1),
     ("ImageLocality", 1),
+    ("DynamicResources", 1),
 ];
 
 const PREEMPTION: &str = "DefaultPreemption";
@@ -253,135 +256,21 @@ fn profile(document: ProfileDocument, general: u8) -> Result<Profile, String> {
     out.weights.fit = weight("NodeResourcesFit");
     out.weights.balanced = weight("NodeResourcesBalancedAllocation");
     out.weights.images = weight("ImageLocality");
+    out.weights.devices = weight("DynamicResources");
 
     for (index, PluginConfig { name, mut args }) in document.plugin_config.into_iter().enumerate() {
         args.remove("apiVersion");
         args.remove("kind");
         let args = Value::from_iter(args);
-        apply(&mut out, &name, args).map_err(|e| format!("pluginConfig[{index}] ({name}): {e}"))?;
+        args::apply(&mut out, &name, args).map_err(|e| format!("pluginConfig[{index}].args{e}"))?;
     }
     Ok(out)
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct PodAffinityArgs {
-    hard_pod_affinity_weight: Option<i64>,
-    ignore_preferred_terms_of_existing_pods: Option<bool>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct NodeAffinityArgs {
-    added_affinity: Option<NodeAffinity>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct SpreadArgs {
-    #[serde(default)]
-    default_constraints: Vec<TopologySpreadConstraint>,
-    defaulting_type: Option<String>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct PreemptionArgs {
-    min_candidate_nodes_percentage: Option<usize>,
-    min_candidate_nodes_absolute: Option<usize>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct FitArgs {
-    scoring_strategy: Option<ScoringStrategy>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct ScoringStrategy {
-    r#type: String,
-    #[serde(default)]
-    resources: Vec<Plugin>,
-}
-
-fn read<T: serde::de::DeserializeOwned>(args: Value) -> Result<T, String> {
-    serde_json::from_value(args).map_err(|e| e.to_string())
-}
-
-fn apply(profile: &mut Profile, plugin: &str, args: Value) -> Result<(), String> {
-    match plugin {
-        "InterPodAffinity" => {
-            let args: PodAffinityArgs = read(args)?;
-            let weight = args.hard_pod_affinity_weight.unwrap_or(1);
-            if !(0..=100).contains(&weight) {
-                return Err(format!("hardPodAffinityWeight: Invalid value: {weight}: not in valid range [0-100]"));
-            }
-            profile.hard_affinity_weight = weight;
-            profile.ignore_preferred_of_placed = args.ignore_preferred_terms_of_existing_pods.unwrap_or(false);
-        }
-        "NodeAffinity" => profile.added_affinity = read::<NodeAffinityArgs>(args)?.added_affinity,
-        "PodTopologySpread" => {
-            let SpreadArgs { default_constraints: list, defaulting_type } = read(args)?;
-            profile.spread_defaults = match defaulting_type.as_deref() {
-                None | Some("System") if list.is_empty() => SpreadDefaults::System,
-                Some("List") if list.iter().any(|c| c.label_selector.is_some()) => {
-                    return Err("defaultConstraints: Forbidden: constraint must not define a selector".into());
-                }
-                Some("List") => SpreadDefaults::List(list),
-                None | Some("System") => {
-                    return Err("defaultingType: when .defaultConstraints are not empty, must be \"List\"".into());
-                }
-                Some(other) => {
-                    return Err(format!(
-                        "defaultingType: Unsupported value: {other:?}: supported values: \"List\", \"System\""
-                    ));
-                }
-            };
-        }
-        PREEMPTION => {
-            let args: PreemptionArgs = read(args)?;
-            let percentage = args.min_candidate_nodes_percentage.unwrap_or(profile.candidates_percentage);
-            if percentage > 100 {
-                let why = "not in valid range [0, 100]";
-                return Err(format!("minCandidateNodesPercentage: Invalid value: {percentage}: {why}"));
-            }
-            profile.candidates_percentage = percentage;
-            profile.candidates_min = args.min_candidate_nodes_absolute.unwrap_or(profile.candidates_min);
-        }
-        "NodeResourcesFit" => {
-            let Some(strategy) = read::<FitArgs>(args)?.scoring_strategy else { return Ok(()) };
-            profile.strategy = match strategy.r#type.as_str() {
-                "LeastAllocated" => Strategy::LeastAllocated,
-                "MostAllocated" => Strategy::MostAllocated,
-                other => return Err(format!("scoringStrategy.type: {other} is not supported")),
-            };
-            if !strategy.resources.is_empty() {
-                profile.resources = (0, 0);
-            }
-            for resource in strategy.resources {
-                let weight = if resource.weight == 0 { 1 } else { resource.weight };
-                if !(1..=100).contains(&weight) {
-                    let name = resource.name;
-                    return Err(format!(
-                        "scoringStrategy.resources: {name}: weight {weight} not in valid range [1-100]"
-                    ));
-                }
-                match resource.name.as_str() {
-                    "cpu" => profile.resources.0 = weight,
-                    "memory" => profile.resources.1 = weight,
-                    other => return Err(format!("scoringStrategy.resources: {other} is not supported")),
-                }
-            }
-        }
-        other => return Err(format!("arguments of {other} are not supported")),
-    }
-    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::profile::{SpreadDefaults, Strategy};
     use serde_json::json;
 
     fn read_profiles(profiles: &Value) -> Result<Configuration, String> {
@@ -405,7 +294,8 @@ mod tests {
              "pluginConfig": [
                 {"name": "NodeResourcesFit", "args": {"kind": "NodeResourcesFitArgs", "scoringStrategy":
                     {"type": "MostAllocated", "resources": [{"name": "cpu", "weight": 2}]}}},
-                {"name": "PodTopologySpread", "args": {"defaultingType": "List"}}]},
+                {"name": "PodTopologySpread", "args": {"defaultingType": "List"}},
+                {"name": "DynamicResources", "args": {"filterTimeout": "0s", "bindingTimeout": "1m30s"}}]},
             {"plugins": {"multiPoint": {"disabled": [{"name": "ImageLocality"}],
                 "enabled": [{"name": "TaintToleration", "weight": 7}]}}},
         ]))
@@ -414,8 +304,10 @@ mod tests {
         assert_eq!((packed.name.as_str(), packed.percentage, packed.preempts), ("packed", 30, false));
         assert_eq!((packed.weights.fit, packed.weights.taints, packed.weights.images), (5, 0, 0));
         assert_eq!(packed.disabled, [Filter::TaintToleration]);
-        assert_eq!((packed.strategy, packed.resources), (Strategy::MostAllocated, (2, 0)));
+        assert_eq!(packed.strategy, Strategy::MostAllocated);
+        assert_eq!(packed.resources, [("cpu".to_owned(), 2)]);
         assert_eq!(packed.spread_defaults, SpreadDefaults::List(Vec::new()));
+        assert_eq!((packed.devices.filter, packed.devices.binding.as_secs()), (Duration::ZERO, 90));
         assert_eq!((other.name.as_str(), other.weights.taints, other.weights.images), ("default-scheduler", 7, 0));
         assert!(other.disabled.is_empty() && other.preempts);
     }
@@ -428,7 +320,7 @@ mod tests {
             (json!([{"plugins": {"reserve": {}}}]), "unknown field `reserve`"),
             (json!([{"plugins": {"score": {"enabled": [{"name": "Mine"}]}}}]), "plugins.score: Mine does not exist"),
             (json!([{"plugins": {"multiPoint": {"disabled": [{"name": "DefaultBinder"}]}}}]), "cannot be disabled"),
-            (json!([{"pluginConfig": [{"name": "VolumeBinding", "args": {}}]}]), "VolumeBinding are not supported"),
+            (json!([{"pluginConfig": [{"name": "ImageLocality", "args": {}}]}]), "args: ImageLocality has no arguments"),
         ] {
             let error = read_profiles(&profiles).unwrap_err();
             assert!(error.contains(want), "{error}");

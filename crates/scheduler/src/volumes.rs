@@ -16,9 +16,6 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// How long a pod's claims may take to be bound (`VolumeBindingArgs.bindTimeoutSeconds`).
-const BIND_TIMEOUT: Duration = Duration::from_secs(600);
-
 /// Why a pod can be placed nowhere: plugin and sentence.
 pub type Refusal = (&'static str, String);
 
@@ -161,11 +158,11 @@ impl Volumes {
         }
     }
 
-    /// Writes what was decided and waits until all claims are bound.
+    /// Writes what was decided and waits until all claims are bound, for at most `timeout`.
     ///
     /// # Errors
     /// Why they are not, as events word it.
-    pub async fn bind(&self, assignment: &Assignment, node: &str) -> Result<(), String> {
+    pub async fn bind(&self, assignment: &Assignment, node: &str, timeout: Duration) -> Result<(), String> {
         for (volume, claim) in &assignment.chosen {
             let mut volume = volume.as_ref().clone();
             if binding::claim_ref(&volume).is_none() {
@@ -195,7 +192,7 @@ impl Volumes {
             api.update(&PostParams::default(), &claim).await.map_err(|e| e.to_string())?;
         }
         let wait = self.wait(assignment, node);
-        tokio::time::timeout(BIND_TIMEOUT, wait)
+        tokio::time::timeout(timeout, wait)
             .await
             .unwrap_or_else(|_| Err("binding volumes: context deadline exceeded".to_owned()))
     }
