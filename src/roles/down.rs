@@ -36,6 +36,7 @@ pub async fn run(options: DownOptions) -> Result<()> {
     let runtime = agent::open_runtime(data.path(), &instance, &[]).await?;
     let stopped = stop_pods(&runtime).await?;
     gantry_proxy::remove(&instance).await.context("cannot remove the service rules")?;
+    gantry_network_policy::remove(&instance).await.context("cannot remove the rules of network policies")?;
     NodeNetwork::teardown_leftovers(data.path()).await.context("cannot remove the pod network")?;
     let cgroup = Cgroup::at(&agent::cgroup(&instance)).context("cannot find the cgroups")?;
     // A pod that was being stopped when the main process ended may have left something the runtime no longer knows.

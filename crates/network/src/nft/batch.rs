@@ -158,7 +158,7 @@ impl Batch {
     pub fn add_set(&mut self, table: &Table, set: &Set) {
         self.set_ids += 1;
         let id = self.set_ids;
-        self.begin(NEW_SET, CREATE, table, "add set", set.name);
+        self.begin(NEW_SET, CREATE, table, "add set", &set.name);
         let (kind, length) = kind_and_length(&set.key);
         let mut flags = 0;
         if set.interval {
@@ -172,7 +172,7 @@ impl Batch {
         }
         let w = &mut self.writer;
         w.string(1, &table.name);
-        w.string(2, set.name);
+        w.string(2, &set.name);
         w.u32(3, flags);
         w.u32(4, kind);
         w.u32(5, length);

@@ -81,6 +81,10 @@ pub enum Compare {
     Equal,
     /// `!=`
     NotEqual,
+    /// `<=`, byte by byte from the first: for numbers in network order.
+    AtMost,
+    /// `>=`, likewise.
+    AtLeast,
 }
 
 /// What `reject` answers.
@@ -270,6 +274,8 @@ impl Rule {
                 match how {
                     Compare::Equal => 0,
                     Compare::NotEqual => 1,
+                    Compare::AtMost => 3,
+                    Compare::AtLeast => 5,
                 },
             );
             let data = w.open(3);

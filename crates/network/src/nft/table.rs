@@ -1,6 +1,6 @@
 //! Tables, chains, sets and maps.
 
-use std::{net::IpAddr, time::Duration};
+use std::{borrow::Cow, net::IpAddr, time::Duration};
 
 use ipnet::IpNet;
 
@@ -164,7 +164,7 @@ pub enum MapData {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Set {
     /// Its name, unique in the table.
-    pub name: &'static str,
+    pub name: Cow<'static, str>,
     /// The fields of its key.
     pub key: Vec<Field>,
     /// What it leads to, if it is a map.
@@ -177,8 +177,8 @@ pub struct Set {
 
 impl Set {
     /// A plain set.
-    pub fn new(name: &'static str, key: &[Field]) -> Set {
-        Set { name, key: key.to_vec(), data: None, interval: false, dynamic: None }
+    pub fn new(name: impl Into<Cow<'static, str>>, key: &[Field]) -> Set {
+        Set { name: name.into(), key: key.to_vec(), data: None, interval: false, dynamic: None }
     }
 
     /// Makes it a map to values.
