@@ -4,6 +4,7 @@ use crate::bootstrap::DataDir;
 use crate::bootstrap::data_dir::write_private;
 use anyhow::{Context, Result};
 use clap::Args;
+use gantry_api::clock::Clock;
 use gantry_api::entropy::Entropy;
 use gantry_server::encryption::Encryption;
 use std::path::PathBuf;
@@ -24,7 +25,7 @@ impl EncryptionOptions {
     ///
     /// # Errors
     /// Names the file, and in it the field.
-    pub fn open(&self, data: &DataDir, entropy: &Entropy) -> Result<Encryption> {
+    pub fn open(&self, data: &DataDir, clock: Clock, entropy: &Entropy) -> Result<Encryption> {
         let file = match &self.encryption_provider_config {
             Some(file) => file.clone(),
             None => {
@@ -40,6 +41,6 @@ impl EncryptionOptions {
         if text.is_empty() {
             anyhow::bail!("encryption provider configuration file {:?} is empty", file.display());
         }
-        Encryption::parse(&text, entropy.clone()).map_err(anyhow::Error::msg).with_context(|| named("error in"))
+        Encryption::parse(&text, clock, entropy.clone()).map_err(anyhow::Error::msg).with_context(|| named("error in"))
     }
 }

@@ -1,12 +1,16 @@
 //! Encryption at rest: what the store's files hold of Secrets, with the key that is made by itself and with those of a
-//! configuration; keys that change, and keys that are lost.
+//! configuration or of a key management service; keys that change, and keys that are lost.
 
 mod cluster;
 
 use cluster::Cluster;
 use cluster::api::{Api, name};
+use cluster::socket::Socket;
+use gantry_grpc::{Answer, Code, Message, Status};
 use serde_json::json;
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 const SECRETS: &str = "/api/v1/namespaces/default/secrets";
 const KEY_1: &str = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=";
@@ -182,9 +186,169 @@ fn keys_are_rotated() {
 
     // What cannot be understood is not started with.
     cluster.interrupt();
-    configuration(&file, "[{kms: {name: k, endpoint: 'unix:///x'}}]");
+    configuration(&file, "[{kms: {name: k, apiVersion: v2, endpoint: 'http://x'}}]");
     cluster.spawn();
-    let wanted = "resources[0].providers[0].kms: Forbidden";
+    let wanted = "resources[0].providers[0].kms.endpoint: Invalid value: \"http://x\": unsupported scheme \"http\"";
     cluster.wait_for("the field that is refused", || cluster.log().contains(wanted).then_some(()));
     cluster.forget_child();
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct ServiceStatus {
+    #[prost(string, tag = "1")]
+    version: String,
+    #[prost(string, tag = "2")]
+    healthz: String,
+    #[prost(string, tag = "3")]
+    key_id: String,
+}
+
+/// The request and the answer of Encrypt and Decrypt alike, as far as this service looks at them.
+#[derive(Clone, PartialEq, prost::Message)]
+struct Data {
+    #[prost(bytes = "vec", tag = "1")]
+    bytes: Vec<u8>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct Encrypted {
+    #[prost(bytes = "vec", tag = "1")]
+    ciphertext: Vec<u8>,
+    #[prost(string, tag = "2")]
+    key_id: String,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct ToDecrypt {
+    #[prost(bytes = "vec", tag = "1")]
+    ciphertext: Vec<u8>,
+    #[prost(string, tag = "3")]
+    key_id: String,
+}
+
+/// A key management service whose keys are numbers that bytes are mixed with; the newest encrypts.
+struct KeyService {
+    keys: Mutex<Vec<u8>>,
+    decryptions: AtomicUsize,
+}
+
+#[async_trait::async_trait]
+impl gantry_grpc::Service for KeyService {
+    async fn call(&self, method: &str, request: bytes::Bytes) -> Result<Answer, Status> {
+        let keys = self.keys.lock().unwrap().clone();
+        let key_id = format!("key-{}", keys[0]);
+        let mixed = |bytes: Vec<u8>, key: u8| bytes.into_iter().map(|b| b ^ key).collect::<Vec<u8>>();
+        match method {
+            "/v2.KeyManagementService/Status" => {
+                Ok(Answer::of(&ServiceStatus { version: "v2".into(), healthz: "ok".into(), key_id }))
+            }
+            "/v2.KeyManagementService/Encrypt" => {
+                let seed = Data::decode(request).unwrap().bytes;
+                Ok(Answer::of(&Encrypted { ciphertext: mixed(seed, keys[0]), key_id }))
+            }
+            "/v2.KeyManagementService/Decrypt" => {
+                self.decryptions.fetch_add(1, Ordering::Relaxed);
+                let wanted = ToDecrypt::decode(request).unwrap();
+                let key = keys.iter().find(|k| format!("key-{k}") == wanted.key_id);
+                let key = key.ok_or_else(|| Status::new(Code::UNKNOWN, format!("{} is not kept", wanted.key_id)))?;
+                Ok(Answer::of(&Data { bytes: mixed(wanted.ciphertext, *key) }))
+            }
+            _ => Err(Status::new(Code::UNIMPLEMENTED, method)),
+        }
+    }
+}
+
+#[test]
+fn a_key_management_service_keeps_the_keys() {
+    let mut cluster = Cluster::prepare_role("server", &[]);
+    let file = cluster.data_dir().join("configuration.yaml");
+    let store = cluster.data_dir().join("store");
+    let socket = cluster.data_dir().join("plugin/kms.sock");
+    configuration(
+        &file,
+        &format!(
+            "[{{kms: {{apiVersion: v2, name: vault, endpoint: 'unix://{}', timeout: 1s}}}}, {{identity: {{}}}}]",
+            socket.display()
+        ),
+    );
+    cluster.add_options(&["--encryption-provider-config", file.to_str().unwrap()]);
+    let service = Arc::new(KeyService { keys: Mutex::new(vec![1]), decryptions: AtomicUsize::new(0) });
+    let asked = || service.decryptions.load(Ordering::Relaxed);
+    let up = || Socket::listen(&socket, service.clone());
+    let mut plugin = Some(up());
+    cluster.up();
+    let api = Api::new(&cluster);
+    let plain = "kept-by-somebody-else-than-the-server";
+    create(&api, "s", plain);
+    create(&api, "t", "another");
+    assert!(!holds(&store, &stored_form(plain)) && holds(&store, b"k8s:enc:kms:v2:vault:"));
+    assert_eq!((value(&api, "s").as_str(), asked()), (plain, 0), "what it has made itself it knows");
+    for path in ["/healthz/kms-providers", "/livez/kms-providers", "/readyz/kms-providers"] {
+        assert_eq!(api.try_get(path).text, "ok");
+    }
+    assert!(api.try_get("/readyz?verbose").text.contains("[+]kms-providers ok"));
+    let metrics = api.try_get("/metrics").text;
+    for wanted in [
+        "apiserver_envelope_encryption_key_id_hash_total{transformation_type=\"to_storage\",provider_name=\"vault\"",
+        "apiserver_envelope_encryption_kms_operations_latency_seconds_count{provider_name=\"vault\",method_name=\
+         \"/v2.KeyManagementService/Encrypt\",grpc_status_code=\"OK\"} 1",
+        "apiserver_envelope_encryption_dek_source_cache_size{provider_name=\"vault\"} 1",
+    ] {
+        assert!(metrics.contains(wanted), "{wanted}\n{metrics}");
+    }
+
+    // The next run has the one seed decrypted once. The service has a new key, with which the next write is.
+    *service.keys.lock().unwrap() = vec![2, 1];
+    restart(&mut cluster);
+    let api = Api::new(&cluster);
+    assert_eq!((value(&api, "s").as_str(), asked()), (plain, 1));
+    let path = format!("{SECRETS}/s");
+    let present = api.get(&path);
+    let written = api.update(&path, &present);
+    assert_ne!(
+        written["metadata"]["resourceVersion"], present["metadata"]["resourceVersion"],
+        "written with the new key"
+    );
+    let again = api.update(&path, &written);
+    assert_eq!(again["metadata"]["resourceVersion"], written["metadata"]["resourceVersion"]);
+
+    // Without the service the server starts, tells that it is away, and has all back with it.
+    plugin.take();
+    restart(&mut cluster);
+    let api = Api::new(&cluster);
+    let not_yet = "Internal error occurred: got unexpected nil transformer";
+    assert_eq!(api.try_get(&path).expect(500)["message"], not_yet);
+    assert!(api.try_get(SECRETS).expect(500)["message"].as_str().unwrap().ends_with("got unexpected nil transformer"));
+    let new = json!({"metadata": {"name": "new"}, "stringData": {"value": "v"}});
+    assert_eq!(api.send("POST", SECRETS, &new).expect(500)["message"], not_yet);
+    let settings = "/api/v1/namespaces/default/configmaps";
+    api.create(settings, &json!({"metadata": {"name": "m"}}));
+    let ill = api.try_get("/healthz/kms-providers");
+    assert_eq!(ill.code, 500);
+    assert!(ill.text.starts_with("internal server error: kms-provider-0: "), "{}", ill.text);
+    assert!(ill.text.contains("rpc error: code = DeadlineExceeded desc = "), "{}", ill.text);
+    assert!(api.try_get("/readyz?verbose").text.contains("[-]kms-providers failed: reason withheld"));
+    plugin = Some(up());
+    cluster.wait_for("what is encrypted to be shown again", || {
+        // Whoever asks for the server's health has it ask the service.
+        api.try_get("/healthz/kms-providers");
+        (api.try_get(&path).code == 200).then_some(())
+    });
+    assert_eq!(value(&api, "s"), plain);
+    assert_eq!(api.list(SECRETS).len(), 2);
+    assert_eq!(value(&api, "t"), "another");
+    create(&api, "new", "v");
+
+    // A key the service does not have is told, and nothing else is lost.
+    *service.keys.lock().unwrap() = vec![2];
+    restart(&mut cluster);
+    let api = Api::new(&cluster);
+    let lost =
+        "Internal error occurred: failed to decrypt DEK, error: rpc error: code = Unknown desc = key-1 is not kept";
+    assert_eq!(api.try_get(&format!("{SECRETS}/t")).expect(500)["message"], lost);
+    assert_eq!((value(&api, "s").as_str(), value(&api, "new").as_str()), (plain, "v"));
+    *service.keys.lock().unwrap() = vec![2, 1];
+    restart(&mut cluster);
+    assert_eq!(value(&Api::new(&cluster), "t"), "another");
+    drop(plugin);
 }

@@ -10,6 +10,7 @@ pub mod busybox;
 pub mod clients;
 pub mod https;
 pub mod pods;
+pub mod socket;
 pub mod webhook;
 
 use serde_json::Value;
@@ -120,6 +121,24 @@ impl Cluster {
         }
     }
 
+    /// Makes this machine a switch, on which it has an address (of a /24).
+    pub fn switch(&self, address: &str) {
+        let near = &self.namespace;
+        run(Command::new("ip").args(["-n", near, "link", "add", "switch", "type", "bridge"]));
+        run(Command::new("ip").args(["-n", near, "address", "add", &format!("{address}/24"), "dev", "switch"]));
+        run(Command::new("ip").args(["-n", near, "link", "set", "switch", "up"]));
+    }
+
+    /// Plugs a machine into this one's switch, at `port`: its network interface `cable` has the address (of a /24).
+    pub fn plug(&self, port: &str, other: &Self, address: &str) {
+        let (near, far) = (&self.namespace, &other.namespace);
+        let pair = ["netns", near, "type", "veth", "peer", "name", "cable", "netns", far];
+        run(Command::new("ip").args(["link", "add", port]).args(pair));
+        run(Command::new("ip").args(["-n", near, "link", "set", port, "master", "switch", "up"]));
+        run(Command::new("ip").args(["-n", far, "address", "add", &format!("{address}/24"), "dev", "cable"]));
+        run(Command::new("ip").args(["-n", far, "link", "set", "cable", "up"]));
+    }
+
     /// Replaces the options of `gantry up`; the next start has them.
     pub fn set_options(&mut self, options: &[&str]) {
         self.options = options.iter().map(|o| (*o).to_owned()).collect();
@@ -154,7 +173,10 @@ impl Cluster {
             .arg(self.role)
             .args(["--data-dir".as_ref(), self.data.path().as_os_str()])
             .args((self.role != "agent").then(|| format!("--kubeconfig={}", self.kubeconfig().display())))
-            .args((self.role != "server").then_some("--node-name=node-1"))
+            .args(
+                (self.role != "server" && !self.options.contains(&"--node-name".to_owned()))
+                    .then_some("--node-name=node-1"),
+            )
             .args(["--log", "info"])
             .args(if self.role == "server" { Vec::new() } else { self.roomy() })
             .args(&self.options)

@@ -16,6 +16,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::Mutex;
+use tokio_util::sync::CancellationToken;
 
 /// First and longest wait between two attempts to connect.
 const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
@@ -38,7 +39,7 @@ impl Target {
         }
     }
 
-    async fn connect(&self) -> io::Result<SendRequest<Full<Bytes>>> {
+    async fn connect(&self) -> io::Result<Connection> {
         match self {
             Target::Tcp(address) => handshake(TcpStream::connect(address).await?).await,
             Target::Unix(path) => {
@@ -57,17 +58,20 @@ impl Target {
     }
 }
 
-async fn handshake<S>(stream: S) -> io::Result<SendRequest<Full<Bytes>>>
+async fn handshake<S>(stream: S) -> io::Result<Connection>
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin + 'static,
 {
     let connected = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await;
     let (sender, connection) = connected.map_err(io::Error::other)?;
     // The connection's own error shows in those of the calls. It ends when the last sender is dropped.
+    let lost = CancellationToken::new();
+    let ended = lost.clone().drop_guard();
     tokio::spawn(async move {
         let _ = connection.await;
+        drop(ended);
     });
-    Ok(sender)
+    Ok(Connection { sender, lost })
 }
 
 /// The text of an error of the system without Rust's number behind it, as Go writes it.
@@ -84,7 +88,14 @@ pub struct Channel {
     user_agent: &'static str,
     /// Calls wait until the server can be reached, as long as their time lasts.
     wait_for_ready: bool,
-    connection: Mutex<Option<SendRequest<Full<Bytes>>>>,
+    connection: Mutex<Option<Connection>>,
+}
+
+/// A connection, and what tells of its end.
+#[derive(Clone)]
+struct Connection {
+    sender: SendRequest<Full<Bytes>>,
+    lost: CancellationToken,
 }
 
 impl std::fmt::Debug for Channel {
@@ -118,31 +129,31 @@ impl Channel {
         &self.target
     }
 
-    /// Connects, if it is not connected.
+    /// Connects, if it is not connected. The token is cancelled when this connection ends.
     ///
     /// # Errors
     /// Where nobody listens, or no HTTP/2 is spoken.
-    pub async fn connect(&self) -> io::Result<()> {
-        self.sender().await.map(drop)
+    pub async fn connect(&self) -> io::Result<CancellationToken> {
+        self.connection().await.map(|c| c.lost)
     }
 
-    async fn sender(&self) -> io::Result<SendRequest<Full<Bytes>>> {
+    async fn connection(&self) -> io::Result<Connection> {
         let mut connection = self.connection.lock().await;
-        if let Some(sender) = connection.as_ref().filter(|s| !s.is_closed()) {
-            return Ok(sender.clone());
+        if let Some(connection) = connection.as_ref().filter(|c| !c.sender.is_closed()) {
+            return Ok(connection.clone());
         }
         *connection = None;
-        let sender = self.target.connect().await?;
-        *connection = Some(sender.clone());
-        Ok(sender)
+        let made = self.target.connect().await?;
+        *connection = Some(made.clone());
+        Ok(made)
     }
 
     /// The error of an attempt to connect; `last` keeps it for calls whose time is over while they wait.
     async fn reached(&self, last: &Mutex<Option<String>>) -> Result<SendRequest<Full<Bytes>>, Status> {
         let mut wait = RETRY.0;
         loop {
-            match self.sender().await {
-                Ok(sender) => return Ok(sender),
+            match self.connection().await {
+                Ok(connection) => return Ok(connection.sender),
                 Err(error) => {
                     let (target, error) = (self.target.shown(), plain(&error));
                     let why = format!(
@@ -159,21 +170,40 @@ impl Channel {
         }
     }
 
-    async fn send(&self, method: &str, body: Bytes, last: &Mutex<Option<String>>) -> Result<Response<Incoming>, Status> {
-        let mut sender = self.reached(last).await?;
+    async fn send(
+        &self,
+        method: &str,
+        body: Bytes,
+        last: &Mutex<Option<String>>,
+    ) -> Result<Response<Incoming>, Status> {
         let authority = match &self.target {
             Target::Unix(_) => "localhost".to_owned(),
             Target::Tcp(address) => address.to_string(),
         };
-        let request = Request::post(format!("http://{authority}{method}"))
-            .header("content-type", "application/grpc")
-            .header("te", "trailers")
-            .header("user-agent", self.user_agent)
-            .body(Full::new(body))
-            .map_err(|e| Status::new(Code::INTERNAL, e.to_string()))?;
-        let unavailable = |e: hyper::Error| Status::new(Code::UNAVAILABLE, format!("error reading from server: {e}"));
-        sender.ready().await.map_err(unavailable)?;
-        let response = sender.send_request(request).await.map_err(unavailable)?;
+        let mut again = true;
+        let response = loop {
+            let mut sender = self.reached(last).await?;
+            let request = Request::post(format!("http://{authority}{method}"))
+                .header("content-type", "application/grpc")
+                .header("te", "trailers")
+                .header("user-agent", self.user_agent)
+                .body(Full::new(body.clone()))
+                .map_err(|e| Status::new(Code::INTERNAL, e.to_string()))?;
+            let sent = match sender.ready().await {
+                Ok(()) => sender.send_request(request).await,
+                Err(e) => Err(e),
+            };
+            match sent {
+                Ok(response) => break response,
+                // The connection was found broken before the call was on its way: it is made on another.
+                Err(e) if (e.is_canceled() || e.is_closed()) && again => {
+                    again = self.wait_for_ready;
+                    *self.connection.lock().await = None;
+                    tokio::time::sleep(RETRY.0).await;
+                }
+                Err(e) => return Err(Status::new(Code::UNAVAILABLE, format!("error reading from server: {e}"))),
+            }
+        };
         if response.status() != 200 && !response.headers().contains_key("grpc-status") {
             let why = format!("unexpected HTTP status code received from server: {}", response.status());
             return Err(Status::new(Code::UNKNOWN, why));

@@ -115,6 +115,13 @@ impl Metrics {
         }
     }
 
+    /// The same, with what `register` has exported besides.
+    #[must_use]
+    pub fn with(mut self, register: impl FnOnce(&mut Metered)) -> Self {
+        register(&mut self.registry);
+        self
+    }
+
     fn series(&self, labels: &RequestLabels) -> Arc<Series> {
         if let Some(found) = self.series.lock().get(labels) {
             return found.clone();

@@ -1,9 +1,12 @@
 //! The configuration of encryption at rest (`apiserver.config.k8s.io/v1` `EncryptionConfiguration`).
 
 use super::cipher::{Algorithm, Cipher};
+use super::kms::metrics::Metrics;
+use super::kms::{self, Kms};
 use super::{ANY, Encryption, Provider};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use gantry_api::clock::Clock;
 use gantry_api::entropy::Entropy;
 use gantry_api::meta::field::{ErrorList, Path};
 use gantry_schema::strict;
@@ -43,7 +46,7 @@ struct ProviderConfig {
     aescbc: Option<Keys>,
     secretbox: Option<Keys>,
     identity: Option<Empty>,
-    kms: Option<Value>,
+    kms: Option<kms::Config>,
 }
 
 /// `{}`.
@@ -97,7 +100,7 @@ impl Encryption {
     ///
     /// # Errors
     /// Names the field that is wrong, and how. Keys are not shown.
-    pub fn parse(text: &[u8], entropy: Entropy) -> Result<Self, String> {
+    pub fn parse(text: &[u8], clock: Clock, entropy: Entropy) -> Result<Self, String> {
         let decoded = strict::decode_yaml(text, None).map_err(|e| e.to_string())?;
         if !decoded.strict_errors.is_empty() {
             return Err(strict::strict_error_message(&decoded.strict_errors));
@@ -112,6 +115,8 @@ impl Encryption {
         let mut errors = ErrorList::default();
         let mut rules: HashMap<(String, String), Vec<Arc<Provider>>> = HashMap::new();
         let root = Path::new("resources");
+        let mut reader =
+            Reader { clock, entropy, measured: Metrics::default(), services: Vec::new(), names: Vec::new() };
         if config.resources.is_empty() {
             errors.required(&root, "at least one resources is required");
         }
@@ -119,7 +124,7 @@ impl Encryption {
             let place = root.index(i);
             let rule: Rule = part(rule, &place)?;
             check_resources(&rule.resources, &place.child("resources"), &mut errors);
-            let providers = providers(&rule.providers, &place.child("providers"), &mut errors)?;
+            let providers = reader.providers(&rule.providers, &place.child("providers"), &mut errors)?;
             for resource in &rule.resources {
                 let resource = group_resource(resource);
                 for earlier in [(resource.0.clone(), ANY.to_owned()), (ANY.to_owned(), ANY.to_owned())] {
@@ -135,7 +140,8 @@ impl Encryption {
         match errors.len() {
             0 => {
                 let rules = rules.into_iter().map(|(resource, providers)| (resource, Arc::new(providers))).collect();
-                Ok(Self { rules, entropy })
+                let Reader { measured, services, entropy, .. } = reader;
+                Ok(Self { rules, services, measured, entropy })
             }
             1 => Err(errors.remove(0)),
             _ => Err(format!("[{}]", errors.join(", "))),
@@ -197,45 +203,84 @@ fn check_resources(resources: &[String], path: &Path, errors: &mut ErrorList) {
     }
 }
 
-fn providers(configs: &[Value], path: &Path, errors: &mut ErrorList) -> Result<Vec<Arc<Provider>>, String> {
-    if configs.is_empty() {
-        errors.required(path, &format!("at least one {path} is required"));
+/// What is gathered on the way through the providers.
+struct Reader {
+    clock: Clock,
+    entropy: Entropy,
+    measured: Metrics,
+    services: Vec<Arc<Kms>>,
+    /// Names of the key management services.
+    names: Vec<String>,
+}
+
+impl Reader {
+    fn service(&mut self, config: &kms::Config) -> Result<Arc<Kms>, String> {
+        if config.is_v1() {
+            return Err(
+                "KMSv1 is deprecated and will only receive security updates going forward. Use KMSv2 instead.  \
+                        Set --feature-gates=KMSv1=true to use the deprecated KMSv1 feature."
+                    .into(),
+            );
+        }
+        let timeout = config.timeout().unwrap_or_default();
+        let (measured, entropy) = (self.measured.clone(), self.entropy.clone());
+        let service = Kms::new(&config.name, config.socket(), timeout, measured, self.clock, entropy);
+        let service = Arc::new(service);
+        self.services.push(service.clone());
+        Ok(service)
     }
-    let mut out = Vec::new();
-    for (i, config) in configs.iter().enumerate() {
-        let path = path.index(i);
-        let config: ProviderConfig = part(config, &path)?;
-        let keyed = [
-            (Algorithm::AesGcm, &config.aesgcm),
-            (Algorithm::AesCbc, &config.aescbc),
-            (Algorithm::Secretbox, &config.secretbox),
-        ];
-        let given = keyed.iter().filter(|(_, keys)| keys.is_some()).count()
-            + usize::from(config.identity.is_some())
-            + usize::from(config.kms.is_some());
-        if given != 1 {
-            let why = match given {
-                0 => {
-                    "provider does not contain any of the expected providers: KMS, AESGCM, AESCBC, Secretbox, Identity"
+
+    fn providers(
+        &mut self,
+        configs: &[Value],
+        path: &Path,
+        errors: &mut ErrorList,
+    ) -> Result<Vec<Arc<Provider>>, String> {
+        if configs.is_empty() {
+            errors.required(path, &format!("at least one {path} is required"));
+        }
+        let mut out = Vec::new();
+        for (i, config) in configs.iter().enumerate() {
+            let path = path.index(i);
+            let config: ProviderConfig = part(config, &path)?;
+            let keyed = [
+                (Algorithm::AesGcm, &config.aesgcm),
+                (Algorithm::AesCbc, &config.aescbc),
+                (Algorithm::Secretbox, &config.secretbox),
+            ];
+            let given = keyed.iter().filter(|(_, keys)| keys.is_some()).count()
+                + usize::from(config.identity.is_some())
+                + usize::from(config.kms.is_some());
+            if given != 1 {
+                let why = match given {
+                    0 => {
+                        "provider does not contain any of the expected providers: KMS, AESGCM, AESCBC, Secretbox, Identity"
+                    }
+                    _ => {
+                        "more than one provider specified in a single element, should split into different list elements"
+                    }
+                };
+                errors.invalid_unshown(&path, why);
+            }
+            if let Some(config) = &config.kms {
+                kms::check(config, &path.child("kms"), &self.names, errors);
+                self.names.push(config.name.clone());
+                if errors.is_empty() {
+                    out.push(Arc::new(Provider::Kms(self.service(config)?)));
                 }
-                _ => "more than one provider specified in a single element, should split into different list elements",
-            };
-            errors.invalid_unshown(&path, why);
-        }
-        if config.kms.is_some() {
-            errors.forbidden(&path.child("kms"), "this server speaks to no key management services");
-        }
-        if config.identity.is_some() {
-            out.push(Arc::new(Provider::Identity));
-        }
-        for (algorithm, config) in keyed {
-            if let Some(config) = config {
-                let path = path.child(algorithm.field()).child("keys");
-                out.push(Arc::new(Provider::Keys(algorithm, keys(algorithm, &config.keys, &path, errors))));
+            }
+            if config.identity.is_some() {
+                out.push(Arc::new(Provider::Identity));
+            }
+            for (algorithm, config) in keyed {
+                if let Some(config) = config {
+                    let path = path.child(algorithm.field()).child("keys");
+                    out.push(Arc::new(Provider::Keys(algorithm, keys(algorithm, &config.keys, &path, errors))));
+                }
             }
         }
+        Ok(out)
     }
-    Ok(out)
 }
 
 fn keys(algorithm: Algorithm, configs: &[Key], path: &Path, errors: &mut ErrorList) -> Vec<(Vec<u8>, Cipher)> {
@@ -276,11 +321,16 @@ fn keys(algorithm: Algorithm, configs: &[Key], path: &Path, errors: &mut ErrorLi
 #[cfg(test)]
 mod tests {
     use super::*;
+    use k8s_openapi::jiff::Timestamp;
+
+    fn clock() -> Clock {
+        Clock::starting_at(Timestamp::UNIX_EPOCH)
+    }
 
     fn failure(resources: &str) -> String {
         let head = "apiVersion: apiserver.config.k8s.io/v1\nkind: EncryptionConfiguration\n";
         let text = format!("{head}resources:\n{resources}");
-        Encryption::parse(text.as_bytes(), Entropy::seeded(1)).unwrap_err()
+        Encryption::parse(text.as_bytes(), clock(), Entropy::seeded(1)).unwrap_err()
     }
 
     #[test]
@@ -303,7 +353,6 @@ mod tests {
         let place = "resources[0].providers[0]";
         assert!(by("{}").starts_with(&format!("{place}: Invalid value: provider does not contain any")));
         assert!(by("{identity: {}, aescbc: {keys: []}}").contains("more than one provider specified"));
-        assert!(by("{kms: {name: k}}").starts_with(&format!("{place}.kms: Forbidden")));
         assert_eq!(
             by("{aesgcm: {keys: [{name: a, secret: c2VjcmV0}]}}"),
             format!(
@@ -318,8 +367,54 @@ mod tests {
         let masked = "- resources: ['*.apps']\n  providers: [{identity: {}}]\n\
                       - resources: [deployments.apps]\n  providers: [{identity: {}}]\n";
         assert_eq!(failure(masked), "resource \"deployments.apps\" is masked by earlier rule \"*.apps\"");
-        let other = Encryption::parse(b"apiVersion: v1\nkind: Secret\n", Entropy::seeded(1)).unwrap_err();
+        let other = Encryption::parse(b"apiVersion: v1\nkind: Secret\n", clock(), Entropy::seeded(1)).unwrap_err();
         assert!(other.starts_with("no kind \"Secret\""), "{other}");
+    }
+
+    #[test]
+    fn key_management_services_are_checked_as_upstream_does() {
+        let with = |kms: &str| failure(&format!("- resources: [secrets]\n  providers: [{{kms: {{{kms}}}}}]\n"));
+        let place = "resources[0].providers[0].kms";
+        assert_eq!(
+            with("apiVersion: v2, name: 'a:b', timeout: -1s, cachesize: 3"),
+            format!(
+                "[{place}.name: Invalid value: \"a:b\": invalid KMS provider name a:b, must not contain ':', \
+                 {place}.timeout: Invalid value: \"-1s\": timeout should be a positive value, \
+                 {place}.endpoint: Invalid value: \"\": endpoint is a mandatory field for a kms, \
+                 {place}.cachesize: Invalid value: 3: cachesize is not supported in v2]"
+            )
+        );
+        assert_eq!(
+            with("apiVersion: v2, endpoint: 'unix:///x'"),
+            format!("{place}.name: Required value: name is a mandatory field for a provider")
+        );
+        let endpoint = |endpoint: &str| with(&format!("apiVersion: v2, name: k, endpoint: '{endpoint}'"));
+        let refused = |endpoint: &str, scheme: &str| {
+            format!(
+                "{place}.endpoint: Invalid value: {endpoint:?}: unsupported scheme {scheme:?} for KMS provider, only \
+                 unix is supported"
+            )
+        };
+        for (given, scheme) in [("http://x", "http"), ("/run/kms.sock", ""), ("1x://y", "")] {
+            assert_eq!(endpoint(given), refused(given, scheme));
+        }
+        assert!(endpoint(":x").ends_with("error: parse \":x\": missing protocol scheme"));
+        let version = with("apiVersion: v3, name: k, endpoint: 'unix:///x'");
+        assert_eq!(
+            version,
+            format!(
+                "{place}.apiVersion: Invalid value: \"v3\": unsupported apiVersion apiVersion for KMS provider, only v1 \
+                 and v2 are supported"
+            )
+        );
+        assert!(with("name: k, endpoint: 'unix:///x'").starts_with("KMSv1 is deprecated"));
+        let twice = "- resources: [secrets]\n  providers: [{kms: {apiVersion: v2, name: k, endpoint: 'unix:///x'}}]\n\
+                     - resources: [pods]\n  providers: [{kms: {apiVersion: v2, name: k, endpoint: 'unix:///y'}}]\n";
+        assert_eq!(
+            failure(twice),
+            "resources[1].providers[0].kms.name: Invalid value: \"k\": duplicate KMS provider name k, names must be unique"
+        );
+        assert!(with("apiVersion: v2, endpont: x").contains("unknown field `endpont`"));
     }
 
     #[test]
@@ -330,7 +425,7 @@ mod tests {
                     AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=}]}}]\n\
                     - resources: ['*.*']\n  providers: [{aesgcm: {keys: [{name: b, secret: \
                     AAAAAAAAAAAAAAAAAAAAAA==}]}}]\n";
-        let encryption = Encryption::parse(text.as_bytes(), Entropy::seeded(1)).unwrap();
+        let encryption = Encryption::parse(text.as_bytes(), clock(), Entropy::seeded(1)).unwrap();
         let begins = |group: &str, plural: &str| {
             let transformer = encryption.of(gantry_api::kinds::find(group, "v1", plural).unwrap());
             let sealed = transformer.seal(b"/x", &bytes::Bytes::from_static(b"{}")).unwrap();

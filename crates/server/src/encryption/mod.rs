@@ -1,17 +1,21 @@
 //! Encryption at rest: what is stored of chosen resources is encrypted on its way from the registry to the store and
 //! decrypted on its way back, as an `EncryptionConfiguration` says (`k8s.io/apiserver/pkg/storage/value`).
 //!
-//! A stored value tells what made it, `k8s:enc:<provider>:v1:<key>:`. What tells nothing is not encrypted.
+//! A stored value tells what made it, `k8s:enc:<provider>:v1:<key>:`. What tells nothing is not encrypted. Keys are in the
+//! configuration or with a key management service ([`kms`]).
 
 mod cipher;
 mod config;
+mod kms;
 
 use bytes::Bytes;
 use cipher::{Algorithm, Cipher};
 use gantry_api::entropy::Entropy;
 use gantry_api::kind::Resource;
+use kms::Kms;
 use std::collections::HashMap;
 use std::sync::Arc;
+use tokio_util::sync::CancellationToken;
 
 /// What every encrypted value begins with.
 const ENCRYPTED: &[u8] = b"k8s:enc:";
@@ -24,6 +28,8 @@ enum Provider {
     Identity,
     /// Encrypted; the first key is written with. A key is known by what comes before the ciphertext, `name:`.
     Keys(Algorithm, Vec<(Vec<u8>, Cipher)>),
+    /// Encrypted with keys that a key management service keeps.
+    Kms(Arc<Kms>),
 }
 
 /// Upstream's list of what went wrong.
@@ -37,10 +43,11 @@ fn joined(mut errors: Vec<String>, otherwise: &str) -> String {
 }
 
 impl Provider {
-    fn prefix(&self) -> &'static [u8] {
+    fn prefix(&self) -> &[u8] {
         match self {
             Provider::Identity => b"",
             Provider::Keys(algorithm, _) => algorithm.prefix(),
+            Provider::Kms(kms) => kms.prefix(),
         }
     }
 
@@ -52,16 +59,19 @@ impl Provider {
                 let sealed = cipher.seal(plain, place, entropy)?;
                 Ok([algorithm.prefix(), &name[..], &sealed[..]].concat())
             }
+            Provider::Kms(kms) => Ok([kms.prefix(), &kms.seal(plain, place)?].concat()),
         }
     }
 
     /// The value, and whether another key than the first was needed.
     fn open(&self, place: &[u8], sealed: &[u8]) -> Result<(Vec<u8>, bool), String> {
-        let Provider::Keys(algorithm, keys) = self else {
-            return match sealed.starts_with(ENCRYPTED) {
-                true => Err("identity transformer tried to read encrypted data".to_owned()),
-                false => Ok((sealed.to_vec(), false)),
-            };
+        let (algorithm, keys) = match self {
+            Provider::Keys(algorithm, keys) => (algorithm, keys),
+            Provider::Kms(kms) => return kms.open(sealed, place),
+            Provider::Identity if sealed.starts_with(ENCRYPTED) => {
+                return Err("identity transformer tried to read encrypted data".to_owned());
+            }
+            Provider::Identity => return Ok((sealed.to_vec(), false)),
         };
         let mut errors = Vec::new();
         for (i, (name, cipher)) in keys.iter().enumerate() {
@@ -92,6 +102,18 @@ impl Transformer {
         match self.providers.as_ref().and_then(|p| p.first()).map(AsRef::as_ref) {
             None | Some(Provider::Identity) => Ok(plain.clone()),
             Some(provider) => Ok(provider.seal(place, plain, &self.entropy)?.into()),
+        }
+    }
+
+    /// Has a key management service decrypt what this value needs, if it is not in memory. To be called before
+    /// [`Transformer::open`], which tells what came of it.
+    pub async fn prepare(&self, stored: &Bytes) {
+        for provider in self.providers.iter().flat_map(|p| p.iter()) {
+            if let Provider::Kms(kms) = &**provider
+                && let Some(stored) = stored.strip_prefix(kms.prefix())
+            {
+                kms.prepare(stored).await;
+            }
         }
     }
 
@@ -131,6 +153,9 @@ fn own((value, stale): (Vec<u8>, bool)) -> (Bytes, bool) {
 pub struct Encryption {
     /// By group and plural name, either of which may be [`ANY`].
     rules: HashMap<(String, String), Arc<Vec<Arc<Provider>>>>,
+    /// The key management services, in the order of the configuration.
+    services: Vec<Arc<Kms>>,
+    measured: kms::metrics::Metrics,
     entropy: Entropy,
 }
 
@@ -145,7 +170,32 @@ impl Encryption {
     /// Nothing is encrypted.
     #[must_use]
     pub fn none(entropy: Entropy) -> Self {
-        Self { rules: HashMap::new(), entropy }
+        Self { rules: HashMap::new(), services: Vec::new(), measured: kms::metrics::Metrics::default(), entropy }
+    }
+
+    /// The key management services, in the order of the configuration.
+    #[must_use]
+    pub fn services(&self) -> &[Arc<Kms>] {
+        &self.services
+    }
+
+    /// Has what is measured of key management services exported, if there are any.
+    pub fn register(&self, registry: &mut prometheus_client::registry::Registry) {
+        if !self.services.is_empty() {
+            self.measured.register(registry);
+        }
+    }
+
+    /// Whether the key management services are well; what `/healthz/kms-providers` says where they are not.
+    ///
+    /// # Errors
+    /// What is wrong with which of them.
+    pub async fn health(&self) -> Result<(), String> {
+        let mut errors = Vec::new();
+        for (i, service) in self.services.iter().enumerate() {
+            errors.extend(service.check().await.err().map(|why| format!("kms-provider-{i}: {why}")));
+        }
+        if errors.is_empty() { Ok(()) } else { Err(joined(errors, "")) }
     }
 
     /// How the values of a resource are stored. The group is the one they are stored under.
@@ -159,9 +209,30 @@ impl Encryption {
     }
 }
 
+/// Keeps the server's state of the key management service with this number current until `stop`, and shows what could not
+/// be decrypted while it was away.
+pub async fn keep(registry: Arc<crate::registry::Registry>, number: usize, stop: CancellationToken) {
+    let Some(service) = registry.encryption().services().get(number).cloned() else { return };
+    loop {
+        let well = tokio::select! {
+            () = stop.cancelled() => return,
+            well = service.watch() => well,
+        };
+        if well && let Err(error) = registry.reread().await {
+            tracing::warn!(%error, "what could not be decrypted cannot be read again");
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use gantry_api::clock::Clock;
+    use k8s_openapi::jiff::Timestamp;
+
+    fn clock() -> Clock {
+        Clock::starting_at(Timestamp::UNIX_EPOCH)
+    }
 
     const KEY_1: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
     const KEY_2: &str = "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=";
@@ -171,7 +242,7 @@ mod tests {
             "apiVersion: apiserver.config.k8s.io/v1\nkind: EncryptionConfiguration\nresources:\n\
              - resources: [secrets]\n  providers: {providers}\n"
         );
-        let encryption = Encryption::parse(text.as_bytes(), Entropy::seeded(1)).unwrap();
+        let encryption = Encryption::parse(text.as_bytes(), clock(), Entropy::seeded(1)).unwrap();
         encryption.of(gantry_api::kinds::find("", "v1", "secrets").unwrap())
     }
 
@@ -228,7 +299,7 @@ mod tests {
     fn the_generated_configuration_can_be_read() {
         let entropy = Entropy::seeded(3);
         let text = Encryption::generate(&entropy);
-        let encryption = Encryption::parse(text.as_bytes(), entropy.clone()).unwrap();
+        let encryption = Encryption::parse(text.as_bytes(), clock(), entropy.clone()).unwrap();
         let of = |group, plural| encryption.of(gantry_api::kinds::find(group, "v1", plural).unwrap());
         let plain = Bytes::from_static(b"{}");
         assert!(of("", "secrets").seal(PLACE, &plain).unwrap().starts_with(b"k8s:enc:secretbox:v1:key-"));

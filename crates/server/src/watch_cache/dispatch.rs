@@ -136,6 +136,37 @@ impl Dispatcher {
         answer.await.map_err(|_| StoreError::Closed)?
     }
 
+    /// Looks again at what could not be decrypted. Where it can be now, the caches that lack it are replaced.
+    ///
+    /// # Errors
+    /// Where the store cannot be read, or the caches do not follow it any more.
+    pub async fn reread(&self) -> Result<bool, StoreError> {
+        let mut replaced = false;
+        for (key, caches) in self.by_key.load_full().iter() {
+            for cache in caches.iter() {
+                if self.readable_again(cache).await? {
+                    self.replace(key, caches.iter().map(|c| c.resource).collect()).await?;
+                    replaced = true;
+                    break;
+                }
+            }
+        }
+        Ok(replaced)
+    }
+
+    async fn readable_again(&self, cache: &WatchCache) -> Result<bool, StoreError> {
+        for path in cache.unreadable_paths() {
+            let key = format!("{}{path}", cache.prefix());
+            if let Some(kv) = self.store.get(key.as_bytes()).await? {
+                cache.transformer.prepare(&kv.value).await;
+                if cache.transformer.open(&kv.key, &kv.value).is_ok() {
+                    return Ok(true);
+                }
+            }
+        }
+        Ok(false)
+    }
+
     async fn take_replacement(&self, key: &str, resources: Vec<&'static dyn Resource>) -> Result<(), StoreError> {
         let new = |r: &'static dyn Resource| {
             Arc::new(WatchCache::new(r, prefix_of(r), self.applied.clone(), self.encryption.of(r)))
@@ -215,6 +246,7 @@ impl Dispatcher {
             let page = self.store.range(range).await?;
             for kv in &page.items {
                 for (cache, entries) in caches.iter().zip(&mut entries) {
+                    cache.transformer.prepare(&kv.value).await;
                     entries.extend(entry_of(cache, kv, None).map(|(_, entry)| entry));
                 }
             }

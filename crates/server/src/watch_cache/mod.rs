@@ -374,6 +374,11 @@ impl WatchCache {
         Some((format!("{}{path}", self.prefix), why.clone()))
     }
 
+    /// The paths of all objects that cannot be shown although they are stored.
+    fn unreadable_paths(&self) -> Vec<String> {
+        self.unreadable.read().keys().cloned().collect()
+    }
+
     fn mark_unreadable(&self, path: String, why: String) {
         self.unreadable.write().insert(path, why);
     }
