@@ -20,6 +20,12 @@ fn kinds_that_are_data() {
         templates_are_replaced_and_deleted_together,
         ranges_of_services,
         addresses,
+        flow_schemas,
+        priority_levels,
+        policies_that_judge,
+        bindings_of_policies_that_judge,
+        policies_that_change,
+        bindings_of_policies_that_change,
         components,
     ];
     cluster::api::scenarios(&Api::new(&cluster), all);
@@ -244,7 +250,7 @@ fn templates_are_replaced_and_deleted_together(api: &Api<'_>) {
     assert!(api.list(&selected).is_empty());
 }
 
-/// ServiceCIDR API, of a later release of the suite.
+// Conformance: ServiceCIDR API
 fn ranges_of_services(api: &Api<'_>) {
     let ranges = "/apis/networking.k8s.io/v1/servicecidrs";
     let default = api.get(&format!("{ranges}/kubernetes"));
@@ -257,7 +263,7 @@ fn ranges_of_services(api: &Api<'_>) {
     assert!(row.starts_with("kubernetes   10.96.0.0/16   "), "{row}");
 }
 
-/// IPAddress API, of a later release of the suite.
+// Conformance: IPAddress API
 fn addresses(api: &Api<'_>) {
     let all = "/apis/networking.k8s.io/v1/ipaddresses";
     let address = |name: &str, kind: &str| {
@@ -281,6 +287,97 @@ fn addresses(api: &Api<'_>) {
     assert!(api.list(&format!("{all}?labelSelector=type%3Dlink-local")).is_empty());
     let told = api.send("POST", all, &address("10.0.0.01", "bad")).expect(422)["message"].clone();
     assert!(told.as_str().unwrap().contains("must not have leading 0s"), "{told}");
+}
+
+/// The status of an object can be read and changed by itself.
+fn has_status(api: &Api<'_>, of: &str, object: &Value, status: &Value) {
+    let path = format!("{of}/{}/status", name(&api.create(of, object)));
+    assert_eq!(api.get(&path)["metadata"]["name"], object["metadata"]["name"]);
+    let patched = api.patch(&path, MERGE, &json!({"status": status}));
+    assert_eq!(patched["status"]["conditions"], status["conditions"]);
+    api.delete(path.trim_end_matches("/status"));
+}
+
+const FLOW: &str = "flowcontrol.apiserver.k8s.io";
+const ADMISSION: &str = "admissionregistration.k8s.io";
+
+fn told(kind: &str) -> Value {
+    json!({"conditions": [{"type": kind, "status": "False", "reason": "Told", "message": "m",
+        "lastTransitionTime": "2026-01-02T03:04:05Z"}]})
+}
+
+// Conformance: Priority and Fairness FlowSchema API
+fn flow_schemas(api: &Api<'_>) {
+    let of = format!("/apis/{FLOW}/v1/flowschemas");
+    let make = |name: &str| {
+        json!({"metadata": {"name": name}, "spec": {"matchingPrecedence": 10000,
+            "priorityLevelConfiguration": {"name": "global-default"}, "distinguisherMethod": {"type": "ByUser"},
+            "rules": [{"subjects": [{"kind": "User", "user": {"name": "example-e2e-non-existent-user"}}],
+                "nonResourceRules": [{"verbs": ["*"], "nonResourceURLs": ["*"]}]}]}})
+    };
+    operations(api, FLOW, "v1", &of, &make);
+    has_status(api, &of, &make("with-status"), &told("Example"));
+}
+
+// Conformance: Priority and Fairness PriorityLevelConfiguration API
+fn priority_levels(api: &Api<'_>) {
+    let of = format!("/apis/{FLOW}/v1/prioritylevelconfigurations");
+    let make = |name: &str| {
+        json!({"metadata": {"name": name}, "spec": {"type": "Limited", "limited": {"nominalConcurrencyShares": 2,
+            "limitResponse": {"type": "Reject"}}}})
+    };
+    operations(api, FLOW, "v1", &of, &make);
+    has_status(api, &of, &make("with-status"), &told("Example"));
+}
+
+/// What a policy that looks at nothing looks at.
+fn nothing() -> Value {
+    json!({"resourceRules": [{"apiGroups": ["nowhere.example.com"], "apiVersions": ["v1"], "operations": ["CREATE"],
+        "resources": ["nothings"]}]})
+}
+
+// Conformance: ValidatingAdmissionPolicy API
+fn policies_that_judge(api: &Api<'_>) {
+    let of = format!("/apis/{ADMISSION}/v1/validatingadmissionpolicies");
+    let make = |name: &str| {
+        json!({"metadata": {"name": name}, "spec": {"matchConstraints": nothing(),
+            "validations": [{"expression": "true"}]}})
+    };
+    operations(api, ADMISSION, "v1", &of, &make);
+    has_status(api, &of, &make("with-status"), &told("Example"));
+}
+
+// Conformance: ValidatingAdmissionPolicyBinding API
+fn bindings_of_policies_that_judge(api: &Api<'_>) {
+    let of = format!("/apis/{ADMISSION}/v1/validatingadmissionpolicybindings");
+    operations(
+        api,
+        ADMISSION,
+        "v1",
+        &of,
+        &|name| json!({"metadata": {"name": name}, "spec": {"policyName": "absent", "validationActions": ["Deny"]}}),
+    );
+}
+
+// Conformance: MutatingAdmissionPolicy API
+fn policies_that_change(api: &Api<'_>) {
+    let of = format!("/apis/{ADMISSION}/v1/mutatingadmissionpolicies");
+    operations(api, ADMISSION, "v1", &of, &|name| {
+        json!({"metadata": {"name": name}, "spec": {"matchConstraints": nothing(), "reinvocationPolicy": "Never",
+            "mutations": [{"patchType": "JSONPatch", "jsonPatch": {"expression": "[]"}}]}})
+    });
+}
+
+// Conformance: MutatingAdmissionPolicyBinding API
+fn bindings_of_policies_that_change(api: &Api<'_>) {
+    let of = format!("/apis/{ADMISSION}/v1/mutatingadmissionpolicybindings");
+    operations(
+        api,
+        ADMISSION,
+        "v1",
+        &of,
+        &|name| json!({"metadata": {"name": name}, "spec": {"policyName": "absent"}}),
+    );
 }
 
 fn components(api: &Api<'_>) {

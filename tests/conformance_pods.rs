@@ -495,6 +495,7 @@ fn sysctls(cluster: &Cluster) {
     assert!(!error.contains("kernel.shmmax"), "{error}");
 }
 
+// Conformance: Pods Generation, updates
 fn conditions_and_generations(cluster: &Cluster) {
     // PodReadyToStartContainers says when sandbox and network are there, before any container.
     create(
@@ -550,6 +551,7 @@ fn cgroup(cluster: &Cluster, pod: &str, v2: &str, v1: &str) -> String {
     sh(cluster, pod, &format!("cat /sys/fs/cgroup/{path}")).trim().to_owned()
 }
 
+// Conformance: In-place Pod Resize, read and replace endpoints
 fn resizes(cluster: &Cluster) {
     let resources = |cpu: &str, memory: &str| json!({"requests": {"cpu": cpu, "memory": memory}, "limits": {"cpu": cpu, "memory": memory}});
     let restart = json!([{"resourceName": "cpu", "restartPolicy": "NotRequired"}, {"resourceName": "memory", "restartPolicy": "RestartContainer"}]);

@@ -151,6 +151,7 @@ fn class(api: &Api<'_>, name: &str, value: i64) {
 }
 
 /// Two pods fill the node; one more of a higher class takes the place of the lower one.
+// Conformance: Verify the DisruptionTarget condition is added to the preempted pod
 fn preempt(api: &Api<'_>, resource: &str, preemptor_in: &str, preemptor_class: &str) {
     let pods = pods(api, resource);
     extended_resource(api, resource, "5");

@@ -134,6 +134,7 @@ fn storage_capacities(api: &Api<'_>) {
     assert_eq!(answer.expect(422)["message"], message);
 }
 
+// Conformance: CSINode, lifecycle
 fn drivers_on_nodes(api: &Api<'_>) {
     let all = &format!("{GROUP}/csinodes");
     // Each node says what runs on it: nothing.
@@ -158,6 +159,8 @@ fn drivers_on_nodes(api: &Api<'_>) {
     api.delete(&format!("{all}/e2e-node"));
 }
 
+// Conformance: VolumeAttachment, lifecycle
+// Conformance: VolumeAttachment, apply changes to a volumeattachment status
 fn attachments(api: &Api<'_>) {
     let all = &format!("{GROUP}/volumeattachments");
     let attachment = json!({"spec": {"attacher": "e2e.example.com", "nodeName": "somewhere",
@@ -182,6 +185,7 @@ fn attachments(api: &Api<'_>) {
     api.gone(&format!("{all}/e2e-status"));
 }
 
+// Conformance: StorageClass, lifecycle
 fn the_life_of_a_class(api: &Api<'_>) {
     let all = &format!("{GROUP}/storageclasses");
     lifecycle(api, all, "class", &json!({"provisioner": "e2e.example.com/fake", "reclaimPolicy": "Retain"}));
@@ -191,6 +195,7 @@ fn the_life_of_a_class(api: &Api<'_>) {
     assert!(row.starts_with("local-path (default)   gantry.local/local-path   Delete "), "{row}");
 }
 
+// Conformance: CRUD operations for VolumeAttributesClasses
 fn the_life_of_an_attributes_class(api: &Api<'_>) {
     let all = &format!("{GROUP}/volumeattributesclasses");
     lifecycle(api, all, "attributes", &json!({"driverName": "e2e.example.com", "parameters": {"iops": "500"}}));
@@ -207,6 +212,7 @@ fn apart(label: &str) -> (Value, Value) {
     (volume, claim)
 }
 
+// Conformance: PersistentVolumes(Claims), lifecycle
 fn the_life_of_volumes_and_claims(api: &Api<'_>) {
     let claims = format!("/api/v1/namespaces/{}/persistentvolumeclaims", api.namespace("claims"));
     let (volume, claim) = apart("life");
@@ -224,6 +230,7 @@ fn the_life_of_volumes_and_claims(api: &Api<'_>) {
     assert!(message.as_str().unwrap().starts_with(start), "{message}");
 }
 
+// Conformance: PersistentVolumes(Claims), apply changes to a pv/pvc status
 fn the_status_of_volumes_and_claims(api: &Api<'_>) {
     let claims = format!("/api/v1/namespaces/{}/persistentvolumeclaims", api.namespace("statuses"));
     let (volume, claim) = apart("status");

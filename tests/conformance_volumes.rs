@@ -327,6 +327,7 @@ fn image_pods() -> Vec<Value> {
     ]
 }
 
+// Conformance: Image Volume
 fn images(cluster: &Cluster) {
     // Image Volume
     cluster.ready("image");
