@@ -179,6 +179,15 @@ pub struct Device {
     pub container_path: PathBuf,
     /// Subset of `rwm`.
     pub permissions: String,
+    /// Permission bits of the node in the container; those of the host's when absent.
+    #[serde(default)]
+    pub mode: Option<u32>,
+    /// Owner of the node in the container; that of the host's when absent.
+    #[serde(default)]
+    pub uid: Option<u32>,
+    /// The same for its group.
+    #[serde(default)]
+    pub gid: Option<u32>,
 }
 
 /// Seccomp profile of a container.

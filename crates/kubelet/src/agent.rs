@@ -1,6 +1,7 @@
 //! What all workers of the node agent share.
 
 use crate::config::KubeletConfig;
+use crate::devices::Devices;
 use crate::node::machine::Machine;
 use crate::pod::dns::{ClusterDns, Resolver};
 use crate::pod::fields::FieldContext;
@@ -37,6 +38,7 @@ pub(crate) struct Agent {
     pub secrets: References<Secret>,
     pub tokens: Tokens,
     pub claims: Claims,
+    pub devices: Devices,
     pub machine: Machine,
     pub pulls: Semaphore,
     pub admissions: crate::pod::admission::Admissions,

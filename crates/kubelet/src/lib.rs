@@ -4,6 +4,7 @@
 mod agent;
 pub mod certificates;
 mod config;
+mod devices;
 mod error;
 mod eviction;
 mod logs;
@@ -22,13 +23,14 @@ pub use config::{KubeletConfig, Serving};
 pub use error::Error;
 pub use eviction::{DEFAULT_HARD, EvictionConfig, Signal, Threshold, duration, thresholds};
 pub use logs::{Subscription as DirectoryChanges, subscribe as directory_changes};
+pub use pod_network::GuardedNetwork;
 
 use agent::{Agent, PARALLEL_PULLS};
+use devices::Devices;
 use gantry_api::clock::Clock;
 use gantry_client::Client;
 use gantry_container::image_service::ImageService;
 use gantry_container::runtime::Runtime;
-use gantry_network::NodeNetwork;
 use gantry_reconcile::{EventRecorder, Informers};
 use k8s_openapi::api::core::v1::{Node, NodeStatus, PersistentVolume, Pod, Service};
 use node::machine::Machine;
@@ -59,7 +61,7 @@ pub async fn run(
     client: Client,
     runtime: Arc<dyn Runtime>,
     images: Arc<dyn ImageService>,
-    network: Arc<NodeNetwork>,
+    network: GuardedNetwork,
     cfg: KubeletConfig,
     clock: Clock,
     shutdown: CancellationToken,
@@ -68,6 +70,12 @@ pub async fn run(
         std::fs::create_dir_all(&directory).map_err(|source| Error::Io { what: "create", path: directory, source })?;
     }
     let machine = Machine::inspect(&cfg).map_err(Error::Machine)?;
+    let directory = cfg.data_dir.join("kubelet");
+    let read = Devices::open(client.clone(), &cfg.node_name, &directory);
+    let devices = read.map_err(|source| Error::Io { what: "read what is prepared of devices in", path: directory, source })?;
+    let directory = cfg.data_dir.join("kubelet/plugins_registry");
+    let plugins = devices.registration(directory.clone());
+    let plugins = plugins.map_err(|source| Error::Io { what: "watch", path: directory, source })?;
     let informers = Informers::new(client.clone());
     let pods = informers.get_filtered::<Pod>(Some(&format!("spec.nodeName={}", cfg.node_name)), None);
     let local = informers.get_filtered::<PersistentVolume>(None, Some(&local_path::selector(&cfg.node_name)));
@@ -82,12 +90,13 @@ pub async fn run(
         secrets: References::new(client.clone()),
         tokens: Tokens::new(client.clone()),
         claims: Claims::new(client.clone(), &cfg),
+        devices,
         pulls: Semaphore::new(PARALLEL_PULLS),
         admissions: Default::default(),
         pressure: Default::default(),
         runtime: runtime.clone(),
         images,
-        network,
+        network: Arc::new(network),
         machine,
         cfg,
     });
@@ -121,7 +130,14 @@ pub async fn run(
             return Ok(());
         }
     };
+    let nodes = informers.get::<Node>();
     informers.start(&shutdown);
+    // Before drivers register: what they publish then is theirs to keep.
+    let forgetting = agent.clone();
+    spawn(Box::pin(async move {
+        forgetting.devices.forget_slices().await;
+    }));
+    spawn(Box::pin(plugins.run()));
     let server = Arc::new(server::Server {
         agent: agent.clone(),
         manager: manager.clone(),
@@ -135,8 +151,10 @@ pub async fn run(
     spawn(Box::pin(node::csi::run(client.clone(), registered.clone())));
     spawn(Box::pin(keep_status(agent.clone(), registered)));
     spawn(Box::pin(node::housekeeping::run(agent.clone())));
+    spawn(Box::pin(node::routes::run(agent.clone(), nodes)));
     spawn(Box::pin(local_path::run(agent.clone(), local)));
     // Pods may name services and be matched against the node: both must be known first.
+    let ending = agent.clone();
     let known = gantry_reconcile::wait_synced(&[&agent.services, &agent.node], &shutdown).await;
     if known {
         let receiving = manager.clone();
@@ -147,7 +165,10 @@ pub async fn run(
         spawn(Box::pin(async move {
             if gantry_reconcile::wait_synced(&[&pods], &stop).await {
                 cleaning.remove_orphans().await;
-                eviction::run(agent, cleaning).await;
+                let (agents, managers, telling) = (agent.clone(), cleaning.clone(), cleaning.clone());
+                let reconciling = agents.devices.reconcile(move || managers.uids());
+                let waking = agents.devices.health_changes(|pod| telling.wake(pod));
+                tokio::join!(reconciling, waking, eviction::run(agent, cleaning));
             }
         }));
     }
@@ -158,6 +179,7 @@ pub async fn run(
     };
     background.cancel();
     manager.stop();
+    ending.devices.stop();
     tasks.close();
     tasks.wait().await;
     result

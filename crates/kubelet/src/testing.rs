@@ -14,7 +14,7 @@ use gantry_client::{Body, Client, Transport, TransportError};
 use gantry_container::image_service::*;
 use gantry_container::runtime::*;
 use gantry_container::{Error, Result};
-use gantry_network::{AttachOptions, NetworkError};
+use gantry_network::AttachOptions;
 use gantry_reconcile::{EventRecorder, Informers};
 use http::{Method, Request, Response};
 use http_body_util::{BodyExt, Full};
@@ -285,21 +285,33 @@ pub(crate) struct FakeNetwork(pub Mutex<HashMap<String, Vec<IpAddr>>>);
 
 #[async_trait]
 impl PodNetwork for FakeNetwork {
-    async fn attach(&self, key: &str, _: &Path, _: AttachOptions) -> std::result::Result<Vec<IpAddr>, NetworkError> {
+    async fn attach(
+        &self,
+        key: &str,
+        _: &Pod,
+        _: &Path,
+        _: AttachOptions,
+    ) -> std::result::Result<Vec<IpAddr>, crate::pod_network::Error> {
         let ips = vec![IpAddr::from([10, 0, 0, 9])];
         self.0.lock().insert(key.to_owned(), ips.clone());
         Ok(ips)
     }
-    async fn detach(&self, key: &str) -> std::result::Result<(), NetworkError> {
+    async fn detach(&self, key: &str) -> std::result::Result<(), crate::pod_network::Error> {
         self.0.lock().remove(key);
         Ok(())
     }
     async fn addresses_of(&self, key: &str) -> Option<Vec<IpAddr>> {
         self.0.lock().get(key).cloned()
     }
-    async fn reconcile(&self, live: &HashSet<String>) -> std::result::Result<(), NetworkError> {
+    async fn reconcile(&self, live: &HashSet<String>) -> std::result::Result<(), crate::pod_network::Error> {
         self.0.lock().retain(|k, _| live.contains(k));
         Ok(())
+    }
+    async fn set_node_routes(
+        &self,
+        _: &BTreeMap<gantry_network::IpNet, IpAddr>,
+    ) -> std::result::Result<Vec<(gantry_network::IpNet, gantry_network::NetworkError)>, crate::pod_network::Error> {
+        Ok(Vec::new())
     }
 }
 
@@ -444,6 +456,7 @@ pub(crate) fn world() -> World {
         secrets: References::new(client.clone()),
         tokens: Tokens::new(client.clone()),
         claims: crate::volumes::claim::Claims::new(client.clone(), &cfg),
+        devices: crate::devices::Devices::open(client.clone(), &cfg.node_name, &cfg.data_dir).unwrap(),
         pulls: Semaphore::new(PARALLEL_PULLS),
         admissions: Default::default(),
         pressure: Default::default(),

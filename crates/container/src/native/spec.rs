@@ -279,7 +279,12 @@ fn devices(config: &ContainerConfig) -> Result<(Vec<DeviceNode>, Vec<String>)> {
     let mut rules: Vec<String> = DEVICE_RULES.iter().map(|r| r.to_string()).collect();
     let mut nodes = Vec::new();
     for device in &config.devices {
-        let made = node(&device.host_path, device.container_path.clone())?;
+        let mut made = node(&device.host_path, device.container_path.clone())?;
+        if let Some(mode) = device.mode {
+            made.mode = made.mode & libc::S_IFMT | mode & 0o7777;
+        }
+        made.uid = device.uid.unwrap_or(made.uid);
+        made.gid = device.gid.unwrap_or(made.gid);
         if device.permissions.is_empty() || !device.permissions.chars().all(|c| "rwm".contains(c)) {
             return Err(invalid("device permissions", format!("{:?}", device.permissions)));
         }

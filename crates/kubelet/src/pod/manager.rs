@@ -8,7 +8,7 @@ use gantry_container::runtime::{RuntimeEvent, SandboxStatus};
 use gantry_reconcile::Change;
 use k8s_openapi::api::core::v1::Pod;
 use parking_lot::Mutex;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Notify, broadcast, watch};
@@ -148,6 +148,18 @@ impl Manager {
     /// The pods that have a worker.
     pub(crate) fn list(&self) -> Vec<Arc<Pod>> {
         self.pods.lock().workers.values().map(|h| h.desired.borrow().pod.clone()).collect()
+    }
+
+    /// Has the worker of a pod look again.
+    pub(crate) fn wake(&self, uid: &str) {
+        if let Some(handle) = self.pods.lock().workers.get(uid) {
+            handle.wake.notify_one();
+        }
+    }
+
+    /// UIDs of the pods that have a worker.
+    pub(crate) fn uids(&self) -> BTreeSet<String> {
+        self.pods.lock().workers.keys().cloned().collect()
     }
 
     /// The pods that run or may come to run: neither ended nor being evicted.

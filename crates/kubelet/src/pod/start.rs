@@ -6,6 +6,7 @@ use super::plan::{Class, Start};
 use super::status::Waiting;
 use super::worker::Worker;
 use super::{hooks, names, resources, security};
+use crate::devices::inject;
 use gantry_container::image_service::Image;
 use gantry_container::runtime::{ContainerConfig, ContainerState, Mount};
 use gantry_reconcile::EventType;
@@ -241,8 +242,10 @@ impl Worker {
             self.allocate(&mut container);
         }
         let retry_at = Instant::now() + images::RETRY;
-        let mut config = match self.configure(&container, start, &image).await {
-            Ok(config) => config,
+        let configured = self.configure(&container, start, &image).await;
+        let configured = configured.and_then(|c| Ok((c, self.agent.devices.of_container(&pod, &container)?)));
+        let (mut config, devices) = match configured {
+            Ok(configured) => configured,
             Err(message) => {
                 self.wait_with(&container.name, "CreateContainerConfigError", &message);
                 self.container_event(&container.name, EventType::Warning, "Failed", &format!("Error: {message}"));
@@ -255,10 +258,13 @@ impl Worker {
         if let Some(failed) = start.after_failure {
             self.backoffs.advance(&container.name, failed, Instant::now());
         }
-        let id = match self.agent.runtime.create_container(&sandbox.id, config).await {
+        let created = match inject(&mut config, &devices, self.agent.devices.cdi_directories()) {
+            Ok(()) => self.agent.runtime.create_container(&sandbox.id, config).await.map_err(|e| e.to_string()),
+            Err(error) => Err(error),
+        };
+        let id = match created {
             Ok(id) => id,
-            Err(error) => {
-                let message = error.to_string();
+            Err(message) => {
                 self.wait_with(&container.name, "CreateContainerError", &message);
                 self.container_event(&container.name, EventType::Warning, "Failed", &format!("Error: {message}"));
                 self.not_before.insert(container.name.clone(), retry_at);

@@ -313,6 +313,13 @@ impl Worker {
             self.tell_crash_loops(&plan);
             wake = earliest([plan.wake, deadline, self.volumes.refresh_at()]);
             if plan.create_sandbox {
+                if let Err(error) = self.agent.devices.prepare(&self.pod).await {
+                    let message = format!("Failed to prepare dynamic resources: {error}");
+                    self.agent.recorder.warning(&*self.pod, "FailedPrepareDynamicResources", &message);
+                    let at = self.later();
+                    wake = earliest([at, wake]);
+                    break;
+                }
                 if let Err(error) = self.create_sandbox().await {
                     let message = format!("Failed to create pod sandbox: {error}");
                     self.agent.recorder.warning(&*self.pod, "FailedCreatePodSandBox", &message);
@@ -483,7 +490,7 @@ impl Worker {
             None if self.last_ips.is_empty() => recorded_ips,
             None => self.last_ips.clone(),
         };
-        status::compute(&status::Inputs {
+        let mut status = status::compute(&status::Inputs {
             pod: &self.pod,
             observed,
             health: &results.health,
@@ -498,7 +505,24 @@ impl Worker {
             allocated: &self.allocated,
             ended,
             now: self.agent.clock.now(),
-        })
+        });
+        self.show_devices(&mut status);
+        status
+    }
+
+    /// Shows how the devices of claims are; of those that were given back, how they were.
+    fn show_devices(&self, status: &mut PodStatus) {
+        let Some(spec) = &self.pod.spec else { return };
+        for shown in status.container_statuses.iter_mut().flatten() {
+            let container = spec.containers.iter().find(|c| c.name == shown.name);
+            let with_claims = container.filter(|c| c.resources.as_ref().is_some_and(|r| r.claims.is_some()));
+            let Some(container) = with_claims else { continue };
+            let devices = self.agent.devices.health_of(&self.pod, container);
+            shown.allocated_resources_status = match devices.is_empty() {
+                true => plan::recorded_status(&self.pod, &shown.name).and_then(|r| r.allocated_resources_status.clone()),
+                false => Some(devices),
+            };
+        }
     }
 
     /// Writes what changed of the status. Returns when to try again, where that failed.
@@ -567,6 +591,10 @@ impl Worker {
             return Next::Look(self.later());
         }
         self.look_after_running(&observed).await;
+        if let Err(error) = self.agent.devices.unprepare(names::uid(&self.pod)).await {
+            tracing::warn!(pod = %names::pod_description(&self.pod), error, "cannot give back a pod's devices");
+            return Next::Look(self.later());
+        }
         if let Err(error) = self.release().await {
             tracing::warn!(pod = %names::pod_description(&self.pod), error, "cannot release what a pod held");
             self.agent.recorder.warning(&*self.pod, "FailedKillPod", &format!("error killing pod: {error}"));

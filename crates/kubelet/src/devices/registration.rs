@@ -1,0 +1,190 @@
+//! Plugins make themselves known by a socket in the directory of plugins: they are asked who they are and told what came of
+//! it. A plugin whose socket is gone is gone itself.
+
+use super::api::{Empty, PluginInfo, RegistrationStatus};
+use super::drivers::{self, Drivers};
+use crate::logs::{Subscription, subscribe};
+use gantry_grpc::{Channel, Target};
+use gantry_reconcile::backoff::Backoff;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// How long a plugin may take to say who it is, and to take note of what came of it.
+const INFO: Duration = Duration::from_secs(1);
+const NOTIFY: Duration = Duration::from_secs(5);
+/// Waits between attempts to register a plugin.
+const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(122));
+
+/// A socket file; one that is made anew under the same name is another.
+type Identity = (u64, u64, i64, i64);
+
+/// A socket of the directory.
+struct Known {
+    identity: Identity,
+    /// Driver and endpoint, once it is registered.
+    registered: Option<(String, PathBuf)>,
+    retry: Backoff,
+    /// When it is asked again.
+    due: Option<Instant>,
+}
+
+/// Sockets and directories below `directory`; what begins with a dot is passed over.
+fn scan(directory: &Path, sockets: &mut BTreeMap<PathBuf, Identity>, directories: &mut BTreeSet<PathBuf>) {
+    directories.insert(directory.to_owned());
+    // What vanishes while it is looked at is looked at again.
+    let Ok(entries) = std::fs::read_dir(directory) else { return };
+    for entry in entries.flatten() {
+        let path = entry.path();
+        let Ok(meta) = entry.metadata() else { continue };
+        if entry.file_name().to_string_lossy().starts_with('.') {
+            continue;
+        }
+        if meta.is_dir() {
+            scan(&path, sockets, directories);
+        } else if meta.file_type().is_socket() {
+            sockets.insert(path, (meta.dev(), meta.ino(), meta.ctime(), meta.ctime_nsec()));
+        }
+    }
+}
+
+/// The directory of plugins.
+pub(crate) struct Registration {
+    directory: PathBuf,
+    drivers: Arc<Drivers>,
+    watched: BTreeMap<PathBuf, Subscription>,
+    known: BTreeMap<PathBuf, Known>,
+}
+
+impl Registration {
+    /// Makes and watches the directory.
+    ///
+    /// # Errors
+    /// Where it can be neither made nor watched.
+    pub(crate) fn begin(directory: PathBuf, drivers: Arc<Drivers>) -> io::Result<Self> {
+        std::fs::create_dir_all(&directory)?;
+        let watched = BTreeMap::from([(directory.clone(), subscribe(&directory)?)]);
+        Ok(Self { directory, drivers, watched, known: BTreeMap::new() })
+    }
+
+    /// Follows the directory for as long as it is polled.
+    pub(crate) async fn run(mut self) {
+        loop {
+            self.look().await;
+            let due = self.known.values().filter_map(|k| k.due).min();
+            let timer = async {
+                match due {
+                    Some(at) => tokio::time::sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let changes = self.watched.values().map(|s| Box::pin(s.changed()));
+            tokio::select! {
+                _ = futures::future::select_all(changes) => {}
+                () = timer => {}
+            }
+        }
+    }
+
+    async fn look(&mut self) {
+        let (mut sockets, mut directories) = (BTreeMap::new(), BTreeSet::new());
+        scan(&self.directory, &mut sockets, &mut directories);
+        // The first one stays watched, whatever becomes of it.
+        self.watched.retain(|d, _| directories.contains(d) || *d == self.directory);
+        let mut fresh = false;
+        for directory in directories {
+            if self.watched.contains_key(&directory) {
+                continue;
+            }
+            match subscribe(&directory) {
+                Ok(subscription) => {
+                    self.watched.insert(directory, subscription);
+                    fresh = true;
+                }
+                Err(error) => {
+                    tracing::warn!(path = %directory.display(), %error, "cannot watch a directory of plugins")
+                }
+            }
+        }
+        if fresh {
+            // What came before the watch began.
+            sockets.clear();
+            scan(&self.directory, &mut sockets, &mut BTreeSet::new());
+        }
+        let gone: Vec<PathBuf> =
+            self.known.iter().filter(|(p, k)| sockets.get(*p) != Some(&k.identity)).map(|(p, _)| p.clone()).collect();
+        for path in gone {
+            if let Some((name, endpoint)) = self.known.remove(&path).and_then(|k| k.registered) {
+                self.drivers.remove(&name, &endpoint);
+            }
+        }
+        for (path, identity) in sockets {
+            let now = Instant::now();
+            let known = self.known.entry(path.clone()).or_insert_with(|| Known {
+                identity,
+                registered: None,
+                retry: Backoff::new(RETRY.0, RETRY.1),
+                due: Some(now),
+            });
+            if known.due.is_none_or(|due| due > now) {
+                continue;
+            }
+            match register(&self.drivers, &path).await {
+                Ok(registered) => {
+                    known.registered = Some(registered);
+                    known.due = None;
+                }
+                Err(error) => {
+                    tracing::warn!(socket = %path.display(), error, "a plugin cannot be registered");
+                    known.due = Some(Instant::now() + known.retry.next_delay());
+                }
+            }
+        }
+    }
+}
+
+async fn notify(channel: &Channel, error: &str) -> Result<(), String> {
+    let status = RegistrationStatus { plugin_registered: error.is_empty(), error: error.to_owned() };
+    let told =
+        channel.unary::<_, Empty>("/pluginregistration.Registration/NotifyRegistrationStatus", &status, NOTIFY).await;
+    told.map(drop).map_err(|e| format!("{error}: {e}"))
+}
+
+/// Asks a plugin who it is, takes it in, and tells it so.
+async fn register(drivers: &Arc<Drivers>, socket: &Path) -> Result<(String, PathBuf), String> {
+    let shown = socket.display();
+    let channel = Channel::new(Target::Unix(socket.to_owned()));
+    let info: PluginInfo =
+        channel.unary("/pluginregistration.Registration/GetInfo", &Empty {}, INFO).await.map_err(|e| {
+            format!("RegisterPlugin error -- failed to get plugin info using RPC GetInfo at socket {shown}, err: {e}")
+        })?;
+    let refuse = async |error: String| -> String {
+        match notify(&channel, &error).await {
+            Ok(()) => error,
+            Err(e) => format!("RegisterPlugin error -- failed to send error at socket {shown}, err: {e}"),
+        }
+    };
+    if info.kind != "DRAPlugin" {
+        let kind = &info.kind;
+        let why = format!("RegisterPlugin error -- no handler registered for plugin type: {kind} at socket {shown}");
+        return Err(refuse(why).await);
+    }
+    let endpoint = if info.endpoint.is_empty() { socket.to_owned() } else { PathBuf::from(&info.endpoint) };
+    if let Err(why) = drivers::validate(&info.name, &endpoint, &info.supported_versions) {
+        let why = format!("RegisterPlugin error -- plugin validation failed with err: {why}");
+        return Err(refuse(why).await);
+    }
+    if let Err(why) = drivers.add(&info.name, &endpoint, &info.supported_versions) {
+        let why = format!("RegisterPlugin error -- plugin registration failed with err: {why}");
+        return Err(refuse(why).await);
+    }
+    if let Err(e) = notify(&channel, "").await {
+        drivers.remove(&info.name, &endpoint);
+        return Err(format!("RegisterPlugin error -- failed to send registration status at socket {shown}, err: {e}"));
+    }
+    Ok((info.name, endpoint))
+}
