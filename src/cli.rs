@@ -1,6 +1,7 @@
 //! The command line.
 
 use crate::config::{AgentOptions, ClusterOptions, DataDirOption, ServerOptions};
+use crate::ranges::Ranges;
 use crate::roles;
 use clap::{Parser, Subcommand};
 use std::io::IsTerminal;
@@ -101,9 +102,9 @@ pub struct AgentCommand {
     /// File with the token for joining (pki/join-token of the server's data directory); needed the first time only
     #[arg(long, value_name = "FILE")]
     pub token_file: Option<PathBuf>,
-    /// This node's share of the pod addresses
+    /// This node's share of the pod addresses, of each family that the cluster has (CIDR or CIDR,CIDR)
     #[arg(long, value_name = "CIDR")]
-    pub node_cidr: ipnet::IpNet,
+    pub node_cidr: Ranges,
     /// The cluster's ranges
     #[command(flatten)]
     pub cluster: ClusterOptions,

@@ -4,6 +4,7 @@ use super::{join, server};
 use crate::bootstrap::DataDir;
 use crate::cli::AgentCommand;
 use crate::config::{AgentOptions, ClusterOptions};
+use crate::ranges::Ranges;
 use anyhow::{Context, Result, bail};
 use gantry_api::clock::Clock;
 use gantry_client::https::Https;
@@ -11,10 +12,10 @@ use gantry_client::{Client, Credentials, HttpsConfig};
 use gantry_container::image_service::ImageService;
 use gantry_container::native::{NativeRuntime, RuntimeConfig};
 use gantry_dns::DnsConfig;
-use gantry_kubelet::{KubeletConfig, Serving};
+use gantry_kubelet::{GuardedNetwork, KubeletConfig, Serving};
 use gantry_network::{NetworkError, NodeNetwork, NodeNetworkConfig};
+use gantry_network_policy::Enforcer;
 use gantry_proxy::ProxyConfig;
-use ipnet::IpNet;
 use k8s_openapi::jiff::Timestamp;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -46,11 +47,11 @@ impl Identity {
     ///
     /// # Errors
     /// Where the keys cannot be read or written.
-    pub fn issued(server: &server::Running, node: &str, ip: IpAddr) -> Result<Self> {
+    pub fn issued(server: &server::Running, node: &str, ips: &[IpAddr]) -> Result<Self> {
         let user = format!("system:node:{node}");
         let client = server.pki.client("node-client", &user, Some("system:nodes"))?;
         let names = [node.to_owned(), "localhost".to_owned()];
-        let addresses = [ip, IpAddr::from([127, 0, 0, 1])];
+        let addresses = [ips, &[IpAddr::from([127, 0, 0, 1])]].concat();
         server.pki.serving("node-serving", &user, Some("system:nodes"), &names, &addresses)?;
         Ok(Self {
             server_url: server.url.clone(),
@@ -82,8 +83,8 @@ impl Identity {
 pub struct Node {
     /// Name of the Node object.
     pub name: String,
-    /// Its address.
-    pub ip: IpAddr,
+    /// Its addresses, one of each family that pods have, in their order.
+    pub ips: Vec<IpAddr>,
     /// Its pod network.
     pub network: NodeNetwork,
     /// The data directory.
@@ -104,19 +105,21 @@ pub struct Node {
 /// Names what is in the way: root, the data directory, the server, the token.
 pub async fn run(command: AgentCommand) -> Result<()> {
     super::require_root("gantry agent")?;
+    command.cluster.check()?;
+    command.node_cidr.cover("--node-cidr", &command.cluster.pod_cidr, "--pod-cidr")?;
     super::raise_file_limit();
     let data = DataDir::open(&command.data.data_dir)?;
     let name = command.agent.node_name()?;
     println!("gantry {}: joining {} as {name}", env!("CARGO_PKG_VERSION"), command.server_url);
     let identity = join::join(&command, data.path(), &name).await?;
     let network =
-        open_network(&data, &command.cluster, ("--node-cidr", command.node_cidr), &command.agent, &name).await?;
-    let ip = command.agent.node_ip(network.gateway_ip());
+        open_network(&data, &command.cluster, ("--node-cidr", &command.node_cidr), &command.agent, &name).await?;
+    let ips = node_ips(&command.agent, &command.node_cidr, &network)?;
     println!("  joined       {} as {name}", command.server_url);
     let cancel = CancellationToken::new();
     let node = Node {
         name,
-        ip,
+        ips,
         network,
         data_dir: data.path().to_owned(),
         instance: data.instance()?,
@@ -142,7 +145,7 @@ pub async fn run(command: AgentCommand) -> Result<()> {
 pub async fn open_network(
     data: &DataDir,
     cluster: &ClusterOptions,
-    (pod_flag, node_cidr): (&str, IpNet),
+    (pod_flag, node_cidr): (&str, &Ranges),
     options: &AgentOptions,
     node_name: &str,
 ) -> Result<NodeNetwork> {
@@ -150,10 +153,10 @@ pub async fn open_network(
         data_dir: data.path().to_owned(),
         node_name: node_name.to_owned(),
         instance: data.instance()?,
-        pod_cidrs: vec![node_cidr],
-        cluster_cidrs: vec![cluster.pod_cidr],
-        service_cidr: cluster.service_cidr,
-        node_ips: options.node_ip.or_else(crate::config::default_route_address).into_iter().collect(),
+        pod_cidrs: node_cidr.to_vec(),
+        cluster_cidrs: cluster.pod_cidr.to_vec(),
+        service_cidrs: cluster.service_cidr.to_vec(),
+        node_ips: options.node_ips(node_cidr)?.into_iter().flatten().collect(),
         mtu: None,
     };
     match NodeNetwork::open(config).await {
@@ -163,6 +166,15 @@ pub async fn open_network(
         }
         other => other.context("cannot set up the pod network"),
     }
+}
+
+/// The node's addresses. One that neither is given nor follows from a route is the one in the pod network.
+///
+/// # Errors
+/// Where one is given that cannot be.
+pub fn node_ips(options: &AgentOptions, node_cidr: &Ranges, network: &NodeNetwork) -> Result<Vec<IpAddr>> {
+    let known = options.node_ips(node_cidr)?;
+    Ok(known.into_iter().zip(network.gateways()).map(|(known, gateway)| known.unwrap_or(gateway)).collect())
 }
 
 /// Opens the container runtime of a data directory and adopts what runs in it.
@@ -195,16 +207,17 @@ pub async fn run_node(node: Node, cancel: CancellationToken) -> Result<()> {
     // Not needed to become Ready; pods that use it wait for the image like for any other.
     let building = tokio::spawn(async move { built_in.self_image(&executable).await });
 
-    let gateway = node.network.gateway_ip();
-    let mut kubelet = KubeletConfig::new(&node.name, vec![node.ip], node.data_dir.join("node"));
+    let gateways = node.network.gateways();
+    let mut kubelet = KubeletConfig::new(&node.name, node.ips.clone(), node.data_dir.join("node"));
     kubelet.pod_cidrs = node.network.pod_cidrs().iter().map(ToString::to_string).collect();
-    kubelet.cluster_dns = vec![node.cluster.dns_service_ip()];
+    // The default family's: pods of both families reach it.
+    kubelet.cluster_dns = node.cluster.dns_service_ips().into_iter().take(1).collect();
     kubelet.cluster_domain.clone_from(&node.cluster.cluster_domain);
     kubelet.static_pod_path.clone_from(&node.options.pod_manifest_path);
     kubelet.resolv_conf.clone_from(&node.options.resolv_conf);
     kubelet.cgroup_root = cgroup(&node.instance);
     kubelet.max_pods = node.options.max_pods;
-    kubelet.bind_address = node.ip;
+    kubelet.bind_address = node.ips[0];
     kubelet.port = node.options.kubelet_port;
     kubelet.client_ca_pem = node.identity.ca_pem.clone().into_bytes();
     kubelet.serving = node.identity.serving.clone();
@@ -213,14 +226,20 @@ pub async fn run_node(node: Node, cancel: CancellationToken) -> Result<()> {
     let proxy = ProxyConfig {
         node_name: node.name.clone(),
         instance: node.instance.clone(),
-        node_ips: vec![node.ip],
-        cluster_cidrs: vec![node.cluster.pod_cidr],
+        node_ips: node.ips.clone(),
+        cluster_cidrs: node.cluster.pod_cidr.to_vec(),
     };
     let dns = DnsConfig {
-        bind: vec![SocketAddr::new(gateway, DNS_PORT)],
+        bind: gateways.iter().map(|gateway| SocketAddr::new(*gateway, DNS_PORT)).collect(),
         cluster_domain: node.cluster.cluster_domain.clone(),
         upstream: Some(node.options.resolv_conf.clone()),
     };
+    let policies = Enforcer::open(gantry_network_policy::Config {
+        instance: node.instance.clone(),
+        pod_cidrs: node.network.pod_cidrs().to_vec(),
+        attached: node.network.addresses().await.into_iter().map(|(key, pod)| (key, pod.ips)).collect(),
+    })
+    .await?;
     let clock = Clock::starting_at(Timestamp::now());
     let config = node.identity.https();
     let https = Arc::new(Https::new(&config)?);
@@ -235,7 +254,7 @@ pub async fn run_node(node: Node, cancel: CancellationToken) -> Result<()> {
                     client,
                     Arc::new(runtime),
                     Arc::new(images) as Arc<dyn ImageService>,
-                    Arc::new(node.network),
+                    GuardedNetwork { network: node.network, policies: policies.clone() },
                     kubelet,
                     clock,
                     stop.clone(),
@@ -245,6 +264,10 @@ pub async fn run_node(node: Node, cancel: CancellationToken) -> Result<()> {
             },
             async { gantry_proxy::run_with(&proxying, proxy, stop.clone()).await.context("service proxy") },
             async { gantry_dns::run_with(&naming, dns, stop.clone()).await.context("cluster DNS") },
+            async {
+                policies.run(&informers, stop.clone()).await;
+                Ok(())
+            },
             async {
                 let Some(file) = node.identity.renewed_in else { return Ok(()) };
                 tokio::select! {

@@ -3,6 +3,7 @@
 use super::{agent, server};
 use crate::bootstrap::DataDir;
 use crate::cli::UpOptions;
+use crate::ranges::family;
 use anyhow::{Context, Result};
 use futures::StreamExt;
 use gantry_client::{Api, Client, ListParams};
@@ -29,11 +30,15 @@ pub async fn run(options: UpOptions) -> Result<()> {
     println!("gantry {}: starting in {}", env!("CARGO_PKG_VERSION"), data.path().display());
 
     let cancel = CancellationToken::new();
-    let range = ("--pod-cidr", options.cluster.first_node_cidr()?);
+    options.cluster.check()?;
+    let node_cidr = options.cluster.first_node_cidr()?;
+    let range = ("--pod-cidr", &node_cidr);
     let network = agent::open_network(&data, &options.cluster, range, &options.agent, &node_name).await?;
-    let gateway = network.gateway_ip();
-    let node_ip = options.agent.node_ip(gateway);
-    let api = match server::start(&options.server, &options.cluster, &data, Some(gateway), node_ip, &cancel).await {
+    let node_ips = agent::node_ips(&options.agent, &node_cidr, &network)?;
+    // The `kubernetes` Service is of the default family only, and so is what it leads to.
+    let service_family = options.cluster.service_cidr.families().next();
+    let gateway = network.gateways().into_iter().find(|gateway| Some(family(*gateway)) == service_family);
+    let api = match server::start(&options.server, &options.cluster, &data, gateway, &node_ips, &cancel).await {
         Ok(api) => api,
         Err(error) => {
             // A start that failed leaves nothing behind; pods of an earlier one keep what they stand on.
@@ -46,11 +51,11 @@ pub async fn run(options: UpOptions) -> Result<()> {
     println!("  API server   {}  ({})", api.url, elapsed(started));
     println!("  kubeconfig   {}", options.server.kubeconfig.display());
 
-    let identity = agent::Identity::issued(&api, &node_name, node_ip)?;
+    let identity = agent::Identity::issued(&api, &node_name, &node_ips)?;
     let mut node = tokio::spawn(agent::run_node(
         agent::Node {
             name: node_name.clone(),
-            ip: node_ip,
+            ips: node_ips,
             network,
             data_dir: data.path().to_owned(),
             instance: data.instance()?,

@@ -27,8 +27,9 @@ pub struct ControllersConfig {
     pub ca_key_pem: Option<String>,
     /// Lifetime of signed certificates where the request asks for none.
     pub certificate_duration: Duration,
-    /// Address of the DNS Service that leads to the nodes' own DNS servers; none is made where it is `None`.
-    pub cluster_dns: Option<IpAddr>,
+    /// Addresses of the DNS Service that leads to the nodes' own DNS servers, of the default family first; without any
+    /// none is made.
+    pub cluster_dns: Vec<IpAddr>,
     /// How often an autoscaler looks (`--horizontal-pod-autoscaler-sync-period`).
     pub autoscaling_period: Duration,
     /// A node silent for this long is taken for lost (`--node-monitor-grace-period`).
@@ -50,7 +51,7 @@ impl ControllersConfig {
             ca_cert_pem,
             ca_key_pem: None,
             certificate_duration: Duration::from_secs(365 * 24 * 3600),
-            cluster_dns: None,
+            cluster_dns: Vec::new(),
             autoscaling_period: Duration::from_secs(15),
             node_grace_period: Duration::from_secs(50),
             node_startup_grace_period: Duration::from_secs(60),

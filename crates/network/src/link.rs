@@ -33,6 +33,8 @@ const HOST_MAC: [u8; 6] = [0xee; 6];
 pub(crate) const POD_INTERFACE: &str = "eth0";
 /// Marks the routes made here (`ip route` shows `proto 103`), so that teardown can tell them from others.
 pub(crate) const ROUTE_PROTOCOL: RouteProtocol = RouteProtocol::Other(103);
+/// Marks the routes to other nodes' pods: what leads out of the machine is no pod of another instance.
+const NODE_ROUTE_PROTOCOL: RouteProtocol = RouteProtocol::Other(104);
 
 /// The next hop for pods' traffic in the family of `ip`.
 fn next_hop(ip: IpAddr) -> IpAddr {
@@ -362,19 +364,38 @@ impl RouteSocket {
         Ok((services, addresses))
     }
 
-    /// The MTU of the link the IPv4 default route leads over, if there is one.
+    /// Adds a route to another node's pods over that node's address, or changes the one there is.
+    pub(crate) async fn add_node_route(&self, network: IpNet, via: IpAddr) -> Result<(), NetworkError> {
+        let route = node_route(network, via)?;
+        let added = self.handle.route().add(route).replace().execute().await;
+        added.map_err(NetworkError::netlink(format!("add route to {network} via {via}")))
+    }
+
+    /// Removes what [`add_node_route`](Self::add_node_route) added; absence is no error.
+    pub(crate) async fn remove_node_route(&self, network: IpNet, via: IpAddr) -> Result<(), NetworkError> {
+        match self.handle.route().del(node_route(network, via)?).execute().await {
+            Err(error) if !is_absent(&error) => {
+                Err(NetworkError::netlink(format!("remove route to {network} via {via}"))(error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The MTU of the link the default route leads over, if there is one: that of IPv4, else that of IPv6.
     pub(crate) async fn default_route_mtu(&self) -> Result<Option<u32>, NetworkError> {
-        let mut routes = self.handle.route().get(RouteMessageBuilder::<Ipv4Addr>::new().build()).execute();
         let mut out = None;
-        while let Some(route) = routes.try_next().await.map_err(NetworkError::netlink("list routes"))? {
-            if route.header.destination_prefix_length == 0 && out.is_none() {
-                out = route.attributes.iter().find_map(|a| match a {
-                    RouteAttribute::Oif(index) => Some(*index),
-                    _ => None,
-                });
+        let dumps = [RouteMessageBuilder::<Ipv4Addr>::new().build(), RouteMessageBuilder::<Ipv6Addr>::new().build()];
+        for dump in dumps {
+            let mut routes = self.handle.route().get(dump).execute();
+            while let Some(route) = routes.try_next().await.map_err(NetworkError::netlink("list routes"))? {
+                if route.header.destination_prefix_length == 0 && out.is_none() {
+                    out = route.attributes.iter().find_map(|a| match a {
+                        RouteAttribute::Oif(index) => Some(*index),
+                        _ => None,
+                    });
+                }
             }
         }
-        drop(routes);
         let Some(index) = out else { return Ok(None) };
         let mut links = self.handle.link().get().match_index(index).execute();
         let link = links.try_next().await.map_err(NetworkError::netlink(format!("look up interface {index}")))?;
@@ -427,6 +448,19 @@ impl RouteSocket {
         }
         Ok(message)
     }
+}
+
+/// A route over a neighbour: the kernel finds the interface, and refuses what is none.
+fn node_route(network: IpNet, via: IpAddr) -> Result<RouteMessage, NetworkError> {
+    let bad = |error: &dyn std::fmt::Display| NetworkError::Config(format!("route to {network}: {error}"));
+    Ok(RouteMessageBuilder::<IpAddr>::new()
+        .destination_prefix(network.network(), network.prefix_len())
+        .map_err(|e| bad(&e))?
+        .gateway(via)
+        .map_err(|e| bad(&e))?
+        .protocol(NODE_ROUTE_PROTOCOL)
+        .scope(RouteScope::Universe)
+        .build())
 }
 
 fn address(of_route: &RouteAddress) -> Option<IpAddr> {

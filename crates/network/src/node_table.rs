@@ -153,7 +153,7 @@ fn write_table(batch: &mut Batch, table: &Table, config: &NodeNetworkConfig) {
     let pods = own(&config.pod_cidrs);
     let mut inside = own(&config.cluster_cidrs);
     inside.extend(pods.iter().copied());
-    inside.extend(own(&[config.service_cidr]));
+    inside.extend(own(&config.service_cidrs));
     // Multicast has no translation, and the link-local next hop is inside by definition.
     match family {
         Family::Ipv4 => inside.extend(["224.0.0.0/4", "169.254.1.1/32"].iter().filter_map(|c| c.parse::<IpNet>().ok())),

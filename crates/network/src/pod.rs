@@ -1,5 +1,7 @@
 //! Attaching pods to the node's network and detaching them.
 
+mod node_routes;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
     fs,
@@ -39,8 +41,8 @@ pub struct NodeNetworkConfig {
     pub pod_cidrs: Vec<IpNet>,
     /// The pod CIDRs of the whole cluster. Traffic of pods to anything else is masqueraded. Empty means `pod_cidrs`.
     pub cluster_cidrs: Vec<IpNet>,
-    /// The CIDR of the Services' cluster IPs.
-    pub service_cidr: IpNet,
+    /// The CIDRs of the Services' cluster IPs, at most one per address family.
+    pub service_cidrs: Vec<IpNet>,
     /// The node's own addresses.
     pub node_ips: Vec<IpAddr>,
     /// MTU of the pods' interfaces in bytes; `None` takes that of the interface the default route leads over.
@@ -120,11 +122,13 @@ impl NodeNetwork {
             routes.add_address(LOOPBACK, range.gateway()).await?;
         }
         state.gateways = ranges.iter().map(Range::gateway).collect();
-        state.service_cidr = Some(config.service_cidr);
+        state.service_cidrs.clone_from(&config.service_cidrs);
         state.save(&state_path)?;
         // Without any default route the node itself could not even try to reach a service address.
-        if let Some(source) = gateway_for(&ranges, config.service_cidr) {
-            routes.add_fallback_route(config.service_cidr, source, fallback_table(&config.instance)).await?;
+        for network in &config.service_cidrs {
+            if let Some(source) = gateway_for(&ranges, *network) {
+                routes.add_fallback_route(*network, source, fallback_table(&config.instance)).await?;
+            }
         }
         let mtu = match config.mtu {
             Some(mtu) => mtu,
@@ -146,6 +150,11 @@ impl NodeNetwork {
     /// server on it; connections of the node to pods come from it.
     pub fn gateway_ip(&self) -> IpAddr {
         self.ranges[0].gateway()
+    }
+
+    /// The node's own address in each of its pod CIDRs, the primary's first.
+    pub fn gateways(&self) -> Vec<IpAddr> {
+        self.ranges.iter().map(Range::gateway).collect()
     }
 
     /// The node's pod CIDRs, the primary first.
@@ -307,10 +316,13 @@ impl NodeNetwork {
             }
         }
         let others = node_table::remove_tables(&state.instance).await?;
-        if let Some(network) = state.service_cidr
-            && let Some(source) = state.gateways.iter().find(|g| g.is_ipv4() == network.addr().is_ipv4())
-        {
-            routes.remove_fallback_route(network, *source, fallback_table(&state.instance)).await?;
+        for network in state.service_cidrs.iter().chain(&state.service_cidr) {
+            if let Some(source) = state.gateways.iter().find(|g| g.is_ipv4() == network.addr().is_ipv4()) {
+                routes.remove_fallback_route(*network, *source, fallback_table(&state.instance)).await?;
+            }
+        }
+        for (network, via) in &state.node_routes {
+            routes.remove_node_route(*network, *via).await?;
         }
         for gateway in &state.gateways {
             routes.remove_address(LOOPBACK, *gateway).await?;
@@ -400,8 +412,8 @@ fn check(config: &NodeNetworkConfig) -> Result<(), NetworkError> {
         if config.pod_cidrs[..i].iter().any(|c| c.addr().is_ipv4() == cidr.addr().is_ipv4()) {
             return bad(format!("more than one pod CIDR of the family of {cidr}"));
         }
-        if cidr.contains(&config.service_cidr) || config.service_cidr.contains(cidr) {
-            return bad(format!("pod CIDR {cidr} overlaps service CIDR {}", config.service_cidr));
+        if let Some(services) = config.service_cidrs.iter().find(|s| cidr.contains(*s) || s.contains(cidr)) {
+            return bad(format!("pod CIDR {cidr} overlaps service CIDR {services}"));
         }
         if let Some(ip) = config.node_ips.iter().find(|ip| cidr.contains(*ip)) {
             return bad(format!("node address {ip} lies inside pod CIDR {cidr}"));
@@ -419,7 +431,7 @@ async fn refuse_overlaps(config: &NodeNetworkConfig, routes: &RouteSocket) -> Re
     let own = fallback_table(&config.instance);
     let (services, addresses) = routes.foreign(tables, own, &interface_prefix(&config.instance)).await?;
     let mut ranges: Vec<(&'static str, IpNet)> = config.pod_cidrs.iter().map(|c| ("pod CIDR", *c)).collect();
-    ranges.push(("service CIDR", config.service_cidr));
+    ranges.extend(config.service_cidrs.iter().map(|c| ("service CIDR", *c)));
     for (what, range) in ranges {
         let network = services.iter().find(|s| s.contains(&range) || range.contains(*s)).map(ToString::to_string);
         let address = addresses.iter().find(|a| range.contains(*a)).map(ToString::to_string);

@@ -43,9 +43,15 @@ pub(crate) struct State {
     /// The node's own addresses on `lo`.
     #[serde(default)]
     pub gateways: Vec<IpAddr>,
-    /// The network a fallback route was made for.
+    /// The networks fallback routes were made for.
     #[serde(default)]
+    pub service_cidrs: Vec<IpNet>,
+    /// The only such network, as the first version wrote it.
+    #[serde(default, skip_serializing)]
     pub service_cidr: Option<IpNet>,
+    /// Routes to other nodes' pods: their pod CIDRs, and the addresses these are reached over.
+    #[serde(default)]
+    pub node_routes: BTreeMap<IpNet, IpAddr>,
     /// Settings of the kernel that were changed, with the value they had.
     #[serde(default)]
     pub changed_sysctls: BTreeMap<String, String>,
@@ -60,7 +66,9 @@ impl State {
             attachments: BTreeMap::new(),
             last: BTreeMap::new(),
             gateways: Vec::new(),
+            service_cidrs: Vec::new(),
             service_cidr: None,
+            node_routes: BTreeMap::new(),
             changed_sysctls: BTreeMap::new(),
         }
     }

@@ -194,7 +194,11 @@ pub fn health_check(service: &Service, slices: &[&EndpointSlice], node: &NodeVie
         return None;
     }
     let port = spec.health_check_node_port.and_then(|p| u16::try_from(p).ok()).filter(|p| *p != 0)?;
-    Some(HealthCheck { port, local_endpoints: local_ready(slices, node) })
+    // A pod of both families is one endpoint: the Service's first family counts.
+    let family = spec.ip_families.as_ref().and_then(|f| f.first());
+    let counted: Vec<&EndpointSlice> =
+        slices.iter().copied().filter(|s| family.is_none_or(|f| *f == s.address_type)).collect();
+    Some(HealthCheck { port, local_endpoints: local_ready(&counted, node) })
 }
 
 /// Whether a Service is for this proxy at all.

@@ -45,7 +45,7 @@ pub async fn write(server: &Server) -> Result<(), StartError> {
 /// The range of addresses that the configuration gives Services. One of that name that is there already stays as it is.
 async fn service_range(server: &Server) -> Result<(), StartError> {
     let name = service_cidr::DEFAULT;
-    let cidrs = vec![server.config.service_cidr.trunc().to_string()];
+    let cidrs: Vec<String> = server.config.service_cidrs().map(|range| range.trunc().to_string()).collect();
     let range = json!({ "metadata": { "name": name }, "spec": { "cidrs": cidrs } });
     ensure(server, "networking.k8s.io", "v1", "servicecidrs", range, None).await?;
     let now = server.services.cluster.clock.time();
@@ -53,6 +53,10 @@ async fn service_range(server: &Server) -> Result<(), StartError> {
         let Some(range) = downcast_mut::<ServiceCIDR>(object).filter(|r| !r.metadata.is_deleting()) else {
             return Ok(());
         };
+        if cidrs.len() == 2 && service_cidr::cidrs(range) == &cidrs[..1] {
+            // The cluster was of one family when it began.
+            range.spec.get_or_insert_default().cidrs = Some(cidrs.clone());
+        }
         if service_cidr::cidrs(range) != cidrs {
             tracing::warn!(stored = ?service_cidr::cidrs(range), configured = ?cidrs, "the default ServiceCIDR is another");
             return Ok(());

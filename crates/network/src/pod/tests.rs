@@ -10,14 +10,14 @@ use std::{
 use super::*;
 use crate::testing::{Namespace, isolated};
 
-fn config(dir: &Path) -> NodeNetworkConfig {
+pub(super) fn config(dir: &Path) -> NodeNetworkConfig {
     NodeNetworkConfig {
         data_dir: dir.to_owned(),
         node_name: "n".into(),
         instance: "t1".into(),
         pod_cidrs: vec!["10.201.0.0/24".parse().expect("cidr")],
         cluster_cidrs: vec!["10.201.0.0/16".parse().expect("cidr")],
-        service_cidr: "10.202.0.0/16".parse().expect("cidr"),
+        service_cidrs: vec!["10.202.0.0/16".parse().expect("cidr")],
         node_ips: vec![],
         mtu: None,
     }
@@ -137,7 +137,7 @@ fn bad_configurations_are_named() {
     type Change = fn(&mut NodeNetworkConfig);
     let cases: [(Change, &str); 5] = [
         (|c| c.pod_cidrs.clear(), "no pod CIDR"),
-        (|c| c.service_cidr = "10.201.0.0/28".parse().expect("cidr"), "overlaps"),
+        (|c| c.service_cidrs = vec!["10.201.0.0/28".parse().expect("cidr")], "overlaps"),
         (|c| c.node_ips = vec!["10.201.0.9".parse().expect("ip")], "inside pod CIDR"),
         (|c| c.instance = "a b".into(), "instance id"),
         (|c| c.pod_cidrs.push("10.9.0.0/24".parse().expect("cidr")), "more than one pod CIDR"),
@@ -291,7 +291,7 @@ fn two_instances_do_not_share_ranges() {
             instance: "t2".into(),
             pod_cidrs: vec![pods.parse().expect("cidr")],
             cluster_cidrs: vec![],
-            service_cidr: services.parse().expect("cidr"),
+            service_cidrs: vec![services.parse().expect("cidr")],
             ..config(other.path())
         };
         for (pods, services, says) in [

@@ -221,7 +221,7 @@ fn node_config(dir: &std::path::Path) -> NodeNetworkConfig {
         instance: "t1".into(),
         pod_cidrs: vec!["10.201.0.0/24".parse().expect("cidr")],
         cluster_cidrs: vec!["10.201.0.0/16".parse().expect("cidr")],
-        service_cidr: "10.202.0.0/16".parse().expect("cidr"),
+        service_cidrs: vec!["10.202.0.0/16".parse().expect("cidr")],
         node_ips: vec![],
         mtu: None,
     }

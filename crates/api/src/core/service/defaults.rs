@@ -118,11 +118,12 @@ fn keep_allocated(new: &mut ServiceSpec, old: &ServiceSpec) {
     }
 }
 
+fn node_ports(spec: &ServiceSpec) -> BTreeSet<i32> {
+    spec.ports.iter().flatten().filter_map(|p| p.node_port).filter(|p| *p != 0).collect()
+}
+
 fn keep_node_ports(new: &mut ServiceSpec, old: &ServiceSpec) {
-    let used = |s: &ServiceSpec| -> BTreeSet<i32> {
-        s.ports.iter().flatten().filter_map(|p| p.node_port).filter(|p| *p != 0).collect()
-    };
-    let mut taken: BTreeSet<i32> = used(old).intersection(&used(new)).copied().collect();
+    let mut taken: BTreeSet<i32> = node_ports(old).intersection(&node_ports(new)).copied().collect();
     let by_name: BTreeMap<&str, i32> =
         old.ports.iter().flatten().map(|p| (text(&p.name), p.node_port.unwrap_or(0))).collect();
     for port in new.ports.iter_mut().flatten().filter(|p| p.node_port.unwrap_or(0) == 0) {
@@ -163,8 +164,9 @@ fn drop_dependents(new: &mut ServiceSpec, old: &ServiceSpec) {
             new.internal_traffic_policy = None;
         }
     }
-    let node_ports = |s: &ServiceSpec| -> Vec<i32> { s.ports.iter().flatten().filter_map(|p| p.node_port).collect() };
-    if needs_node_port(old) && !needs_node_port(new) && node_ports(new) == node_ports(old) {
+    // Not asking for node ports any more gives none back; a type without them does, where the author wrote no new ones.
+    let may_have = |s: &ServiceSpec| matches!(text(&s.type_), "NodePort" | "LoadBalancer");
+    if may_have(old) && !may_have(new) && node_ports(new).is_subset(&node_ports(old)) {
         new.ports.iter_mut().flatten().for_each(|p| p.node_port = None);
     }
     let dropped_check = needs_health_check_port(old) && !needs_health_check_port(new);

@@ -16,6 +16,7 @@ mod warnings;
 pub(crate) use validate::{validate_non_special_ip, validate_protocol};
 
 pub use defaults::{needs_cluster_ip, needs_health_check_port, needs_node_port};
+pub use validate::cluster_ip_errors;
 
 /// The cluster IP of a headless service.
 pub const HEADLESS: &str = "None";
@@ -108,6 +109,12 @@ impl Kind for Service {
     }
     fn prepare_for_update(&mut self, old: &Self, _cx: &Context<'_>) {
         self.status = old.status.clone();
+        if self.spec.as_ref().map(|s| text(&s.type_)) != Some("LoadBalancer")
+            && let Some(status) = &mut self.status
+        {
+            // Taking the balancer down takes its time; its addresses no longer mean anything.
+            status.load_balancer = Some(Default::default());
+        }
         defaults::carry_over(self.spec.get_or_insert_default(), &old.spec.clone().unwrap_or_default());
     }
     fn validate_update(&self, old: &Self) -> ErrorList {

@@ -185,7 +185,15 @@ fn validate_affinity(spec: &ServiceSpec, path: &Path, errors: &mut ErrorList) {
     }
 }
 
-/// Adds the errors of clusterIP, clusterIPs, ipFamilies and ipFamilyPolicy taken together.
+/// The errors of clusterIP, clusterIPs, ipFamilies and ipFamilyPolicy taken together, which the allocator of addresses
+/// must know before it can complete them.
+#[must_use]
+pub fn cluster_ip_errors(spec: &ServiceSpec) -> ErrorList {
+    let mut errors = ErrorList::default();
+    validate_cluster_ips(spec, &spec_path(), &mut errors);
+    errors
+}
+
 fn validate_cluster_ips(spec: &ServiceSpec, path: &Path, errors: &mut ErrorList) {
     if text(&spec.type_) == "ExternalName" {
         return;

@@ -1,13 +1,13 @@
 //! Allocation of cluster IPs and node ports to Services.
 //!
-//! A cluster IP is held by an IPAddress object. A node port has an owner, the Service's UID, so that a repeated write of
-//! the same Service finds its own values taken by itself and a refused write gives back only what it took. The map of
-//! ports is filled from the stored Services once and kept by the writes of this server, which is the only writer of
-//! Services.
+//! A cluster IP is held by an IPAddress object; node ports are kept in memory, filled from the stored Services once and
+//! kept by the writes of this server, which is the only writer of Services. What a Service has already is its own, anything
+//! else a write must take for itself; so a write that is stored gives back what its predecessor had beyond it, and one that
+//! is not what it took beyond the predecessor, and both leave alone what another write took meanwhile.
 
 mod address;
 mod families;
-mod port;
+mod node_ports;
 #[cfg(test)]
 mod tests;
 
@@ -16,7 +16,7 @@ use crate::config::ServerConfig;
 use crate::registry::hooks::Hook;
 pub use address::repair;
 use async_trait::async_trait;
-use gantry_api::core::service::{is_headless, needs_cluster_ip, needs_health_check_port, needs_node_port};
+use gantry_api::core::service::{is_headless, needs_cluster_ip};
 use gantry_api::k8s_openapi::api::core::v1::{Service, ServiceSpec};
 use gantry_api::kind::{Object, downcast, downcast_mut};
 use gantry_api::meta::field::{ErrorList, Path};
@@ -24,9 +24,10 @@ use gantry_api::meta::names::parse_ip;
 use gantry_api::meta::object::Meta;
 use gantry_api::meta::status::ApiError;
 use gantry_api::networking::ip_address;
-use port::PortPool;
+use node_ports::{PortPool, ports_of};
 use serde_json::json;
 use std::net::IpAddr;
+use std::ops::Range;
 use tokio::sync::Mutex;
 
 struct Pools {
@@ -38,27 +39,50 @@ struct Pools {
 /// The allocators, as a step of every write of a Service.
 pub struct ServiceAllocation {
     pools: Mutex<Pools>,
-    /// The cluster's family: `IPv4` or `IPv6`.
-    family: &'static str,
+    /// The cluster's families, `IPv4` or `IPv6`, the default first.
+    families: Vec<&'static str>,
 }
 
-/// Whether the type may have node ports at all.
-fn may_have_node_ports(spec: &ServiceSpec) -> bool {
-    matches!(spec.type_.as_deref(), Some("NodePort" | "LoadBalancer"))
+/// Which of the Service's families get their address by this write.
+fn unserved(spec: &ServiceSpec, old: Option<&ServiceSpec>) -> Range<usize> {
+    let families = spec.ip_families.as_ref().map_or(0, Vec::len);
+    match old.filter(|old| needs_cluster_ip(old)) {
+        _ if !needs_cluster_ip(spec) || is_headless(spec) => 0..0,
+        None => 0..families,
+        Some(old) if is_headless(old) => 0..0,
+        Some(old) => old.cluster_ips.as_ref().map_or(0, Vec::len)..families,
+    }
 }
 
-fn ports_of(spec: &ServiceSpec) -> Vec<i32> {
-    let mut out: Vec<i32> = spec.ports.iter().flatten().filter_map(|p| p.node_port).collect();
-    out.extend(spec.health_check_node_port);
-    out.retain(|p| *p != 0);
-    out
+/// Gives a family of the Service its address, the one that is written if there is one.
+async fn take(
+    service: &Service,
+    index: usize,
+    list: &[String],
+    dry_run: bool,
+    cluster: &Cluster,
+) -> Result<(IpAddr, String), ApiError> {
+    let family = service.spec.iter().flat_map(|s| s.ip_families.iter().flatten()).nth(index);
+    let (family, wanted) = (family.map_or("", String::as_str), list[index].as_str());
+    if wanted.is_empty() {
+        let found = address::take_any(family, service, dry_run, cluster).await;
+        let ip = found.map_err(|e| ApiError::internal(format!("failed to allocate a serviceIP: {e}")))?;
+        return Ok((ip, ip.to_string()));
+    }
+    let parse = || parse_ip(wanted).ok_or_else(|| ApiError::internal(format!("failed to parse service IP {wanted:?}")));
+    let ip = parse()?;
+    address::take(ip, service, dry_run, cluster).await.map_err(|why| {
+        let mut e = ErrorList::default();
+        let detail = format!("failed to allocate IP {wanted}: {why}");
+        e.invalid(&Path::new("spec").child("clusterIPs"), json!(list), &detail);
+        ApiError::invalid("", "Service", service.metadata.name(), &e)
+    })?;
+    Ok((ip, wanted.to_owned()))
 }
 
-/// The name under which a Service owns what is allocated to it.
-fn owner_of(service: &Service) -> String {
-    match service.metadata.uid() {
-        "" => service.metadata.key(),
-        uid => uid.to_owned(),
+async fn give_back(taken: &[IpAddr], dry_run: bool, cluster: &Cluster) {
+    for ip in taken.iter().filter(|_| !dry_run) {
+        address::give_back(*ip, cluster).await;
     }
 }
 
@@ -67,24 +91,21 @@ impl ServiceAllocation {
     #[must_use]
     pub fn new(config: &ServerConfig) -> Self {
         let pools = Pools { ports: PortPool::new(config.node_port_range), seeded: false };
-        Self { pools: Mutex::new(pools), family: ip_address::family(config.service_cidr.addr()) }
+        let families = config.service_cidrs().map(|range| ip_address::family(range.addr())).collect();
+        Self { pools: Mutex::new(pools), families }
     }
 
     async fn seed(pools: &mut Pools, cluster: &Cluster) -> Result<(), ApiError> {
-        if pools.seeded {
-            return Ok(());
-        }
-        for service in cluster.list::<Service>("").await? {
-            let Some(spec) = &service.spec else { continue };
-            let owner = owner_of(&service);
-            for port in ports_of(spec) {
-                pools.ports.mark(port, &owner);
+        if !pools.seeded {
+            for service in cluster.list::<Service>("").await? {
+                service.spec.iter().flat_map(ports_of).for_each(|port| pools.ports.mark(port, cluster.clock.now()));
             }
+            pools.seeded = true;
         }
-        pools.seeded = true;
         Ok(())
     }
 
+    /// Gives back what `of` has and `except` has not.
     async fn release(&self, of: &Service, except: Option<&Service>, cluster: &Cluster) {
         let kept = except.map(address::of).unwrap_or_default();
         for ip in address::of(of).into_iter().filter(|ip| !kept.contains(ip)) {
@@ -92,117 +113,69 @@ impl ServiceAllocation {
         }
         let Some(spec) = &of.spec else { return };
         let kept = except.and_then(|e| e.spec.as_ref()).map(ports_of).unwrap_or_default();
-        let owner = owner_of(of);
         let mut pools = self.pools.lock().await;
-        for port in ports_of(spec).into_iter().filter(|p| !kept.contains(p)) {
-            pools.ports.release(port, &owner);
-        }
+        ports_of(spec).difference(&kept).for_each(|port| pools.ports.release(*port));
     }
 
-    /// Gives the Service its cluster IP; the address where it was taken for this write.
-    async fn allocate_address(
+    /// Gives the Service the cluster IPs it lacks; those that were taken for this write.
+    async fn allocate_addresses(
         &self,
         service: &mut Service,
         old: Option<&Service>,
         dry_run: bool,
         cluster: &Cluster,
-    ) -> Result<Option<IpAddr>, ApiError> {
+    ) -> Result<Vec<IpAddr>, ApiError> {
         let name = service.metadata.name().to_owned();
-        let invalid = |errors: &ErrorList| ApiError::invalid("", "Service", &name, errors);
         let spec = service.spec.get_or_insert_default();
-        if !needs_cluster_ip(spec) {
-            return Ok(None);
+        let before = old.and_then(|old| old.spec.as_ref());
+        families::complete(spec, before, &self.families).map_err(|e| ApiError::invalid("", "Service", &name, &e))?;
+        let missing = unserved(spec, before);
+        if missing.is_empty() {
+            return Ok(Vec::new());
         }
-        families::complete(spec, self.family).map_err(|e| invalid(&e))?;
-        if is_headless(spec) {
-            return Ok(None);
-        }
-        let wanted = spec.cluster_ips.iter().flatten().next().cloned().unwrap_or_default();
-        let shown = json!(spec.cluster_ips);
-        let taken = if wanted.is_empty() {
-            let found = address::take_any(self.family, service, dry_run, cluster).await;
-            Some(found.map_err(|e| ApiError::internal(format!("failed to allocate a serviceIP: {e}")))?)
-        } else if let Some(ip) = parse_ip(&wanted) {
-            let is_own = old.is_some_and(|old| address::of(old).contains(&ip));
-            if !is_own {
-                address::take(ip, service, dry_run, cluster).await.map_err(|why| {
-                    let mut e = ErrorList::default();
-                    let detail = format!("failed to allocate IP {wanted}: {why}");
-                    e.invalid(&Path::new("spec").child("clusterIPs"), shown, &detail);
-                    invalid(&e)
-                })?;
+        let mut list = spec.cluster_ips.clone().unwrap_or_default();
+        list.resize(list.len().max(missing.end), String::new());
+        let mut taken = Vec::new();
+        for index in missing {
+            match take(service, index, &list, dry_run, cluster).await {
+                Ok((ip, text)) => {
+                    taken.push(ip);
+                    list[index] = text;
+                }
+                Err(e) => {
+                    give_back(&taken, dry_run, cluster).await;
+                    return Err(e);
+                }
             }
-            (!is_own).then_some(ip)
-        } else {
-            // Not an address: validation says so.
-            return Ok(None);
-        };
-        let text = match taken {
-            Some(ip) if wanted.is_empty() => ip.to_string(),
-            _ => wanted,
-        };
-        let spec = service.spec.get_or_insert_default();
-        spec.cluster_ip = Some(text.clone());
-        match spec.cluster_ips.as_mut().filter(|l| !l.is_empty()) {
-            Some(list) => list[0] = text,
-            None => spec.cluster_ips = Some(vec![text]),
         }
-        Ok(taken.filter(|_| !dry_run))
+        let spec = service.spec.get_or_insert_default();
+        spec.cluster_ip = list.first().cloned();
+        spec.cluster_ips = Some(list);
+        Ok(taken)
     }
-}
 
-fn allocate_ports(service: &mut Service, pools: &mut Pools, cluster: &Cluster) -> Result<(), ApiError> {
-    let owner = owner_of(service);
-    let name = service.metadata.name().to_owned();
-    let spec = service.spec.get_or_insert_default();
-    let invalid = |errors: &ErrorList| ApiError::invalid("", "Service", &name, errors);
-    if may_have_node_ports(spec) {
-        let wants_all = needs_node_port(spec);
-        let mut by_port: Vec<(i32, String, i32)> = Vec::new();
-        for (i, p) in spec.ports.iter_mut().flatten().enumerate() {
-            let wanted = p.node_port.unwrap_or(0);
-            let protocol = p.protocol.clone().unwrap_or_else(|| "TCP".into());
-            if wanted != 0 {
-                pools.ports.allocate(wanted, &owner).map_err(|why| {
-                    let mut e = ErrorList::default();
-                    e.invalid(&Path::new("spec").child("ports").index(i).child("nodePort"), wanted, &why);
-                    invalid(&e)
-                })?;
-                by_port.push((p.port, protocol, wanted));
-                continue;
-            }
-            if !wants_all {
-                continue;
-            }
-            // The same port over another protocol shares the node port.
-            let shared = by_port.iter().find(|(port, other, _)| *port == p.port && *other != protocol);
-            let got = match shared {
-                Some((_, _, node_port)) => *node_port,
-                None => pools
-                    .ports
-                    .allocate_next(&owner, &cluster.entropy)
-                    .map_err(|e| ApiError::internal(format!("failed to allocate a nodePort: {e}")))?,
-            };
-            p.node_port = Some(got);
-            by_port.push((p.port, protocol, got));
+    async fn allocate_ports(
+        &self,
+        service: &mut Service,
+        old: Option<&Service>,
+        dry_run: bool,
+        cluster: &Cluster,
+    ) -> Result<(), ApiError> {
+        let pools = &mut *self.pools.lock().await;
+        let first = pools.ports.assign(service, old, dry_run, cluster);
+        if first.is_ok() || !pools.ports.has_old(cluster.clock.now()) {
+            return first;
         }
+        // A write that was broken off may have left a port behind.
+        let mut used = std::collections::BTreeSet::new();
+        for stored in cluster.list::<Service>("").await? {
+            stored.spec.iter().for_each(|spec| used.extend(ports_of(spec)));
+        }
+        if pools.ports.reclaim(&used, cluster.clock.now()) {
+            return pools.ports.assign(service, old, dry_run, cluster);
+        }
+        first
     }
-    if needs_health_check_port(spec) {
-        let wanted = spec.health_check_node_port.unwrap_or(0);
-        let got = if wanted == 0 {
-            pools
-                .ports
-                .allocate_next(&owner, &cluster.entropy)
-                .map_err(|e| ApiError::internal(format!("failed to allocate a HealthCheck NodePort: {e}")))?
-        } else {
-            pools.ports.allocate(wanted, &owner).map_err(|why| {
-                ApiError::internal(format!("failed to allocate requested HealthCheck NodePort {wanted}: {why}"))
-            })?;
-            wanted
-        };
-        spec.health_check_node_port = Some(got);
-    }
-    Ok(())
 }
 
 #[async_trait]
@@ -225,19 +198,11 @@ impl Hook for ServiceAllocation {
             return Ok(());
         }
         Self::seed(&mut *self.pools.lock().await, cluster).await?;
-        let taken = self.allocate_address(service, old.and_then(downcast), dry_run, cluster).await?;
-        let result = {
-            let mut pools = self.pools.lock().await;
-            let mark = pools.ports.mark_point();
-            let result = allocate_ports(service, &mut pools, cluster);
-            if result.is_err() || dry_run {
-                pools.ports.undo_since(mark);
-            }
-            pools.ports.settle();
-            result
-        };
-        if let (Err(_), Some(ip)) = (&result, taken) {
-            address::give_back(ip, cluster).await;
+        let old = old.and_then(downcast::<Service>);
+        let taken = self.allocate_addresses(service, old, dry_run, cluster).await?;
+        let result = self.allocate_ports(service, old, dry_run, cluster).await;
+        if result.is_err() {
+            give_back(&taken, dry_run, cluster).await;
         }
         result
     }

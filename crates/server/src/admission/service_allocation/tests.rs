@@ -12,8 +12,12 @@ use std::sync::Arc;
 use tokio::sync::Mutex;
 
 fn allocation() -> ServiceAllocation {
+    of_families(&["IPv4"])
+}
+
+fn of_families(families: &[&'static str]) -> ServiceAllocation {
     let pools = Pools { ports: PortPool::new((30000, 30003)), seeded: false };
-    ServiceAllocation { pools: Mutex::new(pools), family: "IPv4" }
+    ServiceAllocation { pools: Mutex::new(pools), families: families.to_vec() }
 }
 
 fn range(objects: &MemoryObjects, name: &str, cidr: &str) {
@@ -197,4 +201,183 @@ async fn a_crash_leaves_no_address_behind() {
         "spec": {"parentRef": {"group": "example.com", "resource": "gateways", "name": "g"}}}));
     repair(&cluster).await.unwrap();
     assert_eq!(held(&cluster).await, ["10.96.0.5", "10.96.0.7"], "others' addresses are theirs");
+}
+
+fn dual() -> (Cluster, ServiceAllocation) {
+    let (cluster, objects) = MemoryObjects::cluster();
+    objects.put::<ServiceCIDR>(json!({"metadata": {"name": "kubernetes"},
+        "spec": {"cidrs": ["10.96.0.0/24", "fd00:96::/112"]}}));
+    (cluster, of_families(&["IPv4", "IPv6"]))
+}
+
+/// Policy, families and how many addresses, in the order of the families.
+fn stack(s: &Service) -> (String, String, usize) {
+    let spec = s.spec.clone().unwrap();
+    let (ips, families) = (spec.cluster_ips.unwrap_or_default(), spec.ip_families.unwrap_or_default());
+    if ips != ["None"] {
+        assert_eq!(ips.first(), spec.cluster_ip.as_ref().filter(|ip| !ip.is_empty()));
+        for (ip, family) in ips.iter().zip(&families) {
+            assert_eq!(ip.contains(':'), family == "IPv6", "{ips:?} {families:?}");
+        }
+    }
+    (spec.ip_family_policy.unwrap_or_default(), families.join(","), ips.len())
+}
+
+#[tokio::test]
+async fn families_of_new_services() {
+    let (cluster, a) = dual();
+    let cases = [
+        (json!({}), ("SingleStack", "IPv4", 1)),
+        (json!({"ipFamilies": ["IPv6"]}), ("SingleStack", "IPv6", 1)),
+        (json!({"clusterIP": "fd00:96::50"}), ("SingleStack", "IPv6", 1)),
+        (json!({"ipFamilyPolicy": "PreferDualStack"}), ("PreferDualStack", "IPv4,IPv6", 2)),
+        (json!({"ipFamilyPolicy": "RequireDualStack", "ipFamilies": ["IPv6"]}), ("RequireDualStack", "IPv6,IPv4", 2)),
+        (
+            json!({"ipFamilyPolicy": "RequireDualStack", "clusterIP": "fd00:96::51", "clusterIPs": ["fd00:96::51"]}),
+            ("RequireDualStack", "IPv6,IPv4", 2),
+        ),
+        (
+            json!({"ipFamilyPolicy": "PreferDualStack", "clusterIP": "10.96.0.50",
+                "clusterIPs": ["10.96.0.50", "fd00:96::52"]}),
+            ("PreferDualStack", "IPv4,IPv6", 2),
+        ),
+        (json!({"clusterIP": "None"}), ("RequireDualStack", "IPv4,IPv6", 1)),
+        (json!({"clusterIP": "None", "selector": {"a": "b"}}), ("SingleStack", "IPv4", 1)),
+        (
+            json!({"clusterIP": "None", "selector": {"a": "b"}, "ipFamilyPolicy": "PreferDualStack"}),
+            ("PreferDualStack", "IPv4,IPv6", 1),
+        ),
+        (json!({"type": "ExternalName", "externalName": "x.y"}), ("", "", 0)),
+    ];
+    for (i, (spec, (policy, families, count))) in cases.into_iter().enumerate() {
+        let got = write(&a, &cluster, service(&format!("s{i}"), spec.clone()), None).await.unwrap();
+        assert_eq!(stack(&got), (policy.to_owned(), families.to_owned(), count), "{spec}");
+    }
+    assert_eq!(held(&cluster).await.len(), 11, "one for each address");
+}
+
+#[tokio::test]
+async fn what_families_are_refused() {
+    let (cluster, a) = dual();
+    let cases = [
+        (
+            json!({"ipFamilyPolicy": "SingleStack", "ipFamilies": ["IPv4", "IPv6"]}),
+            "spec.ipFamilyPolicy: Invalid value: \"SingleStack\": must be 'RequireDualStack' or 'PreferDualStack' when \
+             multiple IP families are specified",
+        ),
+        (
+            json!({"clusterIP": "10.96.0.60", "clusterIPs": ["10.96.0.60", "fd00:96::60"]}),
+            "spec.ipFamilyPolicy: Invalid value: \"SingleStack\": must be 'RequireDualStack' or 'PreferDualStack' when \
+             multiple cluster IPs are specified",
+        ),
+        (
+            json!({"ipFamilyPolicy": "RequireDualStack", "clusterIP": "10.96.0.60",
+                "clusterIPs": ["10.96.0.60", "10.96.0.61"]}),
+            "spec.clusterIPs: Invalid value: [\"10.96.0.60\",\"10.96.0.61\"]: may specify no more than one IP for each IP \
+             family",
+        ),
+        (
+            json!({"ipFamilies": ["IPv6"], "clusterIP": "10.96.0.60"}),
+            "spec.clusterIPs[0]: Invalid value: \"10.96.0.60\": expected an IPv6 value as indicated by `ipFamilies[0]`",
+        ),
+        // The first address is given back when the second cannot be had.
+        (
+            json!({"ipFamilyPolicy": "RequireDualStack", "clusterIP": "10.96.0.60",
+                "clusterIPs": ["10.96.0.60", "fd00:97::1"]}),
+            "spec.clusterIPs: Invalid value: [\"10.96.0.60\",\"fd00:97::1\"]: failed to allocate IP fd00:97::1: the \
+             provided network does not match the current range",
+        ),
+    ];
+    for (spec, want) in cases {
+        let told = write(&a, &cluster, service("s", spec), None).await.unwrap_err().message;
+        assert_eq!(told, format!("Service \"s\" is invalid: {want}"));
+    }
+    let single = allocation();
+    for (spec, want) in [
+        (
+            json!({"ipFamilies": ["IPv6"]}),
+            "spec.ipFamilies[0]: Invalid value: \"IPv6\": not configured on this cluster",
+        ),
+        (
+            json!({"clusterIP": "fd00:96::1"}),
+            "spec.clusterIPs[0]: Invalid value: [\"fd00:96::1\"]: IPv6 is not configured on this cluster",
+        ),
+    ] {
+        let told = write(&single, &cluster, service("s", spec), None).await.unwrap_err().message;
+        assert_eq!(told, format!("Service \"s\" is invalid: {want}"));
+    }
+    let preferring = service("p", json!({"ipFamilyPolicy": "PreferDualStack"}));
+    let got = write(&single, &cluster, preferring, None).await.unwrap();
+    assert_eq!(stack(&got), ("PreferDualStack".into(), "IPv4".into(), 1));
+    assert_eq!(held(&cluster).await, [ip(&got)]);
+    // With the cluster, it does not change by itself; asked for both, it gets both.
+    let mut labelled = got.clone();
+    labelled.metadata.labels = Some([("a".to_owned(), "b".to_owned())].into());
+    assert_eq!(stack(&write(&a, &cluster, labelled, Some(&got)).await.unwrap()).2, 1);
+    let mut required = got.clone();
+    required.spec.as_mut().unwrap().ip_family_policy = Some("RequireDualStack".into());
+    assert_eq!(stack(&write(&a, &cluster, required, Some(&got)).await.unwrap()).2, 2);
+}
+
+#[tokio::test]
+async fn second_addresses_come_and_go() {
+    let (cluster, a) = dual();
+    let first = write(&a, &cluster, service("s", json!({"ports": [{"port": 80}]})), None).await.unwrap();
+    let change = |from: &Service, to: Value| {
+        let mut next = from.clone();
+        let mut value = json!(next.spec);
+        for (key, v) in to.as_object().unwrap() {
+            value[key] = v.clone();
+        }
+        next.spec = serde_json::from_value(value).unwrap();
+        next
+    };
+    let both = change(&first, json!({"ipFamilyPolicy": "PreferDualStack"}));
+    let both = write(&a, &cluster, both, Some(&first)).await.unwrap();
+    assert_eq!(stack(&both), ("PreferDualStack".into(), "IPv4,IPv6".into(), 2));
+    assert_eq!((ip(&both), held(&cluster).await.len()), (ip(&first), 2));
+    // Without the policy neither address nor family may go.
+    let fewer = change(&both, json!({"clusterIPs": [ip(&both)], "ipFamilies": ["IPv4"]}));
+    assert_eq!(
+        write(&a, &cluster, fewer, Some(&both)).await.unwrap_err().message,
+        "Service \"s\" is invalid: [spec.ipFamilyPolicy: Invalid value: \"PreferDualStack\": must be 'SingleStack' to \
+         release the secondary cluster IP, spec.ipFamilyPolicy: Invalid value: \"PreferDualStack\": must be \
+         'SingleStack' to release the secondary IP family]"
+    );
+    let single = change(&both, json!({"ipFamilyPolicy": "SingleStack"}));
+    let single = write(&a, &cluster, single, Some(&both)).await.unwrap();
+    assert_eq!(stack(&single), ("SingleStack".into(), "IPv4".into(), 1));
+    assert_eq!(held(&cluster).await, [ip(&first)]);
+    // A second address of one's choice; the old client that names only the first keeps it.
+    let chosen = json!({"ipFamilyPolicy": "RequireDualStack", "clusterIPs": [ip(&first), "fd00:96::77"]});
+    let chosen = write(&a, &cluster, change(&single, chosen), Some(&single)).await.unwrap();
+    assert_eq!(chosen.spec.clone().unwrap().cluster_ips.unwrap()[1], "fd00:96::77");
+    let old_client = service("s", json!({"clusterIP": ip(&first), "ports": [{"port": 81}]}));
+    let kept = write(&a, &cluster, old_client, Some(&chosen)).await.unwrap();
+    assert_eq!(stack(&kept), ("RequireDualStack".into(), "IPv4,IPv6".into(), 2));
+    let away = change(&kept, json!({"type": "ExternalName", "externalName": "x.y"}));
+    let away = write(&a, &cluster, away, Some(&kept)).await.unwrap();
+    assert_eq!((stack(&away).2, held(&cluster).await.len()), (0, 0));
+    let back = change(&away, json!({"type": "ClusterIP", "ipFamilyPolicy": "RequireDualStack"}));
+    write(&a, &cluster, back, Some(&away)).await.unwrap();
+    assert_eq!(held(&cluster).await.len(), 2);
+}
+
+#[tokio::test]
+async fn node_ports_that_nobody_has_are_found_again() {
+    let (cluster, objects) = cluster();
+    let a = allocation();
+    let wanted = |uid: &str| service(uid, json!({"type": "NodePort", "ports": [{"port": 1, "nodePort": 30001}]}));
+    let mut lost = wanted("lost");
+    lost.set_defaults();
+    // Its client went away before it was stored or given up.
+    a.before_validate(&mut lost, None, false, &cluster).await.unwrap();
+    let told = write(&a, &cluster, wanted("next"), None).await.unwrap_err().message;
+    assert!(told.ends_with("provided port is already allocated"), "{told}");
+    a.pools.lock().await.ports.mark(30001, "2020-01-01T00:00:00Z".parse().unwrap());
+    let next = write(&a, &cluster, wanted("next"), None).await.unwrap();
+    // What a stored Service has, it has.
+    objects.put::<Service>(json!({"metadata": {"name": "next", "namespace": "a"}, "spec": next.spec}));
+    a.pools.lock().await.ports.mark(30001, "2020-01-01T00:00:00Z".parse().unwrap());
+    assert!(write(&a, &cluster, wanted("another"), None).await.is_err());
 }
