@@ -154,15 +154,14 @@ fn ephemeral(cluster: &Cluster) {
 fn reasons(cluster: &Cluster) {
     let (mount, spec) = mounted("missing");
     create(cluster, &[pod("lost", &mount, &spec)]);
-    let helpless = "preemption: 0/1 nodes are available: 1 Preemption is not helpful for scheduling.";
-    let message = format!("0/1 nodes are available: persistentvolumeclaim \"missing\" not found. {helpless}");
-    event(cluster, "lost", "FailedScheduling", &message);
+    let message = "0/1 nodes are available: persistentvolumeclaim \"missing\" not found. not found";
+    event(cluster, "lost", "FailedScheduling", message);
     create(cluster, &[claim("classless", &json!({"storageClassName": ""}))]);
     let message = "no persistent volumes available for this claim and no storage class is set";
     event(cluster, "classless", "FailedBinding", message);
     let (mount, spec) = mounted("classless");
     create(cluster, &[pod("waits", &mount, &spec)]);
-    let message = "0/1 nodes are available: pod has unbound immediate PersistentVolumeClaims. preemption:";
+    let message = "0/1 nodes are available: pod has unbound immediate PersistentVolumeClaims. not found";
     event(cluster, "waits", "FailedScheduling", message);
     create(cluster, &[claim("nowhere", &json!({"storageClassName": "none"}))]);
     event(cluster, "nowhere", "ProvisioningFailed", "storageclass.storage.k8s.io \"none\" not found");

@@ -25,7 +25,7 @@ impl TypeProvider for DeviceTypes {
         match (type_name, field) {
             (DEVICE, "driver") => Some(Type::String),
             (DEVICE, "attributes") => Some(by_domain(Type::Dyn)),
-            (DEVICE, "capacity") => Some(by_domain(Type::opaque("kubernetes.Quantity"))),
+            (DEVICE, "capacity") => Some(by_domain(Type::object("kubernetes.Quantity"))),
             (DEVICE, "allowMultipleAllocations") => Some(Type::Bool),
             _ => None,
         }

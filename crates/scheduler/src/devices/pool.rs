@@ -359,7 +359,7 @@ mod tests {
                 ),
                 slice("f", &p("f", 1, 1), json!({"allNodes": true, "devices": [{"name": "x"}, {"name": "x"}]})),
                 // The newest generation has nothing for n1.
-                slice("g1", &p("g", 1, 1), json!({"nodeName": "n1", "devices": [{"name": "gone"}]})),
+                slice("g1", &p("g", 1, 2), json!({"nodeName": "n1", "devices": [{"name": "gone"}]})),
                 slice("g2", &p("g", 2, 1), json!({"nodeName": "n2", "devices": [{"name": "moved"}]})),
             ]),
             json!([{"metadata": {"name": "r"}, "spec": {"deviceSelector": {"driver": "d", "device": "b-1"},
