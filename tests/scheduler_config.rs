@@ -68,7 +68,8 @@ fn profiles() {
 fn what_is_not_there_is_refused_by_name() {
     let cluster = Cluster::prepare(&[]);
     for (more, want) in [
-        ("extenders: []", "unknown field `extenders`"),
+        ("parallelism: 16", "unknown field `parallelism`"),
+        ("extenders: [{urlPrefix: 'http://x', weight: 0, prioritizeVerb: p}]", "extenders[0].weight: Invalid value: 0: "),
         ("profiles: [{plugins: {score: {enabled: [{name: Mine}]}}}]", "profiles[0].plugins.score: Mine does not exist"),
     ] {
         let file = cluster.data_dir().join("wrong.yaml");

@@ -1,6 +1,7 @@
 //! What follows a decision: bindings, and where there was no node the reasons told and room made.
 
 use crate::diagnosis::Diagnosis;
+use crate::extender::{self, Offer};
 use crate::filter::volumes::Assignment;
 use crate::gang::Membership;
 use crate::pod::PodInfo;
@@ -24,12 +25,16 @@ pub(crate) struct Preemption {
     pub(crate) node: String,
     /// Pods of lower priority that were promised the node.
     pub(crate) losers: Vec<Arc<PodInfo>>,
+    /// Victims whose disruption budget would be violated.
+    pub(crate) budget_violations: usize,
 }
 
 /// A pod that no node took, and what is done about it.
 pub(crate) struct Failure {
     pub(crate) diagnosis: Diagnosis,
     pub(crate) preemption: Option<Preemption>,
+    /// Other evictions that would do, where extenders have a say in it.
+    pub(crate) alternatives: Vec<Preemption>,
     /// Whether the node that was promised to the pod is so no longer.
     pub(crate) gives_up: bool,
 }
@@ -59,12 +64,7 @@ impl Scheduler {
 
     /// Writes what was decided on the pod's claims, and waits until they are ready to be used. Where that fails, what was
     /// written is taken back.
-    pub(crate) async fn bind_claims(
-        &self,
-        pod: &PodInfo,
-        assignment: &Assignment,
-        node: &str,
-    ) -> Result<(), String> {
+    pub(crate) async fn bind_claims(&self, pod: &PodInfo, assignment: &Assignment, node: &str) -> Result<(), String> {
         let mut bound = Ok(());
         if !assignment.awaited.is_empty() {
             let volumes = self.volumes.bind(assignment, node, self.bind_timeout(pod)).await;
@@ -130,8 +130,16 @@ impl Scheduler {
         binding.metadata.uid = Some(pod.uid.clone());
         binding.target =
             ObjectReference { kind: Some("Node".into()), name: Some(node.to_owned()), ..Default::default() };
-        let api = Api::<Pod>::namespaced(self.client.clone(), &pod.namespace);
-        match api.post_subresource(&pod.name, "binding", &PostParams::default(), &binding).await {
+        let binder = self.extenders.iter().find(|e| e.binds() && e.is_interested(&pod.pod));
+        let bound = match binder {
+            Some(extender) => extender.bind(pod, node).await.map_err(|e| (false, e)),
+            None => {
+                let api = Api::<Pod>::namespaced(self.client.clone(), &pod.namespace);
+                let posted = api.post_subresource(&pod.name, "binding", &PostParams::default(), &binding).await;
+                posted.map_err(|e| (e.is("NotFound"), e.to_string()))
+            }
+        };
+        match bound {
             Ok(()) => {
                 let message = format!("Successfully assigned {} to {node}", pod.key);
                 self.recorder.normal(pod.pod.as_ref(), "Scheduled", &message);
@@ -139,8 +147,8 @@ impl Scheduler {
                 self.state.lock().queue.remove(&pod.uid);
                 true
             }
-            Err(error) => {
-                if error.is("NotFound") {
+            Err((gone, error)) => {
+                if gone {
                     debug!(pod = pod.key, "pod went away before it was bound");
                     self.take_back(pod, false);
                 } else {
@@ -161,6 +169,9 @@ impl Scheduler {
         let reason = if diagnosis.error.is_some() { "SchedulerError" } else { "Unschedulable" };
         let message = failure.diagnosis.message();
         self.recorder.warning(pod.pod.as_ref(), "FailedScheduling", &message);
+        if let Some(best) = failure.preemption.take() {
+            failure.preemption = self.agreed(pod, best, std::mem::take(&mut failure.alternatives)).await;
+        }
         let nominated = match &failure.preemption {
             Some(preemption) => Some(preemption.node.as_str()),
             None => failure.gives_up.then_some(""),
@@ -168,6 +179,30 @@ impl Scheduler {
         self.patch_unscheduled(pod, reason, &message, nominated).await;
         if let Some(preemption) = failure.preemption {
             self.evict(pod, preemption).await;
+        }
+    }
+
+    /// The best of the evictions that extenders agree to.
+    async fn agreed(&self, pod: &PodInfo, best: Preemption, others: Vec<Preemption>) -> Option<Preemption> {
+        if !self.extenders.iter().any(|e| e.preempts() && e.is_interested(&pod.pod)) {
+            return Some(best);
+        }
+        let all: Vec<Preemption> = std::iter::once(best).chain(others).collect();
+        let offers = all.iter().map(|p| Offer {
+            node: p.node.clone(),
+            victims: p.victims.clone(),
+            budget_violations: p.budget_violations,
+        });
+        match extender::look_through(&self.extenders, &pod.pod, offers.collect()).await {
+            Ok(left) => {
+                let first = left.into_iter().next()?;
+                let found = all.into_iter().find(|p| p.node == first.node)?;
+                Some(Preemption { victims: first.victims, ..found })
+            }
+            Err(error) => {
+                warn!(pod = pod.key, error, "an extender was not asked about evictions; there are none");
+                None
+            }
         }
     }
 

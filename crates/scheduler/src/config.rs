@@ -2,7 +2,9 @@
 //! name, not passed over.
 
 mod args;
+mod extenders;
 
+use crate::extender::ExtenderConfig;
 use crate::profile::{Filter, Profile};
 use serde::Deserialize;
 use serde_json::Value;
@@ -21,6 +23,8 @@ pub struct Configuration {
     pub backoff_initial: Duration,
     /// …up to this.
     pub backoff_max: Duration,
+    /// Who is asked besides.
+    pub extenders: Vec<ExtenderConfig>,
 }
 
 impl Default for Configuration {
@@ -29,6 +33,7 @@ impl Default for Configuration {
             profiles: vec![Profile::new("default-scheduler")],
             backoff_initial: Duration::from_secs(1),
             backoff_max: Duration::from_secs(10),
+            extenders: Vec::new(),
         }
     }
 }
@@ -44,6 +49,8 @@ struct Document {
     #[serde(default)]
     profiles: Vec<ProfileDocument>,
     leader_election: Option<LeaderElection>,
+    #[serde(default)]
+    extenders: Vec<extenders::Document>,
 }
 
 #[derive(Deserialize)]
@@ -210,7 +217,9 @@ impl Configuration {
         if profiles.is_empty() {
             profiles.push(Profile { percentage: general, ..Profile::new("default-scheduler") });
         }
-        Ok(Self { profiles, backoff_initial: initial, backoff_max: max })
+        let (extenders, ignored) = extenders::read(document.extenders)?;
+        profiles.iter_mut().for_each(|p| p.ignored_resources.extend(ignored.iter().cloned()));
+        Ok(Self { profiles, backoff_initial: initial, backoff_max: max, extenders })
     }
 }
 
@@ -320,7 +329,10 @@ mod tests {
             (json!([{"plugins": {"reserve": {}}}]), "unknown field `reserve`"),
             (json!([{"plugins": {"score": {"enabled": [{"name": "Mine"}]}}}]), "plugins.score: Mine does not exist"),
             (json!([{"plugins": {"multiPoint": {"disabled": [{"name": "DefaultBinder"}]}}}]), "cannot be disabled"),
-            (json!([{"pluginConfig": [{"name": "ImageLocality", "args": {}}]}]), "args: ImageLocality has no arguments"),
+            (
+                json!([{"pluginConfig": [{"name": "ImageLocality", "args": {}}]}]),
+                "args: ImageLocality has no arguments",
+            ),
         ] {
             let error = read_profiles(&profiles).unwrap_err();
             assert!(error.contains(want), "{error}");
@@ -330,7 +342,7 @@ mod tests {
             document.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
             Configuration::from_value(document)
         };
-        assert!(whole(json!({"extenders": []})).unwrap_err().contains("unknown field `extenders`"));
+        assert!(whole(json!({"parallelism": 16})).unwrap_err().contains("unknown field `parallelism`"));
         assert!(whole(json!({"podMaxBackoffSeconds": 0})).is_err());
         assert!(whole(json!({"podInitialBackoffSeconds": 5, "podMaxBackoffSeconds": 2})).is_err());
         assert_eq!(whole(json!({"podMaxBackoffSeconds": 60})).unwrap().backoff_max, Duration::from_secs(60));

@@ -9,6 +9,7 @@ use crate::class::{Kept, Local, cross_key, local_key};
 use crate::cycle::Cycle;
 use crate::devices::PodDevices;
 use crate::diagnosis::Diagnosis;
+use crate::extender::Asked;
 use crate::filter::volumes::PodVolumes;
 use crate::filter::{self, Rejection, Usage};
 use crate::pod::PodInfo;
@@ -54,6 +55,8 @@ pub struct Request<'a> {
     pub nominated: &'a [(String, Arc<PodInfo>)],
     /// Where its group is confined to.
     pub domain: Option<Domain>,
+    /// What extenders said, where they were asked.
+    pub asked: Option<&'a Asked>,
 }
 
 /// No node takes the pod.
@@ -129,7 +132,7 @@ impl Decider {
         request: &Request<'_>,
         draw: &mut dyn FnMut(u64) -> u64,
     ) -> Result<Row, Box<Rejected>> {
-        let Request { pod, defaults, volumes, devices, nominated, domain } = *request;
+        let Request { pod, defaults, volumes, devices, nominated, domain, asked } = *request;
         self.feasible.clear();
         self.ranked.clear();
         let profile = self.profile.clone();
@@ -160,6 +163,9 @@ impl Decider {
             (domain, Arc::new(Rejection::one("TopologyPlacement", reason, true)))
         });
         let mut check = |local: &mut Local, row: Row| -> Result<(), Arc<Rejection>> {
+            if let Some(asked) = asked {
+                asked.check(&snapshot.names[row])?;
+            }
             if let Some((domain, elsewhere)) = &elsewhere
                 && !domain.holds(snapshot, row)
             {
@@ -196,7 +202,8 @@ impl Decider {
             self.feasible.push(row);
             return Ok(row);
         }
-        let enough = profile.sample(snapshot.node_count());
+        // Whom extenders were asked of is a sample already.
+        let enough = if asked.is_some() { usize::MAX } else { profile.sample(snapshot.node_count()) };
         let mut rejections = Vec::new();
         let mut looked_at = 0;
         let start = if rows == 0 { 0 } else { self.next_start % rows };
@@ -229,6 +236,10 @@ impl Decider {
                 rank(snapshot, local, cross.as_deref(), &profile, many, &mut self.ranked);
                 if let Some(devices) = devices.filter(|d| profile.weights.devices > 0 && d.scores()) {
                     rank_devices(devices, profile.weights.devices, &mut self.ranked);
+                }
+                if let Some(asked) = asked {
+                    let score = |r: &Ranked| asked.kept.get(&snapshot.names[r.row]).copied().unwrap_or(0);
+                    self.ranked.iter_mut().for_each(|r| r.parts.extenders = score(r));
                 }
                 Ok(best(&self.ranked, draw))
             }

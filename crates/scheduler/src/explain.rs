@@ -234,7 +234,7 @@ fn problems(snapshot: &Snapshot, row: Row, cycle: &Cycle) -> Vec<Problem> {
 fn devices(snapshot: &Snapshot, row: Row, devices: &PodDevices) -> Option<Problem> {
     let rejection = devices.filter(snapshot, row).err()?;
     let node = NodeFacts { name: &snapshot.names[row], labels: &snapshot.labels[row] };
-    let detail = devices.refusals(node).join("\n");
+    let detail = devices.refusals(node).join(". ");
     Some(Problem::new(rejection.plugin, &rejection.reasons.join(", "), detail))
 }
 
@@ -359,6 +359,7 @@ impl Scheduler {
             devices: devices.as_ref(),
             nominated: &nominated,
             domain: None,
+            asked: None,
         };
         let outcome = decider.decide(snapshot, &request, &mut |_| 0);
         let possible = outcome.is_ok();

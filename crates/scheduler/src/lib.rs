@@ -16,6 +16,7 @@ mod defaults;
 pub mod devices;
 pub mod diagnosis;
 mod explain;
+pub mod extender;
 pub mod filter;
 pub mod gang;
 pub mod pod;

@@ -90,7 +90,7 @@ fn is_giving_way(pod: &PodInfo) -> bool {
     pod.is_terminating() && conditions.into_iter().any(preempted)
 }
 
-/// Finds the best of enough candidates among the nodes that rejected the pod; fills in why there is none.
+/// The best of enough candidates among the nodes that rejected the pod; fills in why there is none.
 #[must_use]
 pub fn find(
     snapshot: &Snapshot,
@@ -99,9 +99,20 @@ pub fn find(
     budgets: &[Budget],
     nominated: &dyn Fn(&str) -> Vec<Arc<PodInfo>>,
 ) -> Option<Candidate> {
+    find_all(snapshot, cycle, diagnosis, budgets, nominated).into_iter().next()
+}
+
+/// Enough candidates among the nodes that rejected the pod, the best first; fills in why there is none.
+#[must_use]
+pub fn find_all(
+    snapshot: &Snapshot,
+    cycle: &mut Cycle,
+    diagnosis: &mut Diagnosis,
+    budgets: &[Budget],
+    nominated: &dyn Fn(&str) -> Vec<Arc<PodInfo>>,
+) -> Vec<Candidate> {
     let enough = (diagnosis.nodes * cycle.profile.candidates_percentage / 100).max(cycle.profile.candidates_min);
-    let mut found = 0;
-    let mut best: Option<Candidate> = None;
+    let mut found: Vec<Candidate> = Vec::new();
     let mut reasons: BTreeMap<String, usize> = BTreeMap::new();
     let mut count = |reason: &str| *reasons.entry(reason.to_owned()).or_default() += 1;
     for (row, rejection) in &diagnosis.rejections {
@@ -111,19 +122,17 @@ pub fn find(
         }
         match victims_on(snapshot, *row, cycle, budgets, &nominated(&snapshot.names[*row])) {
             Some(candidate) => {
-                found += 1;
-                if best.as_ref().is_none_or(|b| badness(&candidate) < badness(b)) {
-                    best = Some(candidate);
-                }
-                if found >= enough {
+                found.push(candidate);
+                if found.len() >= enough {
                     break;
                 }
             }
             None => count("No preemption victims found for incoming pod"),
         }
     }
-    diagnosis.preemption = if best.is_some() { BTreeMap::new() } else { reasons };
-    best
+    diagnosis.preemption = if found.is_empty() { reasons } else { BTreeMap::new() };
+    found.sort_by_cached_key(badness);
+    found
 }
 
 /// Smaller is better: budget violations, then the highest priority hurt, the sum of priorities, the number of victims,

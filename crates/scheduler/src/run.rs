@@ -7,6 +7,7 @@ use crate::decide::{Decider, Domain, Rejected, Request};
 use crate::defaults::Owners;
 use crate::devices::{self, Devices, News};
 use crate::diagnosis::Diagnosis;
+use crate::extender::{self, Asked, Extender};
 use crate::filter::Rejection;
 use crate::filter::volumes::{self, Assignment};
 use crate::gang::Groups;
@@ -75,6 +76,8 @@ pub(crate) struct Scheduler {
     pub(crate) volumes: Volumes,
     pub(crate) devices: Devices,
     pub(crate) pods: Informer<Pod>,
+    nodes: Informer<Node>,
+    pub(crate) extenders: Vec<Extender>,
     pub(crate) pod_groups: Option<Informer<PodGroup>>,
 }
 
@@ -96,7 +99,20 @@ pub async fn run(client: Client, informers: &Informers, config: SchedulerConfig,
     let nodes = informers.get::<Node>();
     let namespaces = informers.get::<Namespace>();
     let SchedulerConfig { configuration, clock, entropy, pod_groups, explainer } = config;
-    let Configuration { profiles, backoff_initial, backoff_max } = configuration;
+    let Configuration { profiles, backoff_initial, backoff_max, extenders } = configuration;
+    let mut reached = Vec::new();
+    for extender in extenders {
+        let url = extender.url_prefix.clone();
+        match Extender::new(extender) {
+            Ok(extender) => reached.push(extender),
+            Err(error) => {
+                // The configuration was read with the same result checked; without it nothing may be placed.
+                tracing::error!(extender = url, error, "the scheduler does not run without its extender");
+                return;
+            }
+        }
+    }
+    let extenders = reached;
     let component = profiles.first().map_or("default-scheduler", |p| p.name.as_str());
     let recorder = EventRecorder::new(client.clone(), clock, component, "");
     let scheduler = Arc::new(Scheduler {
@@ -116,6 +132,8 @@ pub async fn run(client: Client, informers: &Informers, config: SchedulerConfig,
         budgets: informers.get(),
         owners: Owners::new(informers),
         pods: pods.clone(),
+        nodes: nodes.clone(),
+        extenders,
         pod_groups: pod_groups.then(|| informers.get()),
         clock,
         entropy,
@@ -354,9 +372,22 @@ impl Scheduler {
             return;
         }
         let Some(pod) = waiting.pods.into_iter().next() else { return };
+        let asked = self.ask(&pod).await;
         let decision = {
             let mut state = self.state.lock();
-            let decision = self.decide(&mut state, &pod);
+            // While others were asked the pod may have gone.
+            if state.queue.standing(&pod.uid, Instant::now()).is_none() {
+                return;
+            }
+            let decision = match asked {
+                Ok(asked) => self.decide(&mut state, &pod, asked.as_ref()),
+                Err(error) => {
+                    let nodes = state.snapshot.node_count();
+                    let diagnosis = Diagnosis { nodes, error: Some(error), ..Diagnosis::default() };
+                    let (preemption, alternatives) = (None, Vec::new());
+                    Err(Box::new(Failure { diagnosis, preemption, alternatives, gives_up: false }))
+                }
+            };
             match &decision {
                 Ok((node, assignment)) => {
                     state.snapshot.place(pod.clone(), node);
@@ -382,9 +413,35 @@ impl Scheduler {
         });
     }
 
+    /// What extenders say of the nodes that a pod fits on; None where none is to be asked, or there is no such node.
+    ///
+    /// # Errors
+    /// Why one did not answer.
+    async fn ask(&self, pod: &Arc<PodInfo>) -> Result<Option<Asked>, String> {
+        if !self.extenders.iter().any(|e| e.decides() && e.is_interested(&pod.pod)) {
+            return Ok(None);
+        }
+        let names: Vec<String> = {
+            let mut state = self.state.lock();
+            if self.choose(&mut state, pod, None, &[], None).is_err() {
+                return Ok(None);
+            }
+            let State { snapshot, deciders, .. } = &*state;
+            let feasible = deciders.get(pod.scheduler()).map(Decider::feasible).unwrap_or_default();
+            feasible.iter().map(|row| snapshot.names[*row].clone()).collect()
+        };
+        let nodes = names.iter().filter_map(|name| self.nodes.get("", name)).collect();
+        extender::ask(&self.extenders, &pod.pod, nodes).await.map(Some)
+    }
+
     /// The node for a pod, and how its claims are met there.
-    fn decide(&self, state: &mut State, pod: &Arc<PodInfo>) -> Result<(String, Assignment), Box<Failure>> {
-        let outcome = self.choose(state, pod, None, &[]);
+    fn decide(
+        &self,
+        state: &mut State,
+        pod: &Arc<PodInfo>,
+        asked: Option<&Asked>,
+    ) -> Result<(String, Assignment), Box<Failure>> {
+        let outcome = self.choose(state, pod, None, &[], asked);
         let State { snapshot, queue, groups, .. } = state;
         outcome.map_err(|rejected| Box::new(self.failure(snapshot, queue, groups, *rejected)))
     }
@@ -397,6 +454,7 @@ impl Scheduler {
         pod: &Arc<PodInfo>,
         domain: Option<Domain>,
         fellows: &[Arc<PodInfo>],
+        asked: Option<&Asked>,
     ) -> Result<(String, Assignment), Box<Rejected>> {
         let State { snapshot, queue, deciders, .. } = state;
         let decider = deciders.get_mut(pod.scheduler()).expect("only pods of a profile are queued");
@@ -418,6 +476,7 @@ impl Scheduler {
                     devices: devices.as_ref(),
                     nominated: &nominated,
                     domain,
+                    asked,
                 };
                 let chosen = decider.decide(snapshot, &request, &mut |equals| self.entropy.below(equals));
                 if let Some(error) = devices.as_ref().and_then(|d| d.error()) {
@@ -449,8 +508,15 @@ impl Scheduler {
     pub(crate) fn failure(&self, snapshot: &Snapshot, queue: &Queue, groups: &Groups, rejected: Rejected) -> Failure {
         let Rejected { mut diagnosis, mut cycle } = rejected;
         let pod = cycle.pod.clone();
-        let (mut preemption, mut gives_up) = (None, false);
-        let hopeful = diagnosis.nodes > 0 && diagnosis.error.is_none();
+        let (mut candidates, mut gives_up) = (Vec::new(), false);
+        let frees = cycle.profile.filters(Filter::DynamicResources);
+        // What refuses a pod before DynamicResources has looked at it leaves that without a state. Upstream's PostFilter
+        // fails on this, and preemption is not asked.
+        let unseen = frees && diagnosis.refusal.is_some() && !diagnosis.plugins().contains(devices::PLUGIN);
+        if unseen {
+            diagnosis.deallocation = Some("not found".to_owned());
+        }
+        let hopeful = diagnosis.nodes > 0 && diagnosis.error.is_none() && !unseen;
         if hopeful && cycle.profile.preempts {
             match preempt::eligible(snapshot, &pod, &diagnosis) {
                 Ok(()) => {
@@ -461,15 +527,16 @@ impl Scheduler {
                         promised.entry(node).or_default().push(other);
                     }
                     let nominated = |node: &str| promised.get(node).cloned().unwrap_or_default();
-                    preemption = preempt::find(snapshot, &mut cycle, &mut diagnosis, &budgets, &nominated);
-                    gives_up = preemption.is_none() && pod.nominated_node().is_some();
+                    let found = preempt::find_all(snapshot, &mut cycle, &mut diagnosis, &budgets, &nominated);
+                    candidates = found;
+                    gives_up = candidates.is_empty() && pod.nominated_node().is_some();
                 }
                 Err(reason) => {
                     diagnosis.preemption.insert(reason.trim_end_matches('.').to_owned(), diagnosis.nodes);
                 }
             }
         }
-        let preemption = preemption.and_then(|candidate| {
+        let mut offers = candidates.into_iter().filter_map(|candidate| {
             let mut victims: Vec<Arc<PodInfo>> = Vec::new();
             for victim in &candidate.victims {
                 victims.extend(groups.disrupted_with(victim));
@@ -484,14 +551,18 @@ impl Scheduler {
             let node = snapshot.names[candidate.row].clone();
             let losers = queue.nominated_for(&node, &pod.uid);
             let losers = losers.into_iter().filter(|p| p.priority < pod.priority).collect();
-            Some(Preemption { victims, node, losers })
+            Some(Preemption { victims, node, losers, budget_violations: candidate.budget_violations })
         });
-        if hopeful && preemption.is_none() && cycle.profile.filters(Filter::DynamicResources) {
+        let preemption = offers.next();
+        // Only extenders ask for more than the best.
+        let choosy = self.extenders.iter().any(|e| e.preempts() && e.is_interested(&pod.pod));
+        let alternatives: Vec<Preemption> = if choosy { offers.collect() } else { Vec::new() };
+        if hopeful && preemption.is_none() && frees {
             let said =
                 if diagnosis.devices.is_some() { "still not schedulable" } else { "no new claims to deallocate" };
             diagnosis.deallocation = Some(said.to_owned());
         }
-        Failure { diagnosis, preemption, gives_up }
+        Failure { diagnosis, preemption, alternatives, gives_up }
     }
 }
 

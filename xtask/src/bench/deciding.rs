@@ -139,7 +139,15 @@ pub fn cost(nodes: u64, shape: Shape, decisions: usize) -> Duration {
     let defaults = DefaultConstraints::default();
     let began = Instant::now();
     for pod in &pods {
-        let request = Request { pod, defaults: &defaults, volumes: None, devices: None, nominated: &[], domain: None };
+        let request = Request {
+            pod,
+            defaults: &defaults,
+            volumes: None,
+            devices: None,
+            nominated: &[],
+            domain: None,
+            asked: None,
+        };
         match decider.decide(&snapshot, &request, &mut |n| entropy.below(n)) {
             Ok(row) => {
                 let name = snapshot.names[row].clone();

@@ -108,7 +108,7 @@ fn read<T: serde::de::DeserializeOwned>(args: Value) -> Result<T, String> {
 }
 
 /// A duration such as `1m30s`.
-fn duration(text: &str, at: &str) -> Result<Duration, String> {
+pub(super) fn duration(text: &str, at: &str) -> Result<Duration, String> {
     let wrong = || format!(".{at}: invalid duration {text:?}");
     let span: jiff::SignedDuration = text.parse().map_err(|_| wrong())?;
     Duration::try_from(span).map_err(|_| wrong())

@@ -80,6 +80,9 @@ impl Scheduler {
             Ok(policy) => policy,
             Err(wrong) => return self.refuse(state, id, pods, &wrong),
         };
+        if self.extenders.iter().any(|e| e.decides() && pods.iter().any(|p| e.is_interested(&p.pod))) {
+            return self.refuse(state, id, pods, "pods that extenders are interested in are not placed as a group");
+        }
         let needed = policy.min_count.saturating_sub(already.len()).max(1);
         let mut best: Option<Trial> = None;
         for domain in domains(&state.snapshot, &policy, &already) {
@@ -104,7 +107,7 @@ impl Scheduler {
     fn try_all(&self, state: &mut State, pods: &[Arc<PodInfo>], domain: Option<Domain>) -> Trial {
         let mut trial = Trial { domain, placed: Vec::new(), rejected: Vec::new() };
         for pod in pods {
-            match self.choose(state, pod, domain, pods) {
+            match self.choose(state, pod, domain, pods, None) {
                 Ok((node, assignment)) => {
                     state.snapshot.place(pod.clone(), &node);
                     self.promise(&assignment);
@@ -195,9 +198,9 @@ impl Scheduler {
             let preemption = step.map(|s| {
                 let losers = state.queue.nominated_for(&s.node, &pod.uid);
                 let losers = losers.into_iter().filter(|p| p.priority < pod.priority).collect();
-                Preemption { victims: s.victims, node: s.node, losers }
+                Preemption { victims: s.victims, node: s.node, losers, budget_violations: 0 }
             });
-            (pod, Failure { diagnosis, preemption, gives_up })
+            (pod, Failure { diagnosis, preemption, alternatives: Vec::new(), gives_up })
         });
         let failed: Vec<(Arc<PodInfo>, Failure)> = failed.collect();
         state.groups.said(id, Some(sentence.clone()));
@@ -212,7 +215,8 @@ impl Scheduler {
         let nodes = state.snapshot.node_count();
         let group = Some((wrong.to_owned(), String::new()));
         let diagnosis = Diagnosis { nodes, group, ..Diagnosis::default() };
-        let failure = || Failure { diagnosis: diagnosis.clone(), preemption: None, gives_up: false };
+        let failure =
+            || Failure { diagnosis: diagnosis.clone(), preemption: None, alternatives: Vec::new(), gives_up: false };
         let failed = pods.into_iter().map(|p| (p, failure())).collect();
         GroupOutcome { placed: Vec::new(), failed, sentence: None }
     }

@@ -72,7 +72,7 @@ fn attempt(
 ) -> Result<(), Nothing> {
     let mut budgets: Vec<Budget> = scheduler.budgets.list().iter().filter_map(|b| Budget::new(b)).collect();
     for pod in pods {
-        let rejected = match scheduler.choose(state, pod, domain, pods) {
+        let rejected = match scheduler.choose(state, pod, domain, pods, None) {
             Ok((node, _)) => {
                 state.snapshot.place(pod.clone(), &node);
                 steps.push(Step { pod: pod.clone(), node, victims: Vec::new() });

@@ -59,6 +59,8 @@ pub struct Parts {
     pub images: i64,
     /// DynamicResources.
     pub devices: i64,
+    /// What extenders gave.
+    pub extenders: i64,
 }
 
 impl Parts {
@@ -80,7 +82,7 @@ impl Parts {
     #[must_use]
     pub fn total(&self) -> i64 {
         let local = self.taints + self.node_affinity + self.fit + self.balanced + self.images;
-        local + self.spread + self.pod_affinity + self.devices
+        local + self.spread + self.pod_affinity + self.devices + self.extenders
     }
 }
 
