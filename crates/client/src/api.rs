@@ -54,6 +54,8 @@ pub struct WatchParams {
 pub struct PostParams {
     /// Do not persist.
     pub dry_run: bool,
+    /// For bindings: only where the node still has room.
+    pub if_fits: bool,
     /// Field manager; the client's component name where absent.
     pub field_manager: Option<String>,
 }
@@ -161,6 +163,9 @@ impl PostParams {
         let mut q = Query::default();
         if self.dry_run {
             q.push("dryRun", "All");
+        }
+        if self.if_fits {
+            q.push("ifFits", "true");
         }
         q.push_some("fieldManager", self.field_manager.as_deref());
         q

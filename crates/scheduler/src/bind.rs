@@ -134,8 +134,11 @@ impl Scheduler {
         let bound = match binder {
             Some(extender) => extender.bind(pod, node).await.map_err(|e| (false, e)),
             None => {
+                // Where another scheduler may have taken the room meanwhile, the server compares.
+                let compares = self.state.lock().shares_nodes;
                 let api = Api::<Pod>::namespaced(self.client.clone(), &pod.namespace);
-                let posted = api.post_subresource(&pod.name, "binding", &PostParams::default(), &binding).await;
+                let params = PostParams { if_fits: compares, ..PostParams::default() };
+                let posted = api.post_subresource(&pod.name, "binding", &params, &binding).await;
                 posted.map_err(|e| (e.is("NotFound"), e.to_string()))
             }
         };

@@ -59,6 +59,8 @@ pub(crate) struct State {
     pub(crate) assumed: HashMap<String, Arc<PodInfo>>,
     /// Pods that are placed together.
     pub(crate) groups: Groups,
+    /// Whether there are pods of other schedulers: then bindings compare.
+    pub(crate) shares_nodes: bool,
     /// By the name of their profile.
     pub(crate) deciders: HashMap<String, Decider>,
 }
@@ -125,6 +127,7 @@ pub async fn run(client: Client, informers: &Informers, config: SchedulerConfig,
             queue: Queue::new(backoff_initial, backoff_max),
             assumed: HashMap::new(),
             groups: Groups::default(),
+            shares_nodes: false,
             deciders: profiles.into_iter().map(|p| (p.name.clone(), Decider::new(p))).collect(),
         }),
         wake: Notify::new(),
@@ -269,6 +272,7 @@ impl Scheduler {
         let info = Arc::new(PodInfo::new(change.object().clone()));
         let mut state = self.state.lock();
         let state = &mut *state;
+        state.shares_nodes |= !state.deciders.contains_key(info.scheduler());
         let now = Instant::now();
         let gone = matches!(change, Change::Deleted(_)) || info.is_finished();
         if gone {

@@ -1,5 +1,7 @@
 //! `pods/binding` and `bindings`: the assignment of a pod to a node.
 
+mod fit;
+
 use super::{Handler, Services, body};
 use crate::admission::pod_topology_labels::TOPOLOGY_LABELS;
 use crate::admission::rounds::Rounds;
@@ -15,6 +17,9 @@ use gantry_api::meta::field::{ErrorList, Path};
 use gantry_api::meta::object::Meta;
 use gantry_api::meta::status::ApiError;
 use std::collections::BTreeMap;
+
+/// Bindings that hold only where the node has room are made one after the other.
+static COMPARING: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
 /// `pods/NAME/binding`.
 pub(super) struct PodBinding;
@@ -120,6 +125,14 @@ async fn bind(cx: &RequestContext, name: &str, binding: Binding, services: &Serv
         let known = TOPOLOGY_LABELS.iter().zip(values);
         labels.extend(known.filter_map(|(key, value)| Some(((*key).to_owned(), value?))));
     }
+    // Held until the binding is written, so that of two that are compared the second sees the first.
+    let _compared = if cx.param("ifFits") == Some("true") {
+        let held = COMPARING.lock().await;
+        fit::check(&services.cluster, namespace, name, node).await?;
+        Some(held)
+    } else {
+        None
+    };
     let now = services.cluster.clock.time();
     let mut change = |object: &mut dyn Object| match downcast_mut::<Pod>(object) {
         Some(pod) => assign(pod, &binding, &labels, &now),

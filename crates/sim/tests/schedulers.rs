@@ -1,0 +1,100 @@
+//! Several schedulers on the same nodes, from several seeds: each decides on what it has seen, bindings compare, and no
+//! node ever holds more than it has.
+
+use gantry_api::kind::Kind;
+use gantry_client::PostParams;
+use gantry_reconcile::Informers;
+use gantry_scheduler::config::Configuration;
+use gantry_scheduler::profile::Profile;
+use gantry_scheduler::{Explainer, SchedulerConfig};
+use gantry_sim::hollow::ENDS_AFTER;
+use gantry_sim::{ControlPlane, HollowNode, HollowSpec, Pace, World, check};
+use k8s_openapi::api::core::v1::{Namespace, Pod};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+
+const SPACE: &str = "lab";
+const LIMIT: Duration = Duration::from_secs(1800);
+/// The control plane's own, and two beside it.
+const SCHEDULERS: [&str; 3] = ["default-scheduler", "second", "third"];
+const PODS: usize = 60;
+
+/// Starts a scheduler of its own, with caches of its own, as another process would.
+fn start(c: &ControlPlane, name: &str, cancel: &CancellationToken) {
+    let client = c.client("system:kube-scheduler", &[], name);
+    let informers = Informers::new(client.clone());
+    let config = SchedulerConfig {
+        configuration: Configuration { profiles: vec![Profile::new(name)], ..Configuration::default() },
+        clock: c.clock,
+        entropy: c.entropy.clone(),
+        pod_groups: false,
+        explainer: Explainer::default(),
+    };
+    let cancel = cancel.clone();
+    tokio::spawn(async move { gantry_scheduler::run(client, &informers, config, cancel).await });
+}
+
+fn node(c: &ControlPlane, number: u8) -> HollowNode {
+    let spec = HollowSpec {
+        name: format!("node-{number}"),
+        number,
+        cpu: "4".into(),
+        memory: "8Gi".into(),
+        pods: 30,
+        labels: BTreeMap::new(),
+    };
+    c.node(spec, Pace::millis((100, 900), (200, 2500), (50, 3000)))
+}
+
+async fn create<K: Kind>(c: &ControlPlane, namespace: &str, value: Value) {
+    let object = K::from_value(value).expect("the object is well formed");
+    c.api::<K>(namespace).create(&PostParams::default(), &object).await.expect("the object is created");
+}
+
+/// A pod that nearly fills half a node, so that a few decisions on old news are one too many.
+fn pod(n: usize) -> Value {
+    json!({
+        "metadata": {"name": format!("pod-{n}"), "annotations": {ENDS_AFTER: "4000"}},
+        "spec": {
+            "schedulerName": SCHEDULERS[n % SCHEDULERS.len()], "restartPolicy": "Never",
+            "containers": [{"name": "c", "image": "i", "resources": {"requests": {"cpu": "1900m"}}}],
+        },
+    })
+}
+
+#[test]
+fn schedulers_that_share_nodes_never_fill_one_beyond_what_it_has() {
+    for seed in 1..5 {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+        runtime.block_on(async {
+            let c = ControlPlane::start(seed).await.expect("the control plane starts");
+            let cancel = CancellationToken::new();
+            let nodes: Vec<HollowNode> = (1..=3).map(|n| node(&c, n)).collect();
+            create::<Namespace>(&c, "", json!({"metadata": {"name": SPACE}})).await;
+            let ready = |w: &World| {
+                let untainted = |n: &Value| n["spec"]["taints"].as_array().is_none_or(Vec::is_empty);
+                w.get("core/serviceaccounts", "lab/default").is_some()
+                    && w.all("core/nodes").filter(|(_, n)| untainted(n)).count() == 3
+            };
+            c.log.until("the cluster is ready", LIMIT, ready).await.expect("it starts");
+            SCHEDULERS[1..].iter().for_each(|name| start(&c, name, &cancel));
+            for n in 0..PODS {
+                create::<Pod>(&c, SPACE, pod(n)).await;
+            }
+            let ended =
+                |w: &World| w.all("core/pods").filter(|(_, p)| p["status"]["phase"] == "Succeeded").count() == PODS;
+            let outcome = c.log.until("all pods have run", LIMIT, ended).await;
+            let changes = c.log.changes();
+            cancel.cancel();
+            c.stop();
+            drop(nodes);
+            if let Err(stuck) = outcome {
+                panic!("seed {seed}: {stuck}");
+            }
+            let wrong = check::history(&changes);
+            assert!(wrong.is_empty(), "seed {seed}: {wrong:#?}");
+        });
+    }
+}
