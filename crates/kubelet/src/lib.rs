@@ -138,6 +138,9 @@ pub async fn run(
         forgetting.devices.forget_slices().await;
     }));
     spawn(Box::pin(plugins.run()));
+    let listening = agent.devices.classic.listen(background.clone());
+    let path = agent.cfg.data_dir.join("kubelet/device-plugins");
+    listening.map_err(|source| Error::Io { what: "listen in", path, source })?;
     let server = Arc::new(server::Server {
         agent: agent.clone(),
         manager: manager.clone(),
@@ -209,6 +212,7 @@ async fn keep_status(agent: Arc<Agent>, registered: Node) {
     agent.recorder.normal(&registered, "Starting", "Starting kubelet.");
     tell_conditions(&agent, &registered, None);
     let mut pressure = agent.pressure.subscribe();
+    let mut devices = agent.devices.classic.changes();
     let mut written = tokio::time::Instant::now();
     let mut current = registered;
     loop {
@@ -216,6 +220,7 @@ async fn keep_status(agent: Arc<Agent>, registered: Node) {
             () = tokio::time::sleep(STATUS_PERIOD) => {}
             // The sender lives in a task of its own, which ends only at shutdown.
             Ok(()) = pressure.changed() => {}
+            Ok(()) = devices.changed() => {}
         }
         let pressed = *pressure.borrow_and_update();
         if let Some(node) = agent.node.get("", &agent.cfg.node_name) {
@@ -223,7 +228,8 @@ async fn keep_status(agent: Arc<Agent>, registered: Node) {
         }
         let (cfg, clock) = (&agent.cfg, &agent.clock);
         let images = agent.images.as_ref();
-        let new = node::object::status(cfg, &agent.machine, images, current.status.as_ref(), pressed, clock).await;
+        let mut new = node::object::status(cfg, &agent.machine, images, current.status.as_ref(), pressed, clock).await;
+        agent.devices.classic.show(&mut new);
         let heartbeat = written.elapsed() >= STATUS_HEARTBEAT;
         match node::object::report(&agent.client, &current, &new, heartbeat).await {
             Ok(Some(node)) => {

@@ -260,12 +260,6 @@ impl Model {
         }
     }
 
-    /// Pods of this node in a namespace, by key.
-    #[must_use]
-    pub fn local_in(&self, namespace: &str) -> Vec<Arc<str>> {
-        self.local.iter().filter(|(_, l)| &*l.pod.namespace == namespace).map(|(key, _)| key.clone()).collect()
-    }
-
     /// The addresses of a pod of this node.
     #[must_use]
     pub fn addresses_of(&self, key: &str) -> Option<&[IpAddr]> {

@@ -7,3 +7,4 @@ pub(crate) mod lease;
 pub(crate) mod machine;
 pub(crate) mod object;
 pub(crate) mod qos;
+pub(crate) mod routes;

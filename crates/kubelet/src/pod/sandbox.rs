@@ -122,7 +122,7 @@ impl Worker {
             return Ok(known);
         }
         let options = AttachOptions { host_ports: host_ports(&self.pod) };
-        let attached = self.agent.network.attach(&key, netns, options).await.map_err(|e| e.to_string())?;
+        let attached = self.agent.network.attach(&key, &self.pod, netns, options).await.map_err(|e| e.to_string())?;
         Ok(attached)
     }
 
