@@ -1,5 +1,6 @@
 //! A driver of dynamic resource allocation on the node: it registers, makes devices ready before their pods start, describes
-//! them to containers, and takes them back when the pods have ended, also those that end while the agent is away.
+//! them to containers, and takes them back when the pods have ended, also those that end while the agent is away. And a plugin
+//! of the older sort, whose devices the node counts.
 
 mod cluster;
 
@@ -8,7 +9,7 @@ use cluster::api::Api;
 use cluster::busybox;
 use cluster::pods::pod;
 use cluster::socket::Socket;
-use gantry_grpc::{Answer, Code, Message, Service, Status};
+use gantry_grpc::{Answer, Channel, Code, Message, Service, Status, Target};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -89,12 +90,38 @@ struct AllUnprepared {
     claims: BTreeMap<String, Unprepared>,
 }
 
+#[derive(Clone, PartialEq, prost::Message)]
+struct DeviceId {
+    #[prost(string, tag = "1")]
+    pool: String,
+    #[prost(string, tag = "2")]
+    name: String,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct DeviceHealth {
+    #[prost(message, optional, tag = "1")]
+    device: Option<DeviceId>,
+    #[prost(int32, tag = "2")]
+    health: i32,
+    #[prost(int64, tag = "4")]
+    believed: i64,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct Health {
+    #[prost(message, repeated, tag = "1")]
+    devices: Vec<DeviceHealth>,
+}
+
 /// A driver with one device, `/dev/null` by another name.
 struct Driver {
     name: String,
     /// `prepare NAME`, `unprepare NAME`.
     calls: Mutex<Vec<String>>,
     told: Mutex<Vec<RegistrationStatus>>,
+    /// Streams of the devices' health.
+    health: Mutex<Vec<tokio::sync::mpsc::Sender<bytes::Bytes>>>,
 }
 
 impl Driver {
@@ -112,8 +139,19 @@ impl Service for Driver {
                 kind: "DRAPlugin".into(),
                 name: self.name.clone(),
                 endpoint: String::new(),
-                versions: vec!["v1beta1.DRAPlugin".into(), "v1.DRAPlugin".into()],
+                versions: vec!["v1beta1.DRAPlugin".into(), "v1.DRAPlugin".into(), "v1.DRAResourceHealth".into()],
             })),
+            "/v1.DRAResourceHealth/NodeWatchResources" => {
+                let (sender, receiver) = tokio::sync::mpsc::channel(1);
+                let device = DeviceHealth {
+                    device: Some(DeviceId { pool: "node-1".into(), name: "gpu0".into() }),
+                    health: 1,
+                    believed: 3600,
+                };
+                sender.try_send(Health { devices: vec![device] }.encode_to_vec().into()).unwrap();
+                self.health.lock().unwrap().push(sender);
+                Ok(Answer::Many(receiver))
+            }
             "/pluginregistration.Registration/NotifyRegistrationStatus" => {
                 self.told.lock().unwrap().push(RegistrationStatus::decode(request).unwrap());
                 Ok(Answer::of(&RegistrationStatus::default()))
@@ -212,7 +250,12 @@ fn devices_are_prepared_given_and_taken_back() {
     std::fs::create_dir_all(&shared).unwrap();
     std::fs::write(shared.join("firmware"), "seven").unwrap();
     let described = Described::write(&name, &shared);
-    let driver = Arc::new(Driver { name: name.clone(), calls: Mutex::default(), told: Mutex::default() });
+    let driver = Arc::new(Driver {
+        name: name.clone(),
+        calls: Mutex::default(),
+        told: Mutex::default(),
+        health: Mutex::default(),
+    });
     let socket = cluster.data_dir().join(format!("kubelet/plugins_registry/{name}-reg.sock"));
     let api = Api::new(&cluster);
     let class = json!({"metadata": {"name": "gpu"}, "spec": {}});
@@ -237,6 +280,11 @@ fn devices_are_prepared_given_and_taken_back() {
         log.contains("read-only").then_some(log)
     });
     assert_eq!(log, "zero seven\ndevice\nread-only\n");
+
+    let wanted = json!([{"name": "claim:device", "resources": [{"resourceID": format!("{name}/gpu=gpu0"), "health": "Healthy"}]}]);
+    api.until("/api/v1/namespaces/default/pods/stays", "with the health of its device", |pod| {
+        pod["status"]["containerStatuses"][0]["allocatedResourcesStatus"] == wanted
+    });
 
     // A pod that ends by itself gives its device back.
     pod_with_claim(&api, &name, "ends", "echo $GPU");
@@ -278,4 +326,122 @@ fn devices_are_prepared_given_and_taken_back() {
     cluster.kubectl(&["delete", "pod", "bare"]);
     assert_eq!(driver.called("unprepare bare"), 1);
     drop(plugin);
+    counted_devices(&cluster, &api);
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct Empty {}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct RegisterRequest {
+    #[prost(string, tag = "1")]
+    version: String,
+    #[prost(string, tag = "2")]
+    endpoint: String,
+    #[prost(string, tag = "3")]
+    resource: String,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct Widget {
+    #[prost(string, tag = "1")]
+    id: String,
+    #[prost(string, tag = "2")]
+    health: String,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct AllWidgets {
+    #[prost(message, repeated, tag = "1")]
+    devices: Vec<Widget>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct Ids {
+    #[prost(string, repeated, tag = "1")]
+    ids: Vec<String>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct Allocate {
+    #[prost(message, repeated, tag = "1")]
+    containers: Vec<Ids>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct Given {
+    #[prost(btree_map = "string, string", tag = "1")]
+    env: BTreeMap<String, String>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct AllGiven {
+    #[prost(message, repeated, tag = "1")]
+    containers: Vec<Given>,
+}
+
+/// A plugin of the older sort, with two devices.
+#[derive(Default)]
+struct Widgets {
+    lists: Mutex<Vec<tokio::sync::mpsc::Sender<bytes::Bytes>>>,
+}
+
+#[async_trait::async_trait]
+impl Service for Widgets {
+    async fn call(&self, method: &str, request: bytes::Bytes) -> Result<Answer, Status> {
+        match method {
+            "/v1beta1.DevicePlugin/GetDevicePluginOptions" => Ok(Answer::of(&Empty {})),
+            "/v1beta1.DevicePlugin/ListAndWatch" => {
+                let (sender, receiver) = tokio::sync::mpsc::channel(1);
+                let device = |id: &str| Widget { id: id.into(), health: "Healthy".into() };
+                sender.try_send(AllWidgets { devices: vec![device("a"), device("b")] }.encode_to_vec().into()).unwrap();
+                self.lists.lock().unwrap().push(sender);
+                Ok(Answer::Many(receiver))
+            }
+            "/v1beta1.DevicePlugin/Allocate" => {
+                let given = |ids: Ids| Given { env: BTreeMap::from([("WIDGETS".into(), ids.ids.join(" "))]) };
+                let containers = Allocate::decode(request).unwrap().containers.into_iter().map(given).collect();
+                Ok(Answer::of(&AllGiven { containers }))
+            }
+            _ => Err(Status::new(Code::UNIMPLEMENTED, method)),
+        }
+    }
+}
+
+const WIDGET: &str = "example.com/widget";
+
+fn counted_devices(cluster: &Cluster, api: &Api<'_>) {
+    let directory = cluster.data_dir().join("kubelet/device-plugins");
+    let plugin = Socket::listen(&directory.join("widget.sock"), Arc::new(Widgets::default()));
+    let kubelet = Channel::new(Target::Unix(directory.join("kubelet.sock")));
+    let request =
+        RegisterRequest { version: "v1beta1".into(), endpoint: "widget.sock".into(), resource: WIDGET.into() };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let registering = kubelet.unary::<_, Empty>("/v1beta1.Registration/Register", &request, cluster::PATIENCE);
+    runtime.block_on(registering).unwrap();
+    let counted = |capacity: &'static str, allocatable: &'static str| {
+        api.until("/api/v1/nodes/node-1", "with the plugin's devices", |node| {
+            node["status"]["capacity"][WIDGET] == capacity && node["status"]["allocatable"][WIDGET] == allocatable
+        });
+    };
+    counted("2", "2");
+    let asking = |name: &str, n: &str| {
+        let container =
+            json!({"command": ["sh", "-c", "echo $WIDGETS; sleep 1000000"], "resources": {"limits": {WIDGET: n}}});
+        api.create("/api/v1/namespaces/default/pods", &pod(name, &container, &json!({})));
+    };
+    asking("two", "2");
+    cluster.ready("two");
+    cluster.wait_for("the container's words", || (cluster.kubectl(&["logs", "two"]) == "a b\n").then_some(()));
+    asking("more", "1");
+    cluster.wait_for("the reason of the pod that finds none", || {
+        events(cluster, "more").contains("Insufficient example.com/widget").then_some(())
+    });
+    cluster.kubectl(&["delete", "pod", "two"]);
+    cluster.ready("more");
+    let status = api.get("/api/v1/namespaces/default/pods/more")["status"]["containerStatuses"][0].clone();
+    let wanted = json!([{"name": WIDGET, "resources": [{"resourceID": "a", "health": "Healthy"}]}]);
+    assert_eq!(status["allocatedResourcesStatus"], wanted);
+    drop(plugin);
+    counted("2", "0");
 }

@@ -4,11 +4,13 @@
 mod api;
 mod cdi;
 mod claims;
+mod classic;
 mod drivers;
 mod health;
 mod registration;
 
 pub(crate) use cdi::inject;
+pub(crate) use classic::Classic;
 pub(crate) use registration::Registration;
 
 use crate::pod::names;
@@ -36,6 +38,8 @@ pub(crate) struct Devices {
     drivers: Arc<Drivers>,
     claims: Mutex<Claims>,
     cdi_directories: Vec<PathBuf>,
+    /// Those of plugins without claims.
+    pub classic: Arc<Classic>,
 }
 
 /// A claim of a pod, as it is to be prepared.
@@ -116,6 +120,7 @@ impl Devices {
             client,
             claims: Mutex::new(Claims::open(&directory.join(STATE))?),
             cdi_directories: cdi::DIRECTORIES.map(PathBuf::from).into(),
+            classic: Classic::open(directory)?,
         })
     }
 
@@ -135,6 +140,7 @@ impl Devices {
     /// Stops what goes on by itself.
     pub(crate) fn stop(&self) {
         self.drivers.stop();
+        self.classic.stop();
     }
 
     /// Where CDI files are.
@@ -297,6 +303,7 @@ impl Devices {
         loop {
             let users = self.claims.lock().users();
             let active = active();
+            self.classic.keep(&active);
             let mut failed = false;
             for pod in users.into_keys().filter(|pod| !active.contains(pod)) {
                 if let Err(error) = self.unprepare(&pod).await {
@@ -313,18 +320,27 @@ impl Devices {
         }
     }
 
-    /// UIDs of the pods that have claims, whenever the health of a device has changed; for as long as it is polled.
+    /// UIDs of the pods that have devices, whenever the health of a device has changed; for as long as it is polled.
     pub(crate) async fn health_changes(&self, tell: impl Fn(&str)) {
         let mut changes = self.drivers.health.changes();
-        while changes.changed().await.is_ok() {
-            let users = self.claims.lock().users();
-            users.keys().for_each(|pod| tell(pod));
+        let mut classic = self.classic.changes();
+        loop {
+            let changed = tokio::select! {
+                changed = changes.changed() => changed,
+                changed = classic.changed() => changed,
+            };
+            if changed.is_err() {
+                return;
+            }
+            let mut users: BTreeSet<String> = self.claims.lock().users().into_keys().collect();
+            users.extend(self.classic.users());
+            users.iter().for_each(|pod| tell(pod));
         }
     }
 
     /// How the devices of a container are, as the status of its pod shows it; empty where none is prepared.
     pub(crate) fn health_of(&self, pod: &Pod, container: &Container) -> Vec<ResourceStatus> {
-        let mut out: Vec<ResourceStatus> = Vec::new();
+        let mut out = self.classic.health_of(pod, &container.name);
         let claims = self.claims.lock();
         for claim in container.resources.iter().flat_map(|r| r.claims.iter().flatten()) {
             let Ok(Some((name, _))) = claim_name(pod, &claim.name) else { continue };

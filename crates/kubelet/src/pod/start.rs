@@ -10,7 +10,7 @@ use crate::devices::inject;
 use gantry_container::image_service::Image;
 use gantry_container::runtime::{ContainerConfig, ContainerState, Mount};
 use gantry_reconcile::EventType;
-use k8s_openapi::api::core::v1::Container;
+use k8s_openapi::api::core::v1::{Container, Pod};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 use tokio::time::Instant;
@@ -190,6 +190,19 @@ impl Worker {
         })
     }
 
+    /// The configuration with what plugins of devices give, and the CDI ids of the devices.
+    async fn with_devices(
+        &self,
+        pod: &Pod,
+        container: &Container,
+        mut config: ContainerConfig,
+    ) -> Result<(ContainerConfig, Vec<String>), String> {
+        let devices = &self.agent.devices;
+        let mut ids = devices.of_container(pod, container)?;
+        ids.extend(devices.classic.give(pod, container, &mut config).await?);
+        Ok((config, ids))
+    }
+
     /// Runtime id of the container whose processes an ephemeral container is to see.
     async fn joined(&self, name: &str) -> Result<Option<String>, String> {
         let own = self.pod.spec.iter().flat_map(|s| s.ephemeral_containers.iter().flatten()).find(|e| e.name == name);
@@ -243,7 +256,10 @@ impl Worker {
         }
         let retry_at = Instant::now() + images::RETRY;
         let configured = self.configure(&container, start, &image).await;
-        let configured = configured.and_then(|c| Ok((c, self.agent.devices.of_container(&pod, &container)?)));
+        let configured = match configured {
+            Ok(config) => self.with_devices(&pod, &container, config).await,
+            Err(message) => Err(message),
+        };
         let (mut config, devices) = match configured {
             Ok(configured) => configured,
             Err(message) => {

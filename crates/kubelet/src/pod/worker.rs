@@ -238,7 +238,7 @@ impl Worker {
                     self.agent.admissions.readmit(&self.pod);
                     self.become_state(State::Active);
                 } else {
-                    self.admit();
+                    self.admit().await;
                 }
             }
             State::Active if ending => self.become_state(State::Terminating),
@@ -252,16 +252,21 @@ impl Worker {
         }
     }
 
-    fn admit(&mut self) {
+    async fn admit(&mut self) {
         let node = self.agent.node.get("", &self.agent.cfg.node_name);
         let mut allocatable = self.agent.machine.allocatable();
         let extended = crate::node::object::extended(node.as_ref().and_then(|n| n.status.as_ref()));
         allocatable.extend(gantry_api::core::pod::resources::amounts(Some(&extended)));
+        self.agent.devices.classic.limit(&mut allocatable);
         let pressure = *self.agent.pressure.borrow();
         let admitted = crate::eviction::admit(&self.pod, pressure)
             .and_then(|()| self.agent.admissions.admit(&self.pod, node.as_deref(), &allocatable))
             .and_then(|()| security::admit_apparmor(&self.pod))
             .and_then(|()| sysctl::admit(&self.pod));
+        let admitted = match admitted {
+            Ok(()) => self.agent.devices.classic.admit(&self.pod).await,
+            refused => refused,
+        };
         match admitted {
             Ok(()) => self.become_state(State::Active),
             Err(refusal) => {
@@ -515,8 +520,8 @@ impl Worker {
         let Some(spec) = &self.pod.spec else { return };
         for shown in status.container_statuses.iter_mut().flatten() {
             let container = spec.containers.iter().find(|c| c.name == shown.name);
-            let with_claims = container.filter(|c| c.resources.as_ref().is_some_and(|r| r.claims.is_some()));
-            let Some(container) = with_claims else { continue };
+            let asks = |r: &ResourceRequirements| r.claims.is_some() || r.limits.is_some();
+            let Some(container) = container.filter(|c| c.resources.as_ref().is_some_and(asks)) else { continue };
             let devices = self.agent.devices.health_of(&self.pod, container);
             shown.allocated_resources_status = match devices.is_empty() {
                 true => plan::recorded_status(&self.pod, &shown.name).and_then(|r| r.allocated_resources_status.clone()),
@@ -595,6 +600,7 @@ impl Worker {
             tracing::warn!(pod = %names::pod_description(&self.pod), error, "cannot give back a pod's devices");
             return Next::Look(self.later());
         }
+        self.agent.devices.classic.release(names::uid(&self.pod));
         if let Err(error) = self.release().await {
             tracing::warn!(pod = %names::pod_description(&self.pod), error, "cannot release what a pod held");
             self.agent.recorder.warning(&*self.pod, "FailedKillPod", &format!("error killing pod: {error}"));
