@@ -59,6 +59,7 @@ fn groups_of_pods() {
     what_is_served(&api, &cluster);
     a_pod_group_is_placed_as_a_whole(&api);
     a_group_by_annotation(&api);
+    a_group_is_confined_to_a_domain(&api);
 }
 
 fn what_is_served(api: &Api<'_>, cluster: &Cluster) {
@@ -155,6 +156,21 @@ fn a_group_by_annotation(api: &Api<'_>) {
     api.create(PODS, &pod("odd", "seat", &json!({"metadata": {"annotations": {"gantry.io/pod-group": "odd"}}})));
     let want = "annotation gantry.io/pod-group-min-count must be set with gantry.io/pod-group";
     api.until(&format!("{PODS}/odd"), "says what is wrong", |p| message_of(p, "PodScheduled") == want);
+}
+
+fn a_group_is_confined_to_a_domain(api: &Api<'_>) {
+    offer(api, "desk", 2);
+    api.create(
+        GROUPS,
+        &json!({"metadata": {"name": "team"}, "spec": {
+        "schedulingPolicy": {"basic": {}}, "schedulingConstraints": {"topology": [{"key": "example.com/rack"}]}}}),
+    );
+    let spec = json!({"spec": {"schedulingGroup": {"podGroupName": "team"}}});
+    api.create(PODS, &pod("one", "desk", &spec));
+    let want = "1 node(s) didn't match the pod group's topology domain";
+    api.until(&format!("{PODS}/one"), "says what is missing", |p| message_of(p, "PodScheduled").contains(want));
+    api.patch(NODE, "application/merge-patch+json", &json!({"metadata": {"labels": {"example.com/rack": "r1"}}}));
+    api.ready("default", "one");
 }
 
 #[test]

@@ -3,8 +3,10 @@
 mod cluster;
 
 use cluster::Cluster;
-use serde_json::Value;
+use cluster::https::Https;
+use serde_json::{Value, json};
 use std::process::Stdio;
+use std::sync::Arc;
 
 const CONFIGURATION: &str = "apiVersion: kubescheduler.config.k8s.io/v1
 kind: KubeSchedulerConfiguration
@@ -65,11 +67,44 @@ fn profiles() {
 }
 
 #[test]
+fn an_extender_is_asked() {
+    let mut cluster = Cluster::prepare(&[]);
+    let extender = Https::start(&cluster, |_| {
+        Arc::new(|path: &str, body: &Value| {
+            assert_eq!((path, &body["NodeNames"]), ("/x/filter", &json!(["node-1"])), "{body}");
+            let welcome = body["Pod"]["metadata"]["name"] == "welcome";
+            let kept: &[&str] = if welcome { &["node-1"] } else { &[] };
+            json!({"NodeNames": kept, "FailedNodes": {"node-1": "node(s) the extender does not like"}})
+        })
+    });
+    let ca = cluster::api::base64(extender.ca_pem.as_bytes());
+    let url = extender.url("/x");
+    let text = format!(
+        "apiVersion: kubescheduler.config.k8s.io/v1\nkind: KubeSchedulerConfiguration\nextenders:\n- urlPrefix: {url}\n  \
+         filterVerb: filter\n  enableHTTPS: true\n  nodeCacheCapable: true\n  tlsConfig: {{caData: {ca}}}\n"
+    );
+    let file = cluster.data_dir().join("scheduler.yaml");
+    std::fs::write(&file, text).unwrap();
+    cluster.add_options(&["--scheduler-config", file.to_str().unwrap()]);
+    cluster.up();
+    pod(&cluster, "unwelcome", "default-scheduler");
+    let condition = "{.status.conditions[?(@.type=='PodScheduled')].message}";
+    let message = || cluster.kubectl(&["get", "pod", "unwelcome", "-o", &format!("jsonpath={condition}")]);
+    let want = "0/1 nodes are available: 1 node(s) the extender does not like. ";
+    cluster.wait_for("the extender's reason", || message().starts_with(want).then_some(()));
+    pod(&cluster, "welcome", "default-scheduler");
+    explained(&cluster, "welcome", "Placed");
+}
+
+#[test]
 fn what_is_not_there_is_refused_by_name() {
     let cluster = Cluster::prepare(&[]);
     for (more, want) in [
         ("parallelism: 16", "unknown field `parallelism`"),
-        ("extenders: [{urlPrefix: 'http://x', weight: 0, prioritizeVerb: p}]", "extenders[0].weight: Invalid value: 0: "),
+        (
+            "extenders: [{urlPrefix: 'http://x', weight: 0, prioritizeVerb: p}]",
+            "extenders[0].weight: Invalid value: 0: ",
+        ),
         ("profiles: [{plugins: {score: {enabled: [{name: Mine}]}}}]", "profiles[0].plugins.score: Mine does not exist"),
     ] {
         let file = cluster.data_dir().join("wrong.yaml");

@@ -298,7 +298,8 @@ impl Scheduler {
             state.snapshot.place(info.clone(), &node);
             if let Some(group) = &info.group {
                 state.groups.place(group, info.clone());
-                state.sync_group(&group.id, false);
+                // One that somebody else placed is one less to find room for.
+                state.sync_group(&group.id, new_here && !was_assumed);
             }
             if shrank {
                 state.queue.changed(ClusterChange::PodGone, now);

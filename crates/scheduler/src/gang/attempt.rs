@@ -1,6 +1,6 @@
 //! One decision for a whole group.
 
-use super::{Groups, PLUGIN, Policy, preempt};
+use super::{Call, Groups, PLUGIN, Policy, preempt};
 use crate::bind::{Failure, Preemption};
 use crate::decide::{Domain, Rejected};
 use crate::diagnosis::Diagnosis;
@@ -74,7 +74,13 @@ impl Scheduler {
     /// Decides on a group: pods that fit are assumed where at least its minimum does, and none are otherwise.
     pub(crate) fn decide_group(&self, state: &mut State, waiting: &Waiting) -> GroupOutcome {
         let id = waiting.id.as_str();
-        let pods = ordered(&waiting.pods);
+        // Since the entry was taken from the queue pods may have come and gone.
+        let Call::Together(pods) = state.groups.call(id) else {
+            state.queue.remove(id);
+            state.sync_group(id, false);
+            return GroupOutcome::default();
+        };
+        let pods = ordered(&pods);
         let already = state.groups.placed(id);
         let policy = match state.groups.policy(id) {
             Ok(policy) => policy,
@@ -301,7 +307,6 @@ impl State {
 
     /// Brings the queue to what the group's pods call for; `changed` where they are to be tried at once.
     pub(crate) fn sync_group(&mut self, id: &str, changed: bool) {
-        use super::Call;
         let Self { groups, queue, .. } = self;
         let priority = |groups: &Groups| groups.policy(id).ok().and_then(|p| p.priority);
         match groups.call(id) {
