@@ -1,6 +1,6 @@
-//! A driver of dynamic resource allocation on the node: it registers, makes devices ready before their pods start, describes
-//! them to containers, and takes them back when the pods have ended, also those that end while the agent is away. And a plugin
-//! of the older sort, whose devices the node counts.
+//! A driver of dynamic resource allocation on the node: it registers, makes devices ready before their pods start,
+//! describes them to containers, and takes them back when the pods have ended, also those that end while the agent is
+//! away. And a plugin of the older sort, whose devices the node counts.
 
 mod cluster;
 

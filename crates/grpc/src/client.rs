@@ -117,7 +117,8 @@ impl Channel {
         Self { user_agent, ..self }
     }
 
-    /// A server that cannot be reached is tried again until the call's time is over, instead of failing the call at once.
+    /// A server that cannot be reached is tried again until the call's time is over, instead of failing the call at
+    /// once.
     #[must_use]
     pub fn wait_for_ready(self) -> Self {
         Self { wait_for_ready: true, ..self }

@@ -1,5 +1,5 @@
-//! Messages of plugins: their registration (`pluginregistration`) and what drivers of dynamic resource allocation are asked
-//! (`dra/v1`; `v1beta1` has the same messages under another name).
+//! Messages of plugins: their registration (`pluginregistration`) and what drivers of dynamic resource allocation are
+//! asked (`dra/v1`; `v1beta1` has the same messages under another name).
 
 use std::collections::BTreeMap;
 

@@ -1,7 +1,8 @@
 //! The Container Device Interface: files in which drivers describe what a container with one of their devices is given
 //! (<https://github.com/cncf-tags/container-device-interface>, versions 0.3.0 to 1.1.0).
 //!
-//! Hooks, network devices and cache control are not among what containers can be given here; a device that wants one is refused.
+//! Hooks, network devices and cache control are not among what containers can be given here; a device that wants one
+//! is refused.
 
 use gantry_container::runtime::{ContainerConfig, Device as HostDevice, Mount, MountSource, Propagation};
 use serde::Deserialize;

@@ -1,5 +1,5 @@
-//! The drivers of dynamic resource allocation that have registered, and whether they can be reached. Slices of a driver that
-//! cannot for a while are removed, so that nobody is scheduled to devices nobody prepares.
+//! The drivers of dynamic resource allocation that have registered, and whether they can be reached. Slices of a
+//! driver that cannot for a while are removed, so that nobody is scheduled to devices nobody prepares.
 
 use super::api::{Claims, PrepareResponse, UnprepareResponse};
 use super::health::{self, Health};

@@ -1,5 +1,5 @@
-//! Devices of dynamic resource allocation (KEP-4381): before a pod starts, the drivers of its claims make their devices ready;
-//! after it has ended they take them back. What is ready reaches containers as CDI ids.
+//! Devices of dynamic resource allocation (KEP-4381): before a pod starts, the drivers of its claims make their
+//! devices ready; after it has ended they take them back. What is ready reaches containers as CDI ids.
 
 mod api;
 mod cdi;
@@ -162,7 +162,8 @@ impl Devices {
     }
 
     async fn prepare_claims(&self, pod: &Pod, names: Vec<(String, bool)>) -> Result<(), String> {
-        // Nothing is noted before all is known to be possible: a pod that can never start can be deleted like any other.
+        // Nothing is noted before all is known to be possible: a pod that can never start can be deleted like any
+        // other.
         let api = Api::<ResourceClaim>::namespaced(self.client.clone(), names::namespace(pod));
         let mut wanted = Vec::new();
         for (name, made_for_it) in names {
@@ -296,8 +297,8 @@ impl Devices {
         checkpoint(&claims)
     }
 
-    /// Gives back what pods have left that are not among the active any more, for as long as it is polled. To be called once
-    /// the pods are known; looked at again when a driver comes, and after a while where that failed.
+    /// Gives back what pods have left that are not among the active any more, for as long as it is polled. To be
+    /// called once the pods are known; looked at again when a driver comes, and after a while where that failed.
     pub(crate) async fn reconcile(&self, active: impl Fn() -> BTreeSet<String>) {
         let mut arrivals = self.drivers.arrivals();
         loop {

@@ -1,5 +1,5 @@
-//! Plugins make themselves known by a socket in the directory of plugins: they are asked who they are and told what came of
-//! it. A plugin whose socket is gone is gone itself.
+//! Plugins make themselves known by a socket in the directory of plugins: they are asked who they are and told what
+//! came of it. A plugin whose socket is gone is gone itself.
 
 use super::api::{Empty, PluginInfo, RegistrationStatus};
 use super::drivers::{self, Drivers};

@@ -1,8 +1,8 @@
 //! Encryption at rest: what is stored of chosen resources is encrypted on its way from the registry to the store and
 //! decrypted on its way back, as an `EncryptionConfiguration` says (`k8s.io/apiserver/pkg/storage/value`).
 //!
-//! A stored value tells what made it, `k8s:enc:<provider>:v1:<key>:`. What tells nothing is not encrypted. Keys are in the
-//! configuration or with a key management service ([`kms`]).
+//! A stored value tells what made it, `k8s:enc:<provider>:v1:<key>:`. What tells nothing is not encrypted. Keys are
+//! in the configuration or with a key management service ([`kms`]).
 
 mod cipher;
 mod config;
@@ -209,8 +209,8 @@ impl Encryption {
     }
 }
 
-/// Keeps the server's state of the key management service with this number current until `stop`, and shows what could not
-/// be decrypted while it was away.
+/// Keeps the server's state of the key management service with this number current until `stop`, and shows what could
+/// not be decrypted while it was away.
 pub async fn keep(registry: Arc<crate::registry::Registry>, number: usize, stop: CancellationToken) {
     let Some(service) = registry.encryption().services().get(number).cloned() else { return };
     loop {

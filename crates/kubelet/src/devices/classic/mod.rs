@@ -1,6 +1,6 @@
-//! Device plugins as they were before dynamic resource allocation (`deviceplugin/v1beta1`): a plugin registers a resource at
-//! `device-plugins/kubelet.sock` and lists its devices, which the node counts as an extended resource. The agent chooses the
-//! devices of a pod when it admits it, and the plugin says what its containers are given.
+//! Device plugins as they were before dynamic resource allocation (`deviceplugin/v1beta1`): a plugin registers a
+//! resource at `device-plugins/kubelet.sock` and lists its devices, which the node counts as an extended resource.
+//! The agent chooses the devices of a pod when it admits it, and the plugin says what its containers are given.
 
 mod messages;
 mod state;
@@ -160,8 +160,8 @@ impl Classic {
         }
     }
 
-    /// Puts what pods may have of the plugins' resources over what the node's object says. What containers have already, they
-    /// may have.
+    /// Puts what pods may have of the plugins' resources over what the node's object says. What containers have
+    /// already, they may have.
     pub(crate) fn limit(&self, allocatable: &mut Amounts) {
         let mut state = self.state.lock();
         for (resource, (_, healthy)) in state.counts() {

@@ -116,8 +116,9 @@ impl State {
         self.resources.iter().map(|(name, r)| (name.clone(), count(r))).collect()
     }
 
-    /// Chooses devices for a container and notes that it has them. Returns None where nothing is to be asked for: it has
-    /// them, or wants none. `preferred` are tried first, after those of init containers that have ended (`reusable`).
+    /// Chooses devices for a container and notes that it has them. Returns None where nothing is to be asked for: it
+    /// has them, or wants none. `preferred` are tried first, after those of init containers that have ended
+    /// (`reusable`).
     ///
     /// # Errors
     /// Upstream's sentence for what there is not enough of.

@@ -1,5 +1,5 @@
-//! What is stored of a value: its ciphertext, and what the key it was made with is derived from, itself encrypted by the
-//! key management service (KEP-3299). The layout is upstream's, so that stores can be moved.
+//! What is stored of a value: its ciphertext, and what the key it was made with is derived from, itself encrypted by
+//! the key management service (KEP-3299). The layout is upstream's, so that stores can be moved.
 
 use crate::encryption::cipher::{Algorithm, Cipher};
 use crate::encryption::joined;

@@ -1,9 +1,9 @@
 //! The provider `kms` of version v2: keys that a key management service keeps (KEP-3299).
 //!
-//! The server makes a seed and has the service encrypt it. What is stored is encrypted with keys derived from the seed, and
-//! carries the encrypted seed along. The service is asked to decrypt a seed once per run of the server, to encrypt one when it
-//! tells that its key has changed, and every minute how it is. While it does not answer, reads go on; writes go on for
-//! [`WRITE_MAX`], so that whoever changed the key can rely on what is written after that.
+//! The server makes a seed and has the service encrypt it. What is stored is encrypted with keys derived from the
+//! seed, and carries the encrypted seed along. The service is asked to decrypt a seed once per run of the server, to
+//! encrypt one when it tells that its key has changed, and every minute how it is. While it does not answer, reads go
+//! on; writes go on for [`WRITE_MAX`], so that whoever changed the key can rely on what is written after that.
 
 mod config;
 mod envelope;
@@ -139,8 +139,8 @@ impl Kms {
         Ok(Envelope { data, ..state.envelope.clone() }.encode_to_vec())
     }
 
-    /// Has the service decrypt what a stored value (behind the prefix) needs, if that is not in memory. What comes of it,
-    /// [`Kms::open`] tells.
+    /// Has the service decrypt what a stored value (behind the prefix) needs, if that is not in memory. What comes of
+    /// it, [`Kms::open`] tells.
     pub async fn prepare(&self, stored: &[u8]) {
         // The service may not know its old keys before it is up to date; upstream does not ask it then either.
         let (true, Ok(mut envelope)) = (self.state.load().is_some(), Envelope::read(stored)) else { return };
@@ -264,7 +264,8 @@ impl Kms {
         }
     }
 
-    /// Writes with a new seed where the service encrypts with another key than before; else the seed is good for longer.
+    /// Writes with a new seed where the service encrypts with another key than before; else the seed is good for
+    /// longer.
     async fn rotate(&self, key_id: &str) -> Result<(), String> {
         let state = self.state.load_full();
         let longest = SignedDuration::try_from(WRITE_MAX).unwrap_or(SignedDuration::ZERO);

@@ -1,5 +1,5 @@
-//! The provider against a service in the same process. Time is not paused, since what comes over sockets would seem late;
-//! the provider is made older instead.
+//! The provider against a service in the same process. Time is not paused, since what comes over sockets would seem
+//! late; the provider is made older instead.
 
 use super::*;
 use async_trait::async_trait;
