@@ -27,7 +27,9 @@ async fn ask(address: SocketAddr, service: &str, timeout: Duration) -> Result<i3
         format!("error: failed to connect service {:?}: {}", address.to_string(), dial_error(&address.to_string(), &e))
     })?;
     let request = Request { service: service.to_owned() };
-    match channel.unary::<_, Response>("/grpc.health.v1.Health/Check", &request, timeout).await {
+    // The caller's limit, which includes the connection, comes first.
+    let limit = timeout.saturating_mul(2);
+    match channel.unary::<_, Response>("/grpc.health.v1.Health/Check", &request, limit).await {
         Ok(response) => Ok(response.status),
         Err(status) if status.code == Code::UNIMPLEMENTED => {
             Err("error: this server does not implement the grpc health protocol (grpc.health.v1.Health)".into())
