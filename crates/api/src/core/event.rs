@@ -70,8 +70,9 @@ pub(crate) fn cells(event: &Event, now: Timestamp) -> Vec<Value> {
     ]
 }
 
-/// Field errors every event must be free of, whichever view it is written through.
-pub(crate) fn validate(event: &Event) -> ErrorList {
+/// Field errors every event must be free of, whichever view it is written through. `controller_field` is what the view
+/// calls who reports.
+pub(crate) fn validate(event: &Event, controller_field: &str) -> ErrorList {
     let mut errors = ErrorList::default();
     let namespace = event.metadata.namespace();
     let about = text(&event.involved_object.namespace);
@@ -87,7 +88,7 @@ pub(crate) fn validate(event: &Event) -> ErrorList {
     }
     if event.event_time.is_some() {
         let controller = text(&event.reporting_component);
-        let path = Path::new("reportingController");
+        let path = Path::new(controller_field);
         if controller.is_empty() {
             errors.required(&path, "");
         }
@@ -159,7 +160,7 @@ impl Kind for Event {
     }
 
     fn validate(&self) -> ErrorList {
-        validate(self)
+        validate(self, "reportingComponent")
     }
     fn selectable_fields(&self) -> Vec<(&'static str, String)> {
         let [kind, namespace, name, uid, api_version, resource_version, field_path] =
@@ -219,7 +220,8 @@ mod tests {
 
     #[test]
     fn namespaces_agree() {
-        let texts = |v: Value| validate(&event(v)).0.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let texts =
+            |v: Value| validate(&event(v), "reportingComponent").0.iter().map(ToString::to_string).collect::<Vec<_>>();
         let mismatch = "involvedObject.namespace: Invalid value: \"b\": does not match event.namespace";
         assert_eq!(texts(json!({"metadata": {"namespace": "a"}, "involvedObject": {"namespace": "b"}})), [mismatch]);
         assert!(texts(json!({"metadata": {"namespace": "default"}, "involvedObject": {}})).is_empty());

@@ -4,7 +4,7 @@ use crate::core::config_map::{FROZEN, MAX_BYTES};
 use crate::kind::{Column, Context, Kind, ResourceInfo};
 use crate::meta::field::{ErrorList, Path};
 use crate::meta::object::{self, Meta};
-use crate::meta::{names, table, text};
+use crate::meta::{json_fault, names, table, text};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::jiff::Timestamp;
@@ -171,12 +171,9 @@ fn tls_fault(certificate: &[u8], key: &[u8]) -> Option<String> {
 
 fn validate_json(value: Option<&ByteString>, path: &Path, errors: &mut ErrorList) {
     let Some(value) = value else { return };
-    let why = match serde_json::from_slice::<serde_json::Map<String, Value>>(&value.0) {
-        Ok(_) => return,
-        Err(_) if value.0.is_empty() => "unexpected end of JSON input".to_owned(),
-        Err(e) => e.to_string(),
-    };
-    errors.invalid(path, "<secret contents redacted>", &why);
+    if let Some(why) = json_fault::of_object(&value.0) {
+        errors.invalid(path, "<secret contents redacted>", &why);
+    }
 }
 
 #[cfg(test)]

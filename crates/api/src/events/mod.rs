@@ -114,7 +114,7 @@ impl Kind for Event {
     }
 
     fn validate(&self) -> ErrorList {
-        let mut errors = event::validate(&to_core(self));
+        let mut errors = event::validate(&to_core(self), "reportingController");
         validate_series(self, &mut errors);
         if self.event_time.is_none() {
             errors.required(&Path::new("eventTime"), "");
@@ -138,7 +138,7 @@ impl Kind for Event {
     }
 
     fn validate_update(&self, old: &Self) -> ErrorList {
-        let mut errors = event::validate(&to_core(self));
+        let mut errors = event::validate(&to_core(self), "reportingController");
         if self.series != old.series {
             validate_series(self, &mut errors);
         }

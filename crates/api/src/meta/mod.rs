@@ -4,6 +4,7 @@ pub mod conditions;
 pub mod expression;
 pub mod field;
 pub mod fields;
+pub(crate) mod json_fault;
 pub mod labels;
 pub mod names;
 pub mod object;

@@ -1,14 +1,15 @@
 //! IPAddress: an address of a Service, held by its name.
 
 use crate::ObjectMeta;
+use crate::apps::workload;
 use crate::kind::{Column, Kind, ResourceInfo};
 use crate::meta::field::{ErrorList, Path};
-use crate::meta::object::{Meta, immutable};
+use crate::meta::object::{IMMUTABLE, Meta};
 use crate::meta::{names, table, text};
 use crate::networking::{addresses, validate_segment};
 use k8s_openapi::api::networking::v1::{IPAddress, IPAddressSpec, ParentReference};
 use k8s_openapi::jiff::Timestamp;
-use serde_json::{Value, json};
+use serde_json::Value;
 use std::net::IpAddr;
 
 /// Label that tells the address's family.
@@ -103,8 +104,17 @@ impl Kind for IPAddress {
 
     fn validate_update(&self, old: &Self) -> ErrorList {
         let mut e = self.validate();
-        let parent = |a: &Self| json!(a.spec.parent_ref);
-        immutable(&mut e, &Path::new("spec").child("parentRef"), &parent(self), &parent(old));
+        let parent = &self.spec.parent_ref;
+        if *parent != old.spec.parent_ref {
+            let part = |value: Option<&String>| Value::from(value.map_or("", String::as_str));
+            let shown = workload::shown_as(&[
+                ("Group", part(parent.group.as_ref())),
+                ("Resource", parent.resource.as_str().into()),
+                ("Namespace", part(parent.namespace.as_ref())),
+                ("Name", parent.name.as_str().into()),
+            ]);
+            workload::invalid_shown(&mut e, &Path::new("spec").child("parentRef"), &shown, IMMUTABLE);
+        }
         e
     }
 
@@ -122,6 +132,7 @@ impl Kind for IPAddress {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     fn address(parent: Value) -> IPAddress {
         IPAddress::from_value(json!({"metadata": {"name": "10.0.0.1"}, "spec": {"parentRef": parent}})).unwrap()

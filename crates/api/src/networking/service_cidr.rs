@@ -1,5 +1,6 @@
 //! ServiceCIDR: a range of addresses for Services.
 
+use crate::apps::workload;
 use crate::kind::{Column, Context, Kind, ResourceInfo, STATUS};
 use crate::meta::field::{ErrorList, Path};
 use crate::meta::object::{IMMUTABLE, Meta, reset_for_status};
@@ -47,6 +48,11 @@ fn path() -> Path {
     Path::new("spec").child("cidrs")
 }
 
+/// The spec as field errors show it.
+fn shown(cidrs: &[String]) -> String {
+    workload::shown_as(&[("CIDRs", json!(cidrs))])
+}
+
 impl Kind for ServiceCIDR {
     const INFO: ResourceInfo = ResourceInfo {
         subresources: &[STATUS],
@@ -64,7 +70,7 @@ impl Kind for ServiceCIDR {
             return e;
         }
         if list.len() > 2 {
-            e.invalid(&path(), json!(self.spec), "may only hold up to 2 values");
+            workload::invalid_shown(&mut e, &path(), &shown(list), "may only hold up to 2 values");
             return e;
         }
         for (i, cidr) in list.iter().enumerate() {
@@ -76,7 +82,7 @@ impl Kind for ServiceCIDR {
             && v6(a).is_some()
         {
             let detail = "may specify no more than one IP for each IP family, i.e 192.168.0.0/24 and 2001:db8::/64";
-            e.invalid(&path(), json!(list), detail);
+            workload::invalid_shown(&mut e, &path(), &shown(list), detail);
         }
         e
     }

@@ -1,5 +1,6 @@
 //! What RoleBinding and ClusterRoleBinding share: subjects and the reference to a role.
 
+use crate::apps::workload;
 use crate::meta::field::{ErrorList, Path};
 use crate::meta::names;
 use k8s_openapi::api::rbac::v1::{RoleRef, Subject};
@@ -79,8 +80,8 @@ fn validate_subject(s: &Subject, namespaced: bool, at: &Path, e: &mut ErrorList)
 
 pub(super) fn validate_immutable(new: &RoleRef, old: &RoleRef, e: &mut ErrorList) {
     if new != old {
-        let shown = json!({"apiGroup": new.api_group, "kind": new.kind, "name": new.name});
-        e.invalid(&Path::new("roleRef"), shown, "cannot change roleRef");
+        let parts = [("APIGroup", json!(new.api_group)), ("Kind", json!(new.kind)), ("Name", json!(new.name))];
+        workload::invalid_shown(e, &Path::new("roleRef"), &workload::shown_as(&parts), "cannot change roleRef");
     }
 }
 

@@ -63,7 +63,7 @@ fn field_errors() {
                 "spec.ports[2].targetPort: Invalid value: \"-\": must contain at least one letter (a-z)",
                 "spec.ports[2].targetPort: Invalid value: \"-\": must not begin or end with a hyphen",
                 "spec.ports[1].nodePort: Forbidden: may not be used when `type` is 'ClusterIP'",
-                "spec.ports[2]: Duplicate value: {\"port\":1,\"protocol\":\"TCP\"}",
+                "spec.ports[2]: Duplicate value: {\"Name\":\"\",\"Protocol\":\"TCP\",\"AppProtocol\":null,\"Port\":1,\"TargetPort\":0,\"NodePort\":0}",
             ],
         ),
         (json!({"type": "ExternalName"}), vec!["spec.externalName: Required value"]),

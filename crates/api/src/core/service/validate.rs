@@ -1,10 +1,11 @@
 //! Field errors of Services.
 
+use crate::apps::workload;
 use crate::core::pod::validate::probe::validate_port;
 use crate::core::service::{
     HEADLESS, is_externally_accessible, is_headless, needs_cluster_ip, needs_health_check_port,
 };
-use crate::meta::field::{ErrorList, Path};
+use crate::meta::field::{ErrorList, ErrorType, FieldError, Path};
 use crate::meta::object::Meta;
 use crate::meta::{labels, names, text};
 use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
@@ -296,8 +297,17 @@ fn validate_port_conflicts(spec: &ServiceSpec, path: &Path, errors: &mut ErrorLi
     seen.clear();
     for (i, p) in ports(spec).iter().enumerate() {
         if !seen.insert((text(&p.protocol), p.port)) {
-            let key = ServicePort { protocol: p.protocol.clone(), port: p.port, ..Default::default() };
-            errors.duplicate(&path.index(i), json!(key));
+            // Upstream shows a port of its own type, in which nothing else is set.
+            let shown = workload::shown_as(&[
+                ("Name", json!("")),
+                ("Protocol", json!(p.protocol)),
+                ("AppProtocol", json!(null)),
+                ("Port", json!(p.port)),
+                ("TargetPort", json!(0)),
+                ("NodePort", json!(0)),
+            ]);
+            let body = format!("Duplicate value: {shown}");
+            errors.0.push(FieldError { r#type: ErrorType::Duplicate, field: path.index(i).to_string(), body });
         }
     }
 }
