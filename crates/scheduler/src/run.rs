@@ -59,7 +59,7 @@ pub(crate) struct State {
     pub(crate) assumed: HashMap<String, Arc<PodInfo>>,
     /// Pods that are placed together.
     pub(crate) groups: Groups,
-    /// Whether there are pods of other schedulers: then bindings compare.
+    /// Whether other schedulers bind pods, too: then bindings compare.
     pub(crate) shares_nodes: bool,
     /// By the name of their profile.
     pub(crate) deciders: HashMap<String, Decider>,
@@ -288,6 +288,10 @@ impl Scheduler {
         if let Some(node) = info.node() {
             let node = node.to_owned();
             let was_assumed = state.assumed.remove(&info.uid).is_some();
+            // Somebody else bound what waited here: another scheduler of the same name.
+            let is_free = |p: &Arc<Pod>| p.spec.as_ref().and_then(|s| s.node_name.as_deref()).is_none_or(str::is_empty);
+            let waited = change.old().is_some_and(is_free);
+            state.shares_nodes |= waited && !was_assumed;
             state.queue.remove(&info.uid);
             let new_here = state.snapshot.row_of_pod(&info.uid).is_none();
             let shrank = change.old().is_some_and(|old| {
