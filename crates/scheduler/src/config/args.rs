@@ -343,6 +343,7 @@ mod tests {
 
     #[test]
     fn faults_have_upstreams_words() {
+        const RATIO: &str = ".scoringStrategy.requestedToCapacityRatio";
         let constraint = |more: Value| {
             let mut c = json!({"maxSkew": 1, "topologyKey": "k", "whenUnsatisfiable": "DoNotSchedule"});
             c.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
@@ -353,7 +354,6 @@ mod tests {
         let ratio = |points: Value| {
             scoring(json!({"type": "RequestedToCapacityRatio", "requestedToCapacityRatio": {"shape": points}}))
         };
-        const RATIO: &str = ".scoringStrategy.requestedToCapacityRatio";
         for (plugin, args, want) in [
             (
                 "InterPodAffinity",

@@ -84,10 +84,10 @@ impl Scheduler {
         let already = state.groups.placed(id);
         let policy = match state.groups.policy(id) {
             Ok(policy) => policy,
-            Err(wrong) => return self.refuse(state, id, pods, &wrong),
+            Err(wrong) => return state.refuse(id, pods, &wrong),
         };
         if self.extenders.iter().any(|e| e.decides() && pods.iter().any(|p| e.is_interested(&p.pod))) {
-            return self.refuse(state, id, pods, "pods that extenders are interested in are not placed as a group");
+            return state.refuse(id, pods, "pods that extenders are interested in are not placed as a group");
         }
         let needed = policy.min_count.saturating_sub(already.len()).max(1);
         let mut best: Option<Trial> = None;
@@ -106,7 +106,7 @@ impl Scheduler {
         }
         let counts = Counts { min: policy.min_count, already: already.len(), fit: placed.len(), of: pods.len() };
         let plan = preempt::plan(self, state, &pods, domain, needed);
-        self.reject(state, id, (placed, rejected), counts, plan)
+        state.reject(id, (placed, rejected), counts, plan)
     }
 
     /// Puts the pods into the snapshot one by one and takes them out again.
@@ -160,71 +160,6 @@ impl Scheduler {
             state.queue.unschedulable(id, plugins, Instant::now());
         }
         GroupOutcome { placed, failed, sentence: None }
-    }
-
-    /// None is placed; evictions that make room for at least the minimum are set in motion.
-    fn reject(
-        &self,
-        state: &mut State,
-        id: &str,
-        (placed, rejected): (Vec<Placement>, Vec<(Arc<PodInfo>, Rejected)>),
-        counts: Counts,
-        plan: Result<Vec<preempt::Step>, preempt::Nothing>,
-    ) -> GroupOutcome {
-        let mut plugins: BTreeSet<&'static str> = BTreeSet::new();
-        let mut why = String::new();
-        for (_, r) in &rejected {
-            plugins.extend(r.diagnosis.plugins());
-            if why.is_empty() {
-                why = r.diagnosis.message();
-            }
-        }
-        let mut steps: BTreeMap<String, preempt::Step> = BTreeMap::new();
-        let (mut after, mut promises_stay) = (String::new(), false);
-        match plan {
-            Ok(plan) => steps.extend(plan.into_iter().map(|s| (s.pod.uid.clone(), s))),
-            Err(nothing) => {
-                after = format!(" preemption: {}.", nothing.reason);
-                promises_stay = nothing.under_way;
-            }
-        }
-        let sentence = format!("{}: {why}{after}", counts.sentence());
-        let nodes = state.snapshot.node_count();
-        let rejected = rejected.into_iter().map(|(pod, r)| {
-            let group = Some((counts.sentence(), after.clone()));
-            (pod, Diagnosis { group, ..r.diagnosis })
-        });
-        let fitting = placed.into_iter().map(|p| {
-            let group = Some((sentence.clone(), String::new()));
-            (p.pod, Diagnosis { nodes, group, ..Diagnosis::default() })
-        });
-        let failed = rejected.chain(fitting).map(|(pod, diagnosis)| {
-            let step = steps.remove(&pod.uid);
-            let gives_up = step.is_none() && !promises_stay && pod.nominated_node().is_some();
-            let preemption = step.map(|s| {
-                let losers = state.queue.nominated_for(&s.node, &pod.uid);
-                let losers = losers.into_iter().filter(|p| p.priority < pod.priority).collect();
-                Preemption { victims: s.victims, node: s.node, losers, budget_violations: 0 }
-            });
-            (pod, Failure { diagnosis, preemption, alternatives: Vec::new(), gives_up })
-        });
-        let failed: Vec<(Arc<PodInfo>, Failure)> = failed.collect();
-        state.groups.said(id, Some(sentence.clone()));
-        state.queue.unschedulable(id, plugins, Instant::now());
-        GroupOutcome { placed: Vec::new(), failed, sentence: Some(sentence) }
-    }
-
-    /// Nothing can be decided on the group as its pods are.
-    fn refuse(&self, state: &mut State, id: &str, pods: Vec<Arc<PodInfo>>, wrong: &str) -> GroupOutcome {
-        state.groups.said(id, Some(wrong.to_owned()));
-        state.queue.unschedulable(id, [PLUGIN].into(), Instant::now());
-        let nodes = state.snapshot.node_count();
-        let group = Some((wrong.to_owned(), String::new()));
-        let diagnosis = Diagnosis { nodes, group, ..Diagnosis::default() };
-        let failure =
-            || Failure { diagnosis: diagnosis.clone(), preemption: None, alternatives: Vec::new(), gives_up: false };
-        let failed = pods.into_iter().map(|p| (p, failure())).collect();
-        GroupOutcome { placed: Vec::new(), failed, sentence: None }
     }
 
     /// Binds what was placed, claims of all pods first: a group whose claims cannot all be had is not begun.
@@ -297,6 +232,70 @@ impl Counts {
 }
 
 impl State {
+    /// None is placed; evictions that make room for at least the minimum are set in motion.
+    fn reject(
+        &mut self,
+        id: &str,
+        (placed, rejected): (Vec<Placement>, Vec<(Arc<PodInfo>, Rejected)>),
+        counts: Counts,
+        plan: Result<Vec<preempt::Step>, preempt::Nothing>,
+    ) -> GroupOutcome {
+        let mut plugins: BTreeSet<&'static str> = BTreeSet::new();
+        let mut why = String::new();
+        for (_, r) in &rejected {
+            plugins.extend(r.diagnosis.plugins());
+            if why.is_empty() {
+                why = r.diagnosis.message();
+            }
+        }
+        let mut steps: BTreeMap<String, preempt::Step> = BTreeMap::new();
+        let (mut after, mut promises_stay) = (String::new(), false);
+        match plan {
+            Ok(plan) => steps.extend(plan.into_iter().map(|s| (s.pod.uid.clone(), s))),
+            Err(nothing) => {
+                after = format!(" preemption: {}.", nothing.reason);
+                promises_stay = nothing.under_way;
+            }
+        }
+        let sentence = format!("{}: {why}{after}", counts.sentence());
+        let nodes = self.snapshot.node_count();
+        let rejected = rejected.into_iter().map(|(pod, r)| {
+            let group = Some((counts.sentence(), after.clone()));
+            (pod, Diagnosis { group, ..r.diagnosis })
+        });
+        let fitting = placed.into_iter().map(|p| {
+            let group = Some((sentence.clone(), String::new()));
+            (p.pod, Diagnosis { nodes, group, ..Diagnosis::default() })
+        });
+        let failed = rejected.chain(fitting).map(|(pod, diagnosis)| {
+            let step = steps.remove(&pod.uid);
+            let gives_up = step.is_none() && !promises_stay && pod.nominated_node().is_some();
+            let preemption = step.map(|s| {
+                let losers = self.queue.nominated_for(&s.node, &pod.uid);
+                let losers = losers.into_iter().filter(|p| p.priority < pod.priority).collect();
+                Preemption { victims: s.victims, node: s.node, losers, budget_violations: 0 }
+            });
+            (pod, Failure { diagnosis, preemption, alternatives: Vec::new(), gives_up })
+        });
+        let failed: Vec<(Arc<PodInfo>, Failure)> = failed.collect();
+        self.groups.said(id, Some(sentence.clone()));
+        self.queue.unschedulable(id, plugins, Instant::now());
+        GroupOutcome { placed: Vec::new(), failed, sentence: Some(sentence) }
+    }
+
+    /// Nothing can be decided on the group as its pods are.
+    fn refuse(&mut self, id: &str, pods: Vec<Arc<PodInfo>>, wrong: &str) -> GroupOutcome {
+        self.groups.said(id, Some(wrong.to_owned()));
+        self.queue.unschedulable(id, [PLUGIN].into(), Instant::now());
+        let nodes = self.snapshot.node_count();
+        let group = Some((wrong.to_owned(), String::new()));
+        let diagnosis = Diagnosis { nodes, group, ..Diagnosis::default() };
+        let failure =
+            || Failure { diagnosis: diagnosis.clone(), preemption: None, alternatives: Vec::new(), gives_up: false };
+        let failed = pods.into_iter().map(|p| (p, failure())).collect();
+        GroupOutcome { placed: Vec::new(), failed, sentence: None }
+    }
+
     /// The pod does not wait any more, nor does it have a node.
     pub(crate) fn left_group(&mut self, pod: &PodInfo) {
         if let Some(group) = &pod.group {
