@@ -27,6 +27,11 @@ fn kinds_that_are_data() {
         policies_that_change,
         bindings_of_policies_that_change,
         components,
+        classes_of_devices,
+        claims_of_devices,
+        templates_of_claims,
+        slices_of_devices,
+        rules_that_taint_devices,
     ];
     cluster::api::scenarios(&Api::new(&cluster), all);
 }
@@ -364,7 +369,8 @@ fn policies_that_change(api: &Api<'_>) {
     let of = format!("/apis/{ADMISSION}/v1/mutatingadmissionpolicies");
     operations(api, ADMISSION, "v1", &of, &|name| {
         json!({"metadata": {"name": name}, "spec": {"matchConstraints": nothing(), "reinvocationPolicy": "Never",
-            "mutations": [{"patchType": "JSONPatch", "jsonPatch": {"expression": "[]"}}]}})
+            "mutations": [{"patchType": "JSONPatch", "jsonPatch":
+                {"expression": "[JSONPatch{op: 'add', path: '/metadata/labels', value: {'a': 'b'}}]"}}]}})
     });
 }
 
@@ -393,4 +399,76 @@ fn components(api: &Api<'_>) {
     assert!(one.head.contains("v1 ComponentStatus is deprecated in v1.19+"), "{}", one.head);
     let told = api.try_get("/api/v1/componentstatuses/nobody").expect(500)["message"].clone();
     assert_eq!(told, "Component not found: nobody");
+}
+
+const DEVICES: &str = "resource.k8s.io";
+
+fn devices() -> Value {
+    json!({"devices": {"requests": [{"name": "one", "exactly": {"deviceClassName": "class"}}]}})
+}
+
+// Conformance: CRUD Tests resource.k8s.io/v1 DeviceClass
+fn classes_of_devices(api: &Api<'_>) {
+    let of = format!("/apis/{DEVICES}/v1/deviceclasses");
+    operations(api, DEVICES, "v1", &of, &|name| json!({"metadata": {"name": name}, "spec": {}}));
+}
+
+// Conformance: CRUD Tests resource.k8s.io/v1 ResourceClaim
+fn claims_of_devices(api: &Api<'_>) {
+    let namespace = api.namespace("device-claims");
+    let of = format!("/apis/{DEVICES}/v1/namespaces/{namespace}/resourceclaims");
+    let make = |name: &str| json!({"metadata": {"name": name}, "spec": devices()});
+    operations(api, DEVICES, "v1", &of, &make);
+    api.create(&of, &make("with-status"));
+    let all = api.list(&format!("/apis/{DEVICES}/v1/resourceclaims?fieldSelector=metadata.name%3Dwith-status"));
+    assert_eq!(names(&all), ["with-status"]);
+    let result = json!({"request": "one", "driver": "driver.example.com", "pool": "pool", "device": "device"});
+    let allocated = json!({"allocation": {"devices": {"results": [result]}}});
+    let status = format!("{of}/with-status/status");
+    assert_eq!(api.patch(&status, MERGE, &json!({"status": allocated}))["status"], allocated);
+    assert_eq!(api.get(&status)["status"], allocated);
+    let told = json!([{"driver": "driver.example.com", "pool": "pool", "device": "device", "data": {"a": 1}}]);
+    assert_eq!(api.edit(&status, |c| c["status"]["devices"] = told.clone())["status"]["devices"], told);
+}
+
+// Conformance: CRUD Tests resource.k8s.io/v1 ResourceClaimTemplate
+fn templates_of_claims(api: &Api<'_>) {
+    let namespace = api.namespace("device-templates");
+    let of = format!("/apis/{DEVICES}/v1/namespaces/{namespace}/resourceclaimtemplates");
+    let make = |name: &str| json!({"metadata": {"name": name}, "spec": {"spec": devices()}});
+    operations(api, DEVICES, "v1", &of, &make);
+    api.create(&of, &make("everywhere"));
+    let all = api.list(&format!("/apis/{DEVICES}/v1/resourceclaimtemplates?fieldSelector=metadata.name%3Deverywhere"));
+    assert_eq!(names(&all), ["everywhere"]);
+}
+
+// Conformance: CRUD Tests resource.k8s.io/v1 ResourceSlice
+fn slices_of_devices(api: &Api<'_>) {
+    let of = format!("/apis/{DEVICES}/v1/resourceslices");
+    let make = |name: &str| {
+        json!({"metadata": {"name": name}, "spec": {"driver": "driver.example.com", "allNodes": true,
+            "pool": {"name": name, "generation": 1, "resourceSliceCount": 1},
+            "devices": [{"name": "device", "attributes": {"model": {"string": "a"}}}]}})
+    };
+    operations(api, DEVICES, "v1", &of, &make);
+}
+
+// Conformance: CRUD Tests resource.k8s.io/v1 DeviceTaintRule
+fn rules_that_taint_devices(api: &Api<'_>) {
+    let of = format!("/apis/{DEVICES}/v1/devicetaintrules");
+    // Its controller has nothing to say of a rule with this effect but once.
+    let make = |name: &str| {
+        json!({"metadata": {"name": name}, "spec": {"deviceSelector": {"driver": "driver.example.com"},
+            "taint": {"key": "example.com/broken", "effect": "NoSchedule"}}})
+    };
+    operations(api, DEVICES, "v1", &of, &make);
+    api.create(&of, &make("with-status"));
+    let status = format!("{of}/with-status/status");
+    let told = |s: &Value| s["status"]["conditions"][0]["type"] == "EvictionInProgress";
+    api.until(&status, "what the controller says", told);
+    let mine = json!({"type": "Mine", "status": "True", "reason": "Test", "message": "told by hand",
+        "lastTransitionTime": "2026-01-01T00:00:00Z"});
+    let edited = api.edit(&status, |r| r["status"]["conditions"].as_array_mut().unwrap().push(mine.clone()));
+    assert!(edited["status"]["conditions"].as_array().unwrap().contains(&mine), "{edited}");
+    assert_eq!(api.get(&status)["status"], edited["status"]);
 }

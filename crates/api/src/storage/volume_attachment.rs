@@ -1,11 +1,12 @@
 //! VolumeAttachment: the wish to attach a volume to a node, and what became of it.
 
+use crate::apps::workload;
 use crate::kind::{Column, Context, Kind, ResourceInfo, STATUS};
 use crate::meta::field::{ErrorList, Path};
-use crate::meta::object::{Meta, reset_for_status, semantically_equal};
+use crate::meta::object::{IMMUTABLE, Meta, reset_for_status, semantically_equal};
 use crate::meta::{names, table, text};
 use crate::storage::validate_driver_name;
-use k8s_openapi::api::storage::v1::{VolumeAttachment, VolumeAttachmentSource, VolumeError};
+use k8s_openapi::api::storage::v1::{VolumeAttachment, VolumeAttachmentSource, VolumeAttachmentSpec, VolumeError};
 use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
 
@@ -65,6 +66,16 @@ fn validate_stored(a: &VolumeAttachment) -> ErrorList {
     e
 }
 
+/// The spec as field errors show it: upstream's own type, up to an inline volume.
+fn shown(spec: &VolumeAttachmentSpec) -> String {
+    let source = workload::shown_as(&[
+        ("PersistentVolumeName", json!(spec.source.persistent_volume_name)),
+        ("InlineVolumeSpec", json!(spec.source.inline_volume_spec)),
+    ]);
+    let (attacher, node) = (json!(spec.attacher), json!(spec.node_name));
+    format!("{{\"Attacher\":{attacher},\"Source\":{source},\"NodeName\":{node}}}")
+}
+
 impl Kind for VolumeAttachment {
     const INFO: ResourceInfo = ResourceInfo {
         subresources: &[STATUS],
@@ -102,7 +113,7 @@ impl Kind for VolumeAttachment {
     fn validate_update(&self, old: &Self) -> ErrorList {
         let mut e = validate_stored(self);
         if !semantically_equal(&self.spec, &old.spec) {
-            e.invalid(&Path::new("spec"), json!(self.spec), "field is immutable");
+            workload::invalid_shown(&mut e, &Path::new("spec"), &shown(&self.spec), IMMUTABLE);
         }
         e
     }
