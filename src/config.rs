@@ -51,7 +51,7 @@ impl ClusterOptions {
     /// The addresses of the `kube-dns` Service: the tenth of each range, where clients of other distributions expect it.
     #[must_use]
     pub fn dns_service_ips(&self) -> Vec<IpAddr> {
-        self.service_cidr.iter().map(|range| nth(&range, 10)).collect()
+        self.service_cidr.all().map(|range| nth(&range, 10)).collect()
     }
 
     /// Sees that pods have an address of every family that Services have.

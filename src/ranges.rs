@@ -24,19 +24,19 @@ pub struct Ranges {
 
 impl Ranges {
     /// The ranges, the primary first.
-    pub fn iter(&self) -> impl Iterator<Item = IpNet> {
+    pub fn all(&self) -> impl Iterator<Item = IpNet> {
         std::iter::once(self.primary).chain(self.secondary)
     }
 
     /// The ranges as a list.
     #[must_use]
     pub fn to_vec(&self) -> Vec<IpNet> {
-        self.iter().collect()
+        self.all().collect()
     }
 
     /// Their families, the default first.
     pub fn families(&self) -> impl Iterator<Item = &'static str> {
-        self.iter().map(|range| family(range.addr()))
+        self.all().map(|range| family(range.addr()))
     }
 
     /// The same with every range replaced.

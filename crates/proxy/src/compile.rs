@@ -148,7 +148,7 @@ pub fn compile(service: &Service, slices: &[&EndpointSlice], family: Family, nod
         let Some((protocol, number)) = protocol_and_port(port) else {
             continue;
         };
-        let chosen = choose(service, port, slices, family, node);
+        let chosen = choose(port, slices, family, node);
         let route = |must_be_local: bool| match (chosen.any, must_be_local) {
             (false, _) => Route::Refuse,
             (true, true) if chosen.local.is_empty() => Route::Drop,

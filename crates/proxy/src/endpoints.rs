@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use gantry_network::nft::Family;
 use k8s_openapi::api::{
-    core::v1::{Service, ServicePort},
+    core::v1::ServicePort,
     discovery::v1::{Endpoint, EndpointSlice},
 };
 
@@ -32,13 +32,7 @@ pub(crate) struct Chosen {
 }
 
 /// Chooses for one port. `slices` are those of the Service; those of another family are passed over.
-pub(crate) fn choose(
-    service: &Service,
-    port: &ServicePort,
-    slices: &[&EndpointSlice],
-    family: Family,
-    node: &NodeView,
-) -> Chosen {
+pub(crate) fn choose(port: &ServicePort, slices: &[&EndpointSlice], family: Family, node: &NodeView) -> Chosen {
     // One endpoint may stand in two slices while it moves between them.
     let mut candidates: BTreeMap<Target, Candidate<'_>> = BTreeMap::new();
     let wanted = match family {
@@ -67,7 +61,7 @@ pub(crate) fn choose(
     };
     // Where nothing is ready, what is on its way out but still serves is better than nothing.
     let last_resort = |c: &Candidate<'_>| c.serving && c.terminating;
-    let preference = Preference::of(service, candidates.values(), node);
+    let preference = Preference::of(candidates.values(), node);
     let mut near = pick(&|c| c.ready && preference.allows(c.endpoint, node));
     if near.is_empty() {
         near = pick(&last_resort);
@@ -133,17 +127,11 @@ enum Preference {
 
 impl Preference {
     /// Hints count only when every ready endpoint has them and at least one is for us: anything else would leave
-    /// endpoints without traffic, or us without endpoints.
-    fn of<'a>(
-        service: &Service,
-        candidates: impl Iterator<Item = &'a Candidate<'a>> + Clone,
-        node: &NodeView,
-    ) -> Preference {
+    /// endpoints without traffic, or us without endpoints. What the Service prefers is not asked: the hints say it, whoever
+    /// wrote them.
+    fn of<'a>(candidates: impl Iterator<Item = &'a Candidate<'a>> + Clone, node: &NodeView) -> Preference {
         let ready = || candidates.clone().filter(|c| c.ready);
-        let spec = service.spec.as_ref();
-        let wants_node = spec.and_then(|s| s.traffic_distribution.as_deref()) == Some("PreferSameNode");
-        if wants_node
-            && ready().all(|c| hinted_nodes(c.endpoint).next().is_some())
+        if ready().all(|c| hinted_nodes(c.endpoint).next().is_some())
             && ready().any(|c| Preference::SameNode.allows(c.endpoint, node))
         {
             return Preference::SameNode;

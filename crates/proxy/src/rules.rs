@@ -80,6 +80,9 @@ pub(crate) fn write_table(batch: &mut Batch, table: &Table, cluster_cidrs: &[IpN
     batch.add_rule(table, GUARDS, &guards);
 
     let jump = |rule: Rule, to: &str| rule.verdict(&Verdict::Jump(to.into()));
+    // IPv6 has no route over `lo` for what it forwards: without another route to a cluster IP, the client would hear of that
+    // in place of a refusal (reject in prerouting: Linux 5.9).
+    let early = ("filter-prerouting", ChainKind::Filter, Hook::Prerouting, PRIORITY_DNAT + 10, UNSERVED);
     for (name, kind, hook, priority, to) in [
         ("nat-prerouting", ChainKind::Nat, Hook::Prerouting, PRIORITY_DNAT, SERVICES),
         ("nat-output", ChainKind::Nat, Hook::Output, PRIORITY_DNAT, SERVICES),
@@ -88,7 +91,10 @@ pub(crate) fn write_table(batch: &mut Batch, table: &Table, cluster_cidrs: &[IpN
         ("filter-input", ChainKind::Filter, Hook::Input, PRIORITY_FILTER, UNSERVED),
         ("filter-forward", ChainKind::Filter, Hook::Forward, PRIORITY_FILTER, UNSERVED),
         ("filter-output", ChainKind::Filter, Hook::Output, PRIORITY_FILTER, UNSERVED),
-    ] {
+    ]
+    .into_iter()
+    .chain((family == Family::Ipv6).then_some(early))
+    {
         batch.add_base_chain(table, name, BaseChain { kind, hook, priority });
         let rule = match kind {
             ChainKind::Nat => Rule::new(),

@@ -420,6 +420,10 @@ fn the_same_over_ipv6() {
             }
         }
         assert_eq!(b.run(|| ask("[fd00:202::80]:80")), Ok(("b".into(), "fd00:201::1".into())), "hairpin");
+        let mut nobody = service(None, None, &[]);
+        nobody.ports[0].frontends[0].address = Some(ip("fd00:202::80"));
+        applier.apply(change("s", nobody)).await.expect("apply");
+        assert_eq!(a.run(|| ask("[fd00:202::80]:80")), Err(ErrorKind::ConnectionRefused), "nobody there");
         let listed = Command::new("nft").args(["list", "ruleset"]).output().expect("nft");
         assert!(listed.status.success(), "{}", String::from_utf8_lossy(&listed.stderr));
     });

@@ -147,6 +147,37 @@ fn an_update_keeps_what_was_allocated() {
 }
 
 #[test]
+fn node_ports_stay_until_the_type_or_their_author_drops_them() {
+    let cx = Context { now: Timestamp::UNIX_EPOCH, username: "" };
+    let mut old = service(json!({"type": "LoadBalancer", "clusterIP": "10.0.0.1", "clusterIPs": ["10.0.0.1"],
+        "ipFamilies": ["IPv4"], "ipFamilyPolicy": "SingleStack",
+        "ports": [{"port": 80, "nodePort": 30000, "name": "a"}, {"port": 81, "nodePort": 30001, "name": "b"}]}));
+    old.status = serde_json::from_value(json!({"loadBalancer": {"ingress": [{"ip": "192.0.2.1"}]}})).unwrap();
+    let ports = |s: &Service| -> Vec<Option<i32>> {
+        s.spec.as_ref().unwrap().ports.iter().flatten().map(|p| p.node_port).collect()
+    };
+    let mut asks_no_more = old.clone();
+    asks_no_more.spec.as_mut().unwrap().allocate_load_balancer_node_ports = Some(false);
+    asks_no_more.prepare_for_update(&old, &cx);
+    assert_eq!(ports(&asks_no_more), [Some(30000), Some(30001)]);
+    assert!(asks_no_more.status.unwrap().load_balancer.unwrap().ingress.is_some());
+    // One port less is no new one.
+    let mut inner = old.clone();
+    let spec = inner.spec.as_mut().unwrap();
+    spec.type_ = Some("ClusterIP".to_owned());
+    spec.ports.as_mut().unwrap().pop();
+    inner.prepare_for_update(&old, &cx);
+    assert_eq!((ports(&inner), texts(&inner.validate_update(&old))), (vec![None], Vec::<String>::new()));
+    assert_eq!(inner.status.unwrap().load_balancer.unwrap().ingress, None, "nobody balances it any more");
+    let mut new_port = old.clone();
+    let spec = new_port.spec.as_mut().unwrap();
+    spec.type_ = Some("ClusterIP".to_owned());
+    spec.ports.as_mut().unwrap()[0].node_port = Some(30009);
+    new_port.prepare_for_update(&old, &cx);
+    assert_eq!(texts(&new_port.validate_update(&old)).len(), 2, "they are refused");
+}
+
+#[test]
 fn rows() {
     let cases = [
         (json!({"clusterIP": "None"}), json!(["s", "ClusterIP", "None", "<none>", "<none>", "<unknown>", "<none>"])),

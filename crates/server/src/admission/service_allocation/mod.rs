@@ -69,8 +69,8 @@ async fn take(
         let ip = found.map_err(|e| ApiError::internal(format!("failed to allocate a serviceIP: {e}")))?;
         return Ok((ip, ip.to_string()));
     }
-    let parse = || parse_ip(wanted).ok_or_else(|| ApiError::internal(format!("failed to parse service IP {wanted:?}")));
-    let ip = parse()?;
+    let unreadable = || ApiError::internal(format!("failed to parse service IP {wanted:?}"));
+    let ip = parse_ip(wanted).ok_or_else(unreadable)?;
     address::take(ip, service, dry_run, cluster).await.map_err(|why| {
         let mut e = ErrorList::default();
         let detail = format!("failed to allocate IP {wanted}: {why}");
