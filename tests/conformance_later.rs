@@ -115,7 +115,8 @@ fn aggregated(api: &Api<'_>, path: &str, accept: &str) -> BTreeMap<String, Vec<S
     let mut found = BTreeMap::new();
     for group in list["items"].as_array().unwrap() {
         for version in group["versions"].as_array().unwrap() {
-            let of = format!("{}/{}", name(group), version["version"].as_str().unwrap());
+            let group = group["metadata"]["name"].as_str().unwrap_or_default();
+            let of = format!("{group}/{}", version["version"].as_str().unwrap());
             let resources = version["resources"].as_array().unwrap();
             found.insert(of, resources.iter().map(|r| r["resource"].as_str().unwrap().to_owned()).collect());
         }
