@@ -4,6 +4,7 @@ mod conversion;
 pub mod delete;
 mod device_access;
 pub mod draft;
+mod emptied;
 pub mod expire;
 pub mod hooks;
 pub mod objects;

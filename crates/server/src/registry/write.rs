@@ -1,7 +1,7 @@
 //! Every write of an object: create, update, the four patches, and subresource writes, in one order.
 
 use super::options::WriteOptions;
-use super::{Registry, Stored, device_access, key_of, store_error};
+use super::{Registry, Stored, device_access, emptied, key_of, store_error};
 use crate::admission::rounds::Rounds;
 use crate::admission::{Attributes, Operation};
 use crate::audit::{self, Part};
@@ -138,7 +138,7 @@ impl Registry {
                     hook.abandoned(object.as_ref(), old, &self.cluster()).await;
                 }
             }
-            outcome?;
+            outcome.map_err(|e| emptied::shown(e, change))?;
 
             let name = object.meta().name();
             match change {
