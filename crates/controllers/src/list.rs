@@ -39,6 +39,11 @@ pub static ALL: &[Entry] = &[
     entry!("cronjob-controller", crate::cronjob::RULES, crate::cronjob::run),
     entry!("daemon-set-controller", crate::daemonset::RULES, crate::daemonset::run),
     entry!("deployment-controller", crate::deployment::RULES, crate::deployment::run),
+    entry!(
+        "device-taint-eviction-controller",
+        crate::device_taint_eviction::RULES,
+        crate::device_taint_eviction::run
+    ),
     entry!("disruption-controller", crate::disruption::RULES, crate::disruption::run),
     entry!("endpoint-controller", crate::endpoints::LEGACY_RULES, crate::endpoints::run_legacy),
     entry!("endpointslice-controller", crate::endpoints::SLICE_RULES, crate::endpoints::run_slices),
@@ -57,6 +62,7 @@ pub static ALL: &[Entry] = &[
     entry!("pvc-protection-controller", crate::volume::protection::CLAIM_RULES, crate::volume::protection::run_claims),
     entry!("replicaset-controller", crate::replicas::REPLICASET_RULES, crate::replicas::run_replicasets),
     entry!("replication-controller", crate::replicas::REPLICATION_RULES, crate::replicas::run_replication_controllers),
+    entry!("resource-claim-controller", crate::resource_claim::RULES, crate::resource_claim::run),
     entry!("resourcequota-controller", crate::resource_quota::RULES, crate::resource_quota::run),
     entry!("root-ca-cert-publisher", crate::root_ca::RULES, crate::root_ca::run),
     entry!("service-account-controller", crate::service_account::RULES, crate::service_account::run),

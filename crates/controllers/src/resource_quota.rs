@@ -14,6 +14,7 @@ use gantry_client::{Api, ListParams, MetadataApi, PartialObject, PostParams, Res
 use gantry_reconcile::store::key_of;
 use gantry_reconcile::{Change, Controller, Error, Informer, Outcome, Queue, Synced, runner, wait_synced};
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, ResourceQuota, ResourceQuotaStatus, Service};
+use k8s_openapi::api::resource::v1::ResourceClaim;
 use k8s_openapi::jiff::Timestamp;
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
@@ -79,6 +80,7 @@ pub async fn run(setup: Setup) {
     let pods = setup.informers.get::<Pod>();
     let services = setup.informers.get::<Service>();
     let claims = setup.informers.get::<PersistentVolumeClaim>();
+    let device_claims = setup.informers.get::<ResourceClaim>();
     let queue = Queue::new(setup.name);
     let keys = queue.clone();
     quotas.on_change(move |change| {
@@ -117,7 +119,13 @@ pub async fn run(setup: Setup) {
             c.replenish("", "persistentvolumeclaims", change.object().metadata.namespace());
         }
     });
-    if !wait_synced(&[&quotas, &pods, &services, &claims], &setup.cancel).await {
+    let c = concerned.clone();
+    device_claims.on_change(move |change| {
+        if matches!(change, Change::Deleted(_)) {
+            c.replenish(ResourceClaim::INFO.group, ResourceClaim::INFO.plural, change.object().metadata.namespace());
+        }
+    });
+    if !wait_synced(&[&quotas, &pods, &services, &claims, &device_claims], &setup.cancel).await {
         return;
     }
     let cancel = setup.cancel.clone();
@@ -224,6 +232,7 @@ impl Quotas {
         self.count_all::<Pod>(quota, &mut sum).await?;
         self.count_all::<Service>(quota, &mut sum).await?;
         self.count_all::<PersistentVolumeClaim>(quota, &mut sum).await?;
+        self.count_all::<ResourceClaim>(quota, &mut sum).await?;
         // Nothing but pods and claims has scopes.
         let spec = quota.spec.as_ref();
         let scoped = spec.is_some_and(|s| {

@@ -6,7 +6,7 @@ use gantry_api::k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::
 use gantry_api::kind::{Object, Resource, downcast};
 use gantry_api::meta::expression::{Expression, Role, SchemaRule};
 use gantry_api::meta::field::{ErrorList, Path};
-use gantry_cel::{Program, STATIC_COST_LIMIT, STATIC_CRD_COST_LIMIT};
+use gantry_cel::{Program, STATIC_COST_LIMIT, STATIC_CRD_COST_LIMIT, device};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
@@ -49,8 +49,12 @@ pub fn check(resource: &dyn Resource, object: &dyn Object, old: Option<&dyn Obje
 }
 
 fn device_selector(expression: &Expression, errors: &mut ErrorList) {
-    if let Err(why) = gantry_cel::device::compile(&expression.text) {
-        errors.invalid(&expression.path, expression.text.as_str(), &why);
+    match device::compile(&expression.text) {
+        Err(why) => errors.invalid(&expression.path, expression.text.as_str(), &why),
+        Ok(program) if device::worst_cost(&program) > device::COST_LIMIT => {
+            errors.forbidden(&expression.path, "too complex, exceeds cost limit");
+        }
+        Ok(_) => {}
     }
 }
 

@@ -10,6 +10,7 @@ use crate::meta::quantity::{Amount, Format, ResourceList, amount_of};
 use k8s_openapi::api::core::v1::{
     Container, PersistentVolumeClaim, Pod, PodAffinityTerm, ResourceQuota, ScopedResourceSelectorRequirement, Service,
 };
+use k8s_openapi::api::resource::v1::ResourceClaim;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -30,6 +31,10 @@ const SERVICE: &[&str] = &["count/services", "services", "services.nodeports", "
 const CLAIM: &[&str] = &["count/persistentvolumeclaims", "persistentvolumeclaims", "requests.storage"];
 /// A claim counts for its class under `CLASS.storageclass.storage.k8s.io/RESOURCE`.
 const OF_CLASS: &str = ".storageclass.storage.k8s.io/";
+/// A claim of devices counts for the classes it asks for under `CLASS.deviceclass.resource.k8s.io/devices`.
+const DEVICES: &str = ".deviceclass.resource.k8s.io/devices";
+/// The most devices that a request for all there are can get.
+const DEVICES_MAX: i64 = 32;
 /// Core kinds whose number has a name older than `count/`.
 const ALIASES: &[&str] = &["configmaps", "resourcequotas", "replicationcontrollers", "secrets"];
 /// Where a quota bounds one of these, every container must say how much it wants of it.
@@ -57,6 +62,7 @@ pub fn concerns(group: &str, plural: &str, name: &str) -> bool {
             let of_class = |r: &str| name.strip_suffix(r).is_some_and(|n| n.ends_with(OF_CLASS));
             CLAIM.contains(&name) || CLAIM[1..].iter().any(|r| of_class(r))
         }
+        ("resource.k8s.io", "resourceclaims") => name == count_name(group, plural) || name.ends_with(DEVICES),
         ("", alias) if ALIASES.contains(&alias) && name == alias => true,
         _ => name == count_name(group, plural),
     }
@@ -194,6 +200,8 @@ pub fn usage(group: &str, plural: &str, object: &dyn Object, now: Timestamp) -> 
         service_usage(service, &mut used);
     } else if let Some(claim) = downcast::<PersistentVolumeClaim>(object) {
         claim_usage(claim, &mut used);
+    } else if let Some(claim) = downcast::<ResourceClaim>(object) {
+        device_usage(claim, &mut used);
     } else if group.is_empty() && ALIASES.contains(&plural) {
         used.insert(plural.to_owned(), one());
     }
@@ -249,6 +257,30 @@ fn claim_usage(claim: &PersistentVolumeClaim, used: &mut Amounts) {
         let amount = amount_of(requests, "storage").max(amount_of(allocated, "storage"));
         // Bytes are whole.
         put("requests.storage", Amount::from_units(amount.value(), amount.format()));
+    }
+}
+
+/// The devices a claim may take of each class; of alternatives those that take the most.
+fn device_usage(claim: &ResourceClaim, used: &mut Amounts) {
+    let devices = |mode: &Option<String>, count: Option<i64>| match mode.as_deref() {
+        Some("ExactCount") => count.unwrap_or_default(),
+        Some("All") => DEVICES_MAX,
+        _ => 0,
+    };
+    let requests = claim.spec.as_ref().and_then(|s| s.devices.as_ref()?.requests.as_deref()).unwrap_or_default();
+    for request in requests {
+        let mut most: BTreeMap<&str, i64> = BTreeMap::new();
+        if let Some(x) = &request.exactly {
+            most.insert(&x.device_class_name, devices(&x.allocation_mode, x.count));
+        }
+        for s in request.first_available.iter().flatten() {
+            let most = most.entry(&s.device_class_name).or_default();
+            *most = devices(&s.allocation_mode, s.count).max(*most);
+        }
+        for (class, count) in most {
+            let sum = used.entry(format!("{class}{DEVICES}")).or_insert(Amount::ZERO);
+            *sum = sum.plus(&Amount::from_units(count, Format::DecimalSI));
+        }
     }
 }
 
@@ -347,6 +379,26 @@ mod tests {
     }
 
     #[test]
+    fn claims_of_devices() {
+        let claim =
+            <ResourceClaim as Kind>::from_value(json!({"metadata": {"name": "c"}, "spec": {"devices": {"requests": [
+            {"name": "a", "exactly": {"deviceClassName": "gpu", "allocationMode": "ExactCount", "count": 2}},
+            {"name": "b", "exactly": {"deviceClassName": "nic", "allocationMode": "All"}},
+            {"name": "c", "firstAvailable": [
+                {"name": "x", "deviceClassName": "gpu", "allocationMode": "ExactCount", "count": 1},
+                {"name": "y", "deviceClassName": "gpu", "allocationMode": "ExactCount", "count": 4}]}]}}}))
+            .unwrap();
+        assert_eq!(
+            shown(&usage("resource.k8s.io", "resourceclaims", &claim, Timestamp::UNIX_EPOCH)),
+            [
+                "count/resourceclaims.resource.k8s.io=1",
+                "gpu.deviceclass.resource.k8s.io/devices=6",
+                "nic.deviceclass.resource.k8s.io/devices=32"
+            ]
+        );
+    }
+
+    #[test]
     fn names_find_their_resources() {
         let cases = [
             ("", "pods", "requests.cpu", true),
@@ -357,6 +409,9 @@ mod tests {
             ("", "secrets", "count/secrets", true),
             ("apps", "deployments", "count/deployments.apps", true),
             ("apps", "deployments", "deployments", false),
+            ("resource.k8s.io", "resourceclaims", "count/resourceclaims.resource.k8s.io", true),
+            ("resource.k8s.io", "resourceclaims", "gpu.deviceclass.resource.k8s.io/devices", true),
+            ("resource.k8s.io", "resourceclaimtemplates", "gpu.deviceclass.resource.k8s.io/devices", false),
         ];
         for (group, plural, name, want) in cases {
             assert_eq!(concerns(group, plural, name), want, "{plural} {name}");

@@ -8,6 +8,10 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use serde_json::Value;
 
 const VALUES_MAX: usize = 10;
+/// One, in billionths.
+const UNIT: i128 = 1_000_000_000;
+/// A thousandth, in billionths.
+const MILLI: i128 = 1_000_000;
 
 /// The amount; quantities are checked when they are decoded.
 fn amount(q: &Quantity) -> Amount {
@@ -74,13 +78,33 @@ fn validate_range(
             invalid("default", default, format!("default is more than max: {}", max.0));
         }
     }
-    let Some(step) = &r.step else { return };
+    let named = [("default", Some(default)), ("min", Some(&r.min)), ("max", r.max.as_ref()), ("step", r.step.as_ref())];
+    let named = || named.into_iter().filter_map(|(field, q)| Some((field, q?)));
+    let fractional = named().any(|(_, q)| amount(q).nano_value() % UNIT != 0);
+    let fine: Vec<_> = named().filter(|(_, q)| fractional && amount(q).nano_value() % MILLI != 0).collect();
+    for (field, q) in &fine {
+        invalid(field, q, "value cannot be represented as a milli value".to_owned());
+    }
+    let Some(step) = r.step.as_ref().filter(|_| fine.is_empty()) else { return };
     if amount(step).sign() <= 0 {
         return invalid("step", step, "must be greater than zero".to_owned());
     }
     let one = amount(&r.min).plus(&amount(step));
     if one > amount(capacity) {
         invalid("step", step, format!("one step {one} is larger than capacity value: {}", capacity.0));
+    }
+    let mut safe = true;
+    for (field, q) in named().filter(|_| !fractional) {
+        let why = match amount(q) {
+            a if a.sign() < 0 => "must be greater than or equal to 0",
+            a if a.nano_value() / UNIT > i128::from(i64::MAX) => "must not be larger than 9223372036854775807",
+            _ => continue,
+        };
+        invalid(field, q, why.to_owned());
+        safe = false;
+    }
+    if !safe {
+        return;
     }
     let width = amount(step).nano_value();
     for value in std::iter::once(default).chain(r.max.as_ref()) {
@@ -137,6 +161,16 @@ mod tests {
     fn policies() {
         assert!(found(json!({"default": "1Gi", "validValues": ["1Gi", "2Gi"]})).is_empty());
         assert!(found(json!({"default": "1Gi", "validRange": {"min": "1Gi", "max": "4Gi", "step": "1Gi"}})).is_empty());
+        let fine = json!({"default": "1500u", "validRange": {"min": "1m", "step": "1m"}});
+        assert_eq!(
+            found(fine),
+            ["c.requestPolicy.validRange.default: Invalid value: \"1500u\": value cannot be represented as a milli \
+              value"]
+        );
+        assert_eq!(found(json!({"default": "1500m", "validRange": {"min": "500m", "step": "500m"}})), [""; 0]);
+        let negative = json!({"default": "1", "validRange": {"min": "-1", "step": "1"}});
+        let why = "c.requestPolicy.validRange.min: Invalid value: \"-1\": must be greater than or equal to 0";
+        assert_eq!(found(negative), [why]);
         assert_eq!(
             found(json!({"validValues": ["1Gi"]})),
             ["c.requestPolicy.default: Required value: required when validValues is defined"]

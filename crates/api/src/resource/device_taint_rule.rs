@@ -1,13 +1,12 @@
 //! DeviceTaintRule: taints devices without a word of their driver.
 
-use super::parts::{validate_label, validate_pool_name, validate_taint};
+use super::parts::{validate_driver, validate_label, validate_pool_name, validate_taint};
 use crate::apps::workload::bump_generation;
 use crate::kind::{Column, Context, Kind, ResourceInfo, STATUS};
 use crate::meta::conditions::validate_conditions;
 use crate::meta::field::{ErrorList, Path};
 use crate::meta::object::{Meta, reset_for_status, semantically_equal};
 use crate::meta::table;
-use crate::storage::validate_driver_name;
 use k8s_openapi::api::resource::v1::{DeviceTaint, DeviceTaintRule};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
@@ -27,7 +26,7 @@ fn validate_rule(r: &DeviceTaintRule, old: Option<&DeviceTaintRule>) -> ErrorLis
     if let Some(s) = &r.spec.device_selector {
         let path = path.child("deviceSelector");
         if let Some(driver) = &s.driver {
-            validate_driver_name(driver, &path.child("driver"), &mut e);
+            validate_driver(driver, &path.child("driver"), &mut e);
         }
         if let Some(pool) = &s.pool {
             validate_pool_name(pool, &path.child("pool"), &mut e);

@@ -61,6 +61,14 @@ pub(super) fn validate_class(name: &str, path: &Path, errors: &mut ErrorList) {
     names::push_invalid(errors, path, name, &names::dns1123_subdomain(name, false));
 }
 
+/// Adds the errors of a required name of a driver.
+pub(super) fn validate_driver(name: &str, path: &Path, errors: &mut ErrorList) {
+    if name.is_empty() {
+        return errors.required(path, "");
+    }
+    validate_driver_name(name, path, errors);
+}
+
 /// Adds the errors of a pool's name: DNS subdomains with slashes between.
 pub(super) fn validate_pool_name(name: &str, path: &Path, errors: &mut ErrorList) {
     if name.is_empty() {
@@ -90,7 +98,7 @@ pub(super) fn validate_qualified_name(name: &str, path: &Path, errors: &mut Erro
             if domain.is_empty() {
                 errors.invalid(path, "", "the domain must not be empty");
             } else {
-                validate_driver_name(domain, path, errors);
+                validate_driver(domain, path, errors);
             }
             if id.is_empty() {
                 errors.invalid(path, "", "the name must not be empty");
@@ -132,7 +140,7 @@ pub(super) fn validate_config(
 ) {
     let path = path.child("opaque");
     let Some(opaque) = opaque else { return errors.required(&path, "") };
-    validate_driver_name(&opaque.driver, &path.child("driver"), errors);
+    validate_driver(&opaque.driver, &path.child("driver"), errors);
     validate_object(&opaque.parameters.0, (!stored).then_some(TEXT_MAX), &path.child("parameters"), errors);
 }
 

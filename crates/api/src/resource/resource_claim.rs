@@ -5,8 +5,8 @@ use super::claim::{
 };
 use super::gates::{drop_from_allocation, drop_from_claim};
 use super::parts::{
-    each, unique, validate_binding, validate_config, validate_label, validate_object, validate_pool_name,
-    validate_skipped, validate_toleration, validate_uid,
+    each, unique, validate_binding, validate_config, validate_driver, validate_label, validate_object,
+    validate_pool_name, validate_skipped, validate_toleration, validate_uid,
 };
 use super::pod_claim::RESERVED_MAX;
 use crate::core::pod::validate::placement::validate_node_selector;
@@ -17,7 +17,6 @@ use crate::meta::field::{ErrorList, Path};
 use crate::meta::object::{Meta, reset_for_status, semantically_equal};
 use crate::meta::quantity::canonicalize;
 use crate::meta::{names, table, text};
-use crate::storage::validate_driver_name;
 use k8s_openapi::api::resource::v1::{
     AllocatedDeviceStatus, AllocationResult, DeviceClaim, NetworkDeviceData, ResourceClaim, ResourceClaimStatus,
 };
@@ -76,7 +75,7 @@ fn validate_network(n: &NetworkDeviceData, path: &Path, errors: &mut ErrorList) 
 }
 
 fn validate_device(d: &AllocatedDeviceStatus, allocated: &[String], path: &Path, errors: &mut ErrorList) {
-    validate_driver_name(&d.driver, &path.child("driver"), errors);
+    validate_driver(&d.driver, &path.child("driver"), errors);
     validate_pool_name(&d.pool, &path.child("pool"), errors);
     validate_label(&d.device, &path.child("device"), errors);
     if let Some(share) = &d.share_id {
@@ -104,7 +103,7 @@ fn validate_allocation(a: &AllocationResult, claim: &DeviceClaim, path: &Path, e
     let at = path.child("devices");
     each(devices.results.as_ref(), RESULTS_MAX, &at.child("results"), errors, |r, path, errors| {
         validate_request_ref(claim, &r.request, &path.child("request"), errors);
-        validate_driver_name(&r.driver, &path.child("driver"), errors);
+        validate_driver(&r.driver, &path.child("driver"), errors);
         validate_pool_name(&r.pool, &path.child("pool"), errors);
         validate_label(&r.device, &path.child("device"), errors);
         validate_binding(r.binding_conditions.as_ref(), r.binding_failure_conditions.as_ref(), path, errors);

@@ -4,7 +4,9 @@ use super::capacity::canonicalize_capacity;
 use super::device::{has_list_attribute, validate_counters, validate_device};
 use super::device_taint_rule::stamp;
 use super::gates::drop_from_slice;
-use super::parts::{each, unique, validate_full_name, validate_label, validate_pool_name, validate_skipped};
+use super::parts::{
+    each, unique, validate_driver, validate_full_name, validate_label, validate_pool_name, validate_skipped,
+};
 use crate::apps::workload::bump_generation;
 use crate::core::pod::validate::placement::validate_node_selector;
 use crate::kind::{Column, Context, Kind, ResourceInfo};
@@ -12,7 +14,6 @@ use crate::meta::field::{ErrorList, Path};
 use crate::meta::object::{Meta, immutable, semantically_equal};
 use crate::meta::quantity::canonicalize;
 use crate::meta::{names, table, text};
-use crate::storage::validate_driver_name;
 use k8s_openapi::api::resource::v1::{Device, ResourceSlice, ResourceSliceSpec};
 use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
@@ -103,7 +104,7 @@ fn validate_partition_attribute(spec: &ResourceSliceSpec, name: &str, path: &Pat
 fn validate_spec(spec: &ResourceSliceSpec, old: Option<&ResourceSliceSpec>) -> ErrorList {
     let mut e = ErrorList::default();
     let path = Path::new("spec");
-    validate_driver_name(&spec.driver, &path.child("driver"), &mut e);
+    validate_driver(&spec.driver, &path.child("driver"), &mut e);
     let at = path.child("pool");
     validate_pool_name(&spec.pool.name, &at.child("name"), &mut e);
     if spec.pool.resource_slice_count <= 0 {

@@ -9,8 +9,8 @@ use crate::meta::field::{ErrorList, Path};
 use crate::meta::object::{differences, immutable, semantically_equal};
 use crate::meta::{names, text};
 use k8s_openapi::api::core::v1::{
-    Affinity, Container, ContainerStatus, NodeAffinity, NodeSelectorTerm, Pod, PodSchedulingGate, PodSpec, PodStatus,
-    Toleration,
+    Affinity, Container, ContainerStatus, NodeAffinity, NodeSelectorTerm, Pod, PodResourceClaim, PodSchedulingGate,
+    PodSpec, PodStatus, Toleration,
 };
 use serde_json::{Value, json};
 
@@ -290,8 +290,27 @@ pub(super) fn validate_status_update(pod: &Pod, old: &Pod) -> ErrorList {
         let restarts = |name: &str| may_restart_by_own_rule(&spec, name);
         validate_transitions(new, old, policy, &|n| exempt(n) || restarts(n), &path.child(field), e);
     }
+    let claims = spec.resource_claims.as_deref().unwrap_or_default();
+    validate_claims(&status, claims, &path.child("resourceClaimStatuses"), e);
     validate_addresses(&status, &path, e);
     errors
+}
+
+/// What is noted of claims is about claims of the pod.
+fn validate_claims(status: &PodStatus, claims: &[PodResourceClaim], path: &Path, errors: &mut ErrorList) {
+    let noted = status.resource_claim_statuses.as_deref().unwrap_or_default();
+    for (i, s) in noted.iter().enumerate() {
+        let path = path.index(i).child("name");
+        if claims.iter().all(|c| c.name != s.name) {
+            errors.invalid(&path, s.name.as_str(), "must match the name of an entry in `spec.resourceClaims`");
+        }
+        if noted[..i].iter().any(|before| before.name == s.name) {
+            errors.duplicate(&path, s.name.as_str());
+        }
+        if let Some(claim) = &s.resource_claim_name {
+            names::push_invalid(errors, &path, claim, &names::dns1123_subdomain(claim, false));
+        }
+    }
 }
 
 type Statuses = Option<Vec<ContainerStatus>>;
@@ -371,6 +390,23 @@ mod tests {
 
     fn texts(errors: &ErrorList) -> Vec<String> {
         errors.0.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn claims_noted_in_the_status() {
+        let old = pod(json!({"resourceClaims": [{"name": "a", "resourceClaimTemplateName": "t"}]}));
+        let mut new = old.clone();
+        let noted = json!([{"name": "a", "resourceClaimName": "p-a-x"}, {"name": "a", "resourceClaimName": "p_a"},
+            {"name": "b"}]);
+        new.status.get_or_insert_default().resource_claim_statuses = serde_json::from_value(noted).unwrap();
+        let found = texts(&validate_status_update(&new, &old));
+        assert_eq!(found[0], "status.resourceClaimStatuses[1].name: Duplicate value: \"a\"");
+        assert!(found[1].starts_with("status.resourceClaimStatuses[1].name: Invalid value: \"p_a\": a lowercase RFC"));
+        assert_eq!(
+            found[2],
+            "status.resourceClaimStatuses[2].name: Invalid value: \"b\": must match the name of an entry in \
+             `spec.resourceClaims`"
+        );
     }
 
     #[test]
