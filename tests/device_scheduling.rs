@@ -16,6 +16,7 @@ fn devices() {
     missing(&cluster);
     broken(&cluster);
     elsewhere(&cluster);
+    held_back(&cluster);
     extended(&cluster);
 }
 
@@ -203,6 +204,52 @@ fn elsewhere(cluster: &Cluster) {
     event(cluster, "moved", "FailedScheduling", message);
     bound(cluster, "moved");
     assert_eq!(allocated(&cluster.get(&["resourceclaim", "moved"])), ["r=g0"]);
+}
+
+/// A pod is bound once its device is ready; where it will not be, the claim gets another. A taint keeps a device from pods.
+fn held_back(cluster: &Cluster) {
+    let mut fabric = slice(
+        "fabric",
+        "fab.example.com",
+        &json!([{"name": "f0", "bindingConditions": ["Ready"], "bindingFailureConditions": ["Failed"]}]),
+    );
+    fabric["spec"].as_object_mut().unwrap().remove("nodeName");
+    fabric["spec"]["allNodes"] = json!(true);
+    let rule = json!({"apiVersion": "resource.k8s.io/v1", "kind": "DeviceTaintRule", "metadata": {"name": "broken"},
+        "spec": {"deviceSelector": {"driver": "fab.example.com"}, "taint": {"key": "k", "effect": "NoSchedule"}}});
+    let request = json!({"requests": [{"name": "r", "exactly": {"deviceClassName": "fab"}}]});
+    create(
+        cluster,
+        &[
+            rule,
+            fabric,
+            class("fab", "device.driver == 'fab.example.com'", &json!({})),
+            devices_of("fab", &request),
+            pod("fab", &json!({"resourceClaimName": "fab"}), &json!({})),
+        ],
+    );
+    event(cluster, "fab", "FailedScheduling", "0/1 nodes are available: 1 cannot allocate all claims.");
+    cluster.kubectl(&["delete", "devicetaintrule", "broken"]);
+    event(cluster, "fab", "BindingConditionsPending", "waiting for binding conditions for device on node node-1");
+    let tell = |name: &str| {
+        let condition = json!({"type": name, "status": "True", "reason": "R", "message": "m",
+            "lastTransitionTime": "2026-01-01T00:00:00Z"});
+        let device = json!({"driver": "fab.example.com", "pool": "fabric", "device": "f0", "conditions": [condition]});
+        let status = json!({"status": {"devices": [device]}}).to_string();
+        cluster.kubectl(&["patch", "resourceclaim", "fab", "--subresource=status", "--type=merge", "-p", &status]);
+    };
+    tell("Failed");
+    let failed = "running PreBind plugin \"DynamicResources\": claim fab binding failed: reason=R, message=\"m\"";
+    event(cluster, "fab", "FailedScheduling", failed);
+    event(cluster, "fab", "FailedScheduling", "deallocation of ResourceClaim completed");
+    let allocated_anew = || {
+        let status = cluster.get(&["resourceclaim", "fab"])["status"].clone();
+        (status["allocation"].is_object() && status["devices"].is_null()).then_some(())
+    };
+    cluster.wait_for("the claim has devices again", allocated_anew);
+    assert_eq!(cluster.jsonpath(&["pod", "fab"], "{.spec.nodeName}"), "");
+    tell("Ready");
+    bound(cluster, "fab");
 }
 
 /// What a container requests as an extended resource is a device of the class that stands for it.

@@ -363,7 +363,8 @@ impl Scheduler {
         };
         let outcome = decider.decide(snapshot, &request, &mut |_| 0);
         let possible = outcome.is_ok();
-        if let Err(rejected) = outcome {
+        if let Err(mut rejected) = outcome {
+            rejected.diagnosis.devices = devices;
             out["message"] = json!(self.failure(snapshot, &state.queue, &state.groups, *rejected).diagnosis.message());
         }
         let budgets: Vec<Budget> = self.budgets.list().iter().filter_map(|b| Budget::new(b)).collect();

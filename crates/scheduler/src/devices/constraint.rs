@@ -94,15 +94,6 @@ impl Constraint {
             self.values.pop();
         }
     }
-
-    /// What it asks for, for people to read.
-    #[must_use]
-    pub fn describe(&self) -> String {
-        match self.sort {
-            Sort::Match => format!("the same {}", self.attribute),
-            Sort::Distinct => format!("different {}", self.attribute),
-        }
-    }
 }
 
 #[cfg(test)]
