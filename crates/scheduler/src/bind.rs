@@ -155,6 +155,11 @@ impl Scheduler {
                     debug!(pod = pod.key, "pod went away before it was bound");
                     self.take_back(pod, false);
                 } else {
+                    let message = format!(
+                        "running Bind plugin {:?}: {error}",
+                        binder.map_or("DefaultBinder", |_| extender::PLUGIN)
+                    );
+                    self.recorder.warning(pod.pod.as_ref(), "FailedScheduling", &message);
                     warn!(pod = pod.key, node, %error, "binding failed; will retry");
                     self.take_back(pod, true);
                 }
