@@ -197,7 +197,9 @@ impl Kind for FlowSchema {
             e.invalid(&at, precedence, "only the schema named 'exempt' may have matchingPrecedence 1");
         }
         if let Some(d) = spec.distinguisher_method.as_ref().filter(|d| !DISTINGUISHERS.contains(&d.type_.as_str())) {
-            not_supported(&mut e, &path.child("distinguisherMethod").child("type"), &json!(d), DISTINGUISHERS);
+            // Upstream shows the method as its own type has it.
+            let shown = json!({ "Type": d.type_ });
+            not_supported(&mut e, &path.child("distinguisherMethod").child("type"), &shown, DISTINGUISHERS);
         }
         let at = path.child("priorityLevelConfiguration").child("name");
         let level = &spec.priority_level_configuration.name;
@@ -291,7 +293,7 @@ mod tests {
             [
                 "spec.matchingPrecedence: Invalid value: 1: only the schema named 'exempt' may have \
                  matchingPrecedence 1",
-                "spec.distinguisherMethod.type: Unsupported value: {\"type\":\"x\"}: supported values: \
+                "spec.distinguisherMethod.type: Unsupported value: {\"Type\":\"x\"}: supported values: \
                  \"ByNamespace\", \
                  \"ByUser\"",
                 "spec.priorityLevelConfiguration.name: Required value: must reference a priority level",
