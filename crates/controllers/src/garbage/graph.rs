@@ -35,6 +35,8 @@ pub struct Node {
     pub owners: Vec<OwnerReference>,
     /// UIDs of what it owns.
     pub dependents: BTreeSet<String>,
+    /// How many of them hold up its deletion.
+    pub blocking: usize,
     /// Whether a watch has shown it; otherwise it is only known as someone's owner.
     pub observed: bool,
     /// Whether it is being deleted.
@@ -106,6 +108,7 @@ impl Graph {
             },
             owners: owners.clone(),
             dependents: before.dependents,
+            blocking: before.blocking,
             observed: true,
             deleting: meta.is_deleting(),
             foreground: waits_for(FINALIZER_FOREGROUND),
@@ -119,15 +122,22 @@ impl Graph {
         }
         self.nodes.insert(uid.clone(), node);
 
-        for old in &before.owners {
-            let kept = owners.iter().find(|o| o.uid == old.uid);
-            let blocked = old.block_owner_deletion == Some(true);
-            let unblocked = blocked && kept.is_none_or(|k| k.block_owner_deletion != Some(true));
-            if kept.is_none() {
-                self.unlink(&old.uid, &uid);
+        // Each owner once, however often it is named.
+        let former: BTreeSet<&str> = before.owners.iter().map(|o| o.uid.as_str()).collect();
+        for old in former {
+            let (blocked, blocks) = (blocks(&before.owners, old), blocks(&owners, old));
+            let kept = owners.iter().any(|o| o.uid == old);
+            if blocked && !blocks {
+                self.unblock(old);
+            } else if blocks && !blocked {
+                self.block(old);
             }
-            if (kept.is_none() || unblocked) && self.nodes.get(&old.uid).is_some_and(|n| n.foreground) {
-                look.insert(old.uid.clone());
+            if !kept {
+                self.unlink(old, &uid);
+            }
+            // Nobody need look before the last one that blocks is out of the way.
+            if (!kept || (blocked && !blocks)) && self.is_free_to_go(old) {
+                look.insert(old.to_owned());
             }
         }
         for owner in &owners {
@@ -137,9 +147,12 @@ impl Graph {
             if self.is_absent(&owner.uid) {
                 look.insert(uid.clone());
             }
+            let blocks = usize::from(blocks(&owners, &owner.uid));
             match self.nodes.get_mut(&owner.uid) {
                 Some(n) => {
-                    n.dependents.insert(uid.clone());
+                    if n.dependents.insert(uid.clone()) {
+                        n.blocking += blocks;
+                    }
                     if n.foreground {
                         look.insert(uid.clone());
                     }
@@ -152,7 +165,8 @@ impl Graph {
                         name: owner.name.clone(),
                     };
                     let dependents = [uid.clone()].into();
-                    self.nodes.insert(owner.uid.clone(), Node { identity, dependents, ..Default::default() });
+                    let node = Node { identity, dependents, blocking: blocks, ..Default::default() };
+                    self.nodes.insert(owner.uid.clone(), node);
                     look.insert(owner.uid.clone());
                 }
             }
@@ -175,24 +189,44 @@ impl Graph {
         if !node.dependents.is_empty() {
             self.note_absent(uid);
         }
-        for owner in &node.owners {
-            self.unlink(&owner.uid, uid);
-            if self.nodes.get(&owner.uid).is_some_and(|n| n.foreground) {
-                look.insert(owner.uid.clone());
+        let owners: BTreeSet<&str> = node.owners.iter().map(|o| o.uid.as_str()).collect();
+        for owner in owners {
+            if blocks(&node.owners, owner) {
+                self.unblock(owner);
+            }
+            self.unlink(owner, uid);
+            if self.is_free_to_go(owner) {
+                look.insert(owner.to_owned());
             }
         }
         look
     }
 
-    /// Dependents that hold up the deletion of `uid`.
-    #[must_use]
-    pub fn blocking(&self, uid: &str) -> Vec<String> {
-        let Some(node) = self.nodes.get(uid) else { return Vec::new() };
-        let blocks = |d: &&String| {
-            self.nodes
-                .get(*d)
-                .is_some_and(|n| n.owners.iter().any(|o| o.uid == uid && o.block_owner_deletion == Some(true)))
-        };
-        node.dependents.iter().filter(blocks).cloned().collect()
+    fn block(&mut self, owner: &str) {
+        if let Some(n) = self.nodes.get_mut(owner) {
+            n.blocking += 1;
+        }
     }
+
+    fn unblock(&mut self, owner: &str) {
+        if let Some(n) = self.nodes.get_mut(owner) {
+            n.blocking = n.blocking.saturating_sub(1);
+        }
+    }
+
+    /// Whether the object waits for its dependents and none of them holds it up any more.
+    fn is_free_to_go(&self, uid: &str) -> bool {
+        self.nodes.get(uid).is_some_and(|n| n.foreground && n.blocking == 0)
+    }
+
+    /// Whether dependents hold up the deletion of `uid`.
+    #[must_use]
+    pub fn is_blocked(&self, uid: &str) -> bool {
+        self.nodes.get(uid).is_some_and(|n| n.blocking > 0)
+    }
+}
+
+/// Whether an object with these owners holds up the deletion of the one with this UID.
+fn blocks(owners: &[OwnerReference], uid: &str) -> bool {
+    owners.iter().any(|o| o.uid == uid && o.block_owner_deletion == Some(true))
 }

@@ -307,20 +307,16 @@ impl Garbage {
         self.patch(&api, identity, keep_owners(&live.metadata, &rest)).await
     }
 
-    /// Deletes, or goes on deleting, an object that waits for its dependents.
+    /// Lets go of an object that waits for its dependents once none of them holds it up. They have been told to be
+    /// looked at when it began to wait, and whoever is the last of them brings it here again: so that there may be many
+    /// of them, none of them is looked at here.
     async fn foreground(&self, uid: &str, node: &Node, api: &MetadataApi, live: &PartialObject) -> Result<(), Error> {
-        let blocking = self.graph.lock().blocking(uid);
-        if blocking.is_empty() {
-            if let Some(body) = drop_finalizer(&live.metadata, FINALIZER_FOREGROUND) {
-                self.patch(api, &node.identity, body).await?;
-            }
+        if self.graph.lock().is_blocked(uid) {
             return Ok(());
         }
-        let due: Vec<String> = {
-            let graph = self.graph.lock();
-            blocking.into_iter().filter(|d| graph.get(d).is_some_and(|n| !n.foreground)).collect()
-        };
-        self.enqueue(due);
+        if let Some(body) = drop_finalizer(&live.metadata, FINALIZER_FOREGROUND) {
+            self.patch(api, &node.identity, body).await?;
+        }
         Ok(())
     }
 

@@ -51,10 +51,27 @@ fn foreground_deletion_waits_for_those_that_block() {
     see(&mut g, &meta("b", &[owner("rs", false)], &[], false));
     let look = see(&mut g, &meta("rs", &[], &["foregroundDeletion"], true));
     assert_eq!(look, ["a", "b", "rs"]);
-    assert_eq!(g.blocking("rs"), ["a"]);
+    assert!(g.is_blocked("rs"));
     assert_eq!(see(&mut g, &meta("a", &[owner("rs", false)], &[], false)), ["rs"], "unblocked");
-    assert!(g.blocking("rs").is_empty());
+    assert!(!g.is_blocked("rs"));
     assert_eq!(g.remove("b").into_iter().collect::<Vec<_>>(), ["rs"]);
+}
+
+#[test]
+fn only_the_last_that_blocks_brings_its_owner_back() {
+    let mut g = Graph::default();
+    for dependent in ["a", "b", "c"] {
+        // Named twice, it counts once.
+        see(&mut g, &meta(dependent, &[owner("rs", true), owner("rs", false)], &[], false));
+    }
+    see(&mut g, &meta("rs", &[], &["foregroundDeletion"], true));
+    assert_eq!(g.get("rs").unwrap().blocking, 3);
+    assert!(g.remove("a").is_empty());
+    assert!(see(&mut g, &meta("b", &[], &[], false)).is_empty());
+    assert!(see(&mut g, &meta("b", &[owner("rs", true)], &[], false)).contains(&"b".to_owned()));
+    assert!(g.remove("b").is_empty());
+    assert_eq!(g.remove("c").into_iter().collect::<Vec<_>>(), ["rs"]);
+    assert!(!g.is_blocked("rs"));
 }
 
 #[test]

@@ -96,11 +96,39 @@ impl Removals {
     }
 }
 
+/// Versions of our own last writes, by Job. A cached Job that is older lacks what we have counted, and whoever acts on it
+/// makes pods for what is done already.
+#[derive(Debug, Default)]
+struct Written(Mutex<BTreeMap<String, u64>>);
+
+impl Written {
+    fn note(&self, job: &Job) {
+        if let Some(version) = version(job) {
+            self.0.lock().insert(job.metadata.key(), version);
+        }
+    }
+
+    /// Whether a cached Job is older than our last write of it.
+    fn is_newer_than(&self, cached: &Job) -> bool {
+        let written = self.0.lock().get(&cached.metadata.key()).copied();
+        written.zip(version(cached)).is_some_and(|(ours, cached)| cached < ours)
+    }
+
+    fn forget(&self, key: &str) {
+        self.0.lock().remove(key);
+    }
+}
+
+fn version(job: &Job) -> Option<u64> {
+    job.metadata.resource_version.as_deref()?.parse().ok()
+}
+
 struct Jobs {
     jobs: Informer<Job>,
     pods_by_controller: Index<Pod>,
     expectations: Arc<Expectations>,
     removals: Arc<Removals>,
+    written: Written,
     /// Failures since the last success, by Job.
     records: Mutex<BTreeMap<String, Record>>,
     setup: Setup,
@@ -130,7 +158,9 @@ pub async fn run(setup: Setup) {
     let (recorder, cancel) = (setup.recorder("job-controller"), setup.cancel.clone());
     let orphaned = Arc::new(orphan::Orphans { jobs: jobs.store().clone(), pods, setup: setup.clone() });
     let records = Mutex::default();
-    let controller = Arc::new(Jobs { jobs, pods_by_controller, expectations, removals, records, setup, recorder });
+    let written = Written::default();
+    let controller =
+        Arc::new(Jobs { jobs, pods_by_controller, expectations, removals, written, records, setup, recorder });
     tokio::join!(
         runner::run(controller, queue, WORKERS, cancel.clone()),
         runner::run(orphaned, orphans, 1, cancel.clone())
@@ -147,6 +177,7 @@ impl Controller for Jobs {
         let Some(cached) = self.jobs.store().by_key(key) else {
             self.expectations.forget(key);
             self.removals.forget(key);
+            self.written.forget(key);
             self.records.lock().remove(key);
             return Ok(Outcome::done());
         };
@@ -156,6 +187,10 @@ impl Controller for Jobs {
         if condition::finished(&cached).is_some() {
             self.records.lock().remove(key);
             self.removals.forget(key);
+            return Ok(Outcome::done());
+        }
+        if self.written.is_newer_than(&cached) {
+            // The watch that shows what we wrote brings the Job here again.
             return Ok(Outcome::done());
         }
         let Some(spec) = &cached.spec else { return Ok(Outcome::done()) };
@@ -335,6 +370,7 @@ impl Jobs {
             .update_status(&PostParams::default(), job)
             .await
             .map_err(|e| Error::api(format!("update status of job {}", job.metadata.key()), e))?;
+        self.written.note(&written);
         written.status.get_or_insert_with(JobStatus::default).uncounted_terminated_pods.get_or_insert_default();
         Ok(written)
     }
