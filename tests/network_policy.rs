@@ -19,7 +19,8 @@ const NAMESPACES: [&str; 3] = ["x", "y", "z"];
 const PODS: [&str; 2] = ["a", "b"];
 /// How long an answer may take. One that comes later is taken for none, and the probe is repeated.
 const SILENCE: Duration = Duration::from_millis(700);
-const GET: &str = "/apis/networking.k8s.io/v1";
+const GROUP: &str = "/apis/networking.k8s.io/v1";
+const MERGE: &str = "application/merge-patch+json";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Way {
@@ -66,28 +67,29 @@ struct Pods {
 type Reached = BTreeSet<(String, String)>;
 
 impl Pods {
-    fn start(cluster: &Cluster) -> Pods {
-        let mut objects = Vec::new();
+    fn start(cluster: &Cluster, api: &Api<'_>) -> Pods {
         for namespace in NAMESPACES {
-            objects.push(json!({"apiVersion": "v1", "kind": "Namespace",
-                "metadata": {"name": namespace, "labels": {"ns": namespace}}}));
-            objects.extend(PODS.iter().map(|name| {
-                let serve = |port: u16| {
-                    json!({"name": format!("c{port}"), "image": "gantry.local/self", "imagePullPolicy": "IfNotPresent",
-                        "args": ["tcp-echo", port.to_string()],
-                        "ports": [{"name": format!("serve-{port}-tcp"), "containerPort": port},
-                            {"name": format!("serve-{port}-udp"), "containerPort": port, "protocol": "UDP"}],
-                        "readinessProbe": {"tcpSocket": {"port": port}, "periodSeconds": 1}})
-                };
-                json!({"apiVersion": "v1", "kind": "Pod",
-                    "metadata": {"name": name, "namespace": namespace, "labels": {"pod": name}},
-                    "spec": {"terminationGracePeriodSeconds": 1, "containers": [serve(80), serve(81)]}})
-            }));
+            api.namespace(namespace);
+            let labels = json!({"metadata": {"labels": {"ns": namespace}}});
+            api.patch(&format!("/api/v1/namespaces/{namespace}"), MERGE, &labels);
         }
+        let serve = |port: u16| {
+            json!({"name": format!("c{port}"), "image": "gantry.local/self", "imagePullPolicy": "IfNotPresent",
+                "args": ["tcp-echo", port.to_string()],
+                "ports": [{"name": format!("serve-{port}-tcp"), "containerPort": port},
+                    {"name": format!("serve-{port}-udp"), "containerPort": port, "protocol": "UDP"}],
+                "readinessProbe": {"tcpSocket": {"port": port}, "periodSeconds": 1}})
+        };
+        let all: Vec<(&str, &str)> = NAMESPACES.iter().flat_map(|n| PODS.iter().map(move |p| (*n, *p))).collect();
+        let pod = |(namespace, name): &(&str, &str)| {
+            json!({"apiVersion": "v1", "kind": "Pod",
+                "metadata": {"name": name, "namespace": namespace, "labels": {"pod": name}},
+                "spec": {"terminationGracePeriodSeconds": 1, "containers": [serve(80), serve(81)]}})
+        };
+        let objects: Vec<Value> = all.iter().map(pod).collect();
         create(cluster, &objects);
-        let api = Api::new(cluster);
         let mut pods = Pods { networks: BTreeMap::new(), addresses: BTreeMap::new() };
-        for (namespace, name) in NAMESPACES.iter().flat_map(|n| PODS.iter().map(move |p| (*n, *p))) {
+        for (namespace, name) in all {
             let pod = api.ready(namespace, name);
             let key = format!("{namespace}/{name}");
             pods.networks.insert(key.clone(), network_of(cluster, pod["metadata"]["uid"].as_str().unwrap()));
@@ -165,8 +167,8 @@ struct Policies<'a> {
 }
 
 impl<'a> Policies<'a> {
-    fn of(cluster: &'a Cluster, policies: &[(&str, Value)]) -> Self {
-        let mut all = Policies { api: Api::new(cluster), made: Vec::new() };
+    fn of(api: &Api<'a>, policies: &[(&str, Value)]) -> Self {
+        let mut all = Policies { api: api.clone(), made: Vec::new() };
         for (namespace, spec) in policies {
             all.add(namespace, spec);
         }
@@ -178,7 +180,7 @@ impl<'a> Policies<'a> {
         let name = format!("p{}", self.made.len());
         let object = json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": name},
             "spec": spec});
-        let path = format!("{GET}/namespaces/{namespace}/networkpolicies");
+        let path = format!("{GROUP}/namespaces/{namespace}/networkpolicies");
         self.api.create(&path, &object);
         self.made.push(format!("{path}/{name}"));
         format!("{path}/{name}")
@@ -215,224 +217,202 @@ const OTHER: Way = Way::Tcp(81);
 
 type Should<'a> = &'a dyn Fn(&str, &str) -> bool;
 
-/// A name, policies, and who reaches whom over what with them.
-type Case<'a> = (&'a str, Vec<(&'a str, Value)>, Vec<(Way, Should<'a>)>);
-
 #[test]
 fn policies_decide_who_reaches_whom() {
     let mut cluster = Cluster::start();
     busybox::import(&cluster);
-    let pods = Pods::start(&cluster);
+    let api = Api::new(&cluster);
+    let pods = Pods::start(&cluster, &api);
     pods.becomes("no policies", HTTP, &|_, _| true);
-    ingress(&cluster, &pods);
-    egress(&cluster, &pods);
-    changes(&cluster, &pods);
-    services(&cluster, &pods);
-    as_shown(&cluster);
-    new_pods(&cluster, &pods);
+    ingress(&api, &pods);
+    egress(&api, &pods);
+    changes(&api, &pods);
+    services(&cluster, &api, &pods);
+    as_shown(&cluster, &api);
+    new_pods(&cluster, &api, &pods);
+    drop(api);
     restart(&mut cluster, &pods);
     down(&mut cluster);
 }
 
-fn run(cluster: &Cluster, pods: &Pods, cases: Vec<Case<'_>>) {
-    for (name, policies, expected) in cases {
-        let policies = Policies::of(cluster, &policies);
-        for (way, should) in expected {
-            pods.becomes(name, way, should);
-        }
-        policies.end();
+/// With these policies, those reach each other over these ways.
+fn case(api: &Api<'_>, pods: &Pods, name: &str, policies: &[(&str, Value)], expected: &[(Way, Should<'_>)]) {
+    let policies = Policies::of(api, policies);
+    for (way, should) in expected {
+        pods.becomes(name, *way, should);
     }
+    policies.end();
 }
 
-fn ingress(cluster: &Cluster, pods: &Pods) {
+fn ingress(api: &Api<'_>, pods: &Pods) {
     let everything: Should<'_> = &|_, _| true;
     let to_xa = |to: &str| to == "x/a";
+    let not_to_xa: Should<'_> = &|_, to| to != "x/a";
     let x_is_shut: Should<'_> = &|_, to| namespace(to) != "x";
     let deny = || json!({"podSelector": {}, "policyTypes": ["Ingress"]});
     let block = |pod: &str| format!("{}/32", pods.addresses[pod]);
-    run(
-        cluster,
+    let ns = |name: &str| json!({"namespaceSelector": {"matchLabels": {"ns": name}}});
+
+    case(api, pods, "default deny", &[("x", deny())], &[(HTTP, x_is_shut), (Way::Udp(80), x_is_shut)]);
+    case(
+        api,
         pods,
-        vec![
-            ("default deny", vec![("x", deny())], vec![(HTTP, x_is_shut), (Way::Udp(80), x_is_shut)]),
-            (
-                "the own namespace only",
-                vec![("x", only(json!([{"podSelector": {}}])))],
-                vec![(HTTP, &|from, to| !to_xa(to) || namespace(from) == "x")],
-            ),
-            (
-                "a namespace",
-                vec![("x", only(json!([{"namespaceSelector": {"matchLabels": {"ns": "y"}}}])))],
-                vec![(HTTP, &|from, to| !to_xa(to) || namespace(from) == "y")],
-            ),
-            (
-                "certain pods in certain namespaces",
-                vec![(
-                    "x",
-                    only(json!([{"namespaceSelector": in_namespaces(&["y", "z"]),
-                    "podSelector": {"matchLabels": {"pod": "b"}}}])),
-                )],
-                vec![(HTTP, &|from, to| !to_xa(to) || ["y/b", "z/b"].contains(&from))],
-            ),
-            (
-                "one or the other",
-                vec![("x", only(json!([{"namespaceSelector": {"matchLabels": {"ns": "y"}}}, {"podSelector": {}}])))],
-                vec![(HTTP, &|from, to| !to_xa(to) || namespace(from) != "z")],
-            ),
-            (
-                "expressions",
-                vec![(
-                    "x",
-                    only(json!([{"namespaceSelector": {"matchExpressions": [
-                    {"key": "ns", "operator": "NotIn", "values": ["x"]}]}, "podSelector": {"matchExpressions": [
-                    {"key": "pod", "operator": "Exists"}]}}])),
-                )],
-                vec![(HTTP, &|from, to| !to_xa(to) || namespace(from) != "x")],
-            ),
-            (
-                "a port",
-                vec![("x", for_a(json!({"ingress": [{"ports": [{"port": 81}]}]})))],
-                vec![(OTHER, everything), (HTTP, &|_, to| !to_xa(to)), (Way::Udp(81), &|_, to| !to_xa(to))],
-            ),
-            (
-                "a protocol",
-                vec![("x", for_a(json!({"ingress": [{"ports": [{"protocol": "UDP"}]}]})))],
-                vec![(Way::Udp(80), everything), (HTTP, &|_, to| !to_xa(to))],
-            ),
-            (
-                "SCTP is not TCP",
-                vec![("x", for_a(json!({"ingress": [{"ports": [{"port": 80, "protocol": "SCTP"}]}]})))],
-                vec![(HTTP, &|_, to| !to_xa(to))],
-            ),
-            (
-                "a named port",
-                vec![("x", for_a(json!({"ingress": [{"ports": [{"port": "serve-81-tcp"}]}]})))],
-                vec![(OTHER, everything), (HTTP, &|_, to| !to_xa(to))],
-            ),
-            (
-                "a range of ports",
-                vec![("x", for_a(json!({"ingress": [{"ports": [{"port": 81, "endPort": 90}]}]})))],
-                vec![(OTHER, everything), (HTTP, &|_, to| !to_xa(to))],
-            ),
-            (
-                "peers and ports of one rule belong together",
-                vec![(
-                    "x",
-                    for_a(json!({"ingress": [
-                    {"from": [{"namespaceSelector": {"matchLabels": {"ns": "y"}}}], "ports": [{"port": 80}]},
-                    {"from": [{"namespaceSelector": {"matchLabels": {"ns": "z"}}}], "ports": [{"port": 81}]}]})),
-                )],
-                vec![
-                    (HTTP, &|from, to| !to_xa(to) || namespace(from) == "y"),
-                    (OTHER, &|from, to| !to_xa(to) || namespace(from) == "z"),
-                ],
-            ),
-            (
-                "a block",
-                vec![("x", only(json!([{"ipBlock": {"cidr": block("y/b")}}])))],
-                vec![(HTTP, &|from, to| !to_xa(to) || from == "y/b")],
-            ),
-            (
-                "a block with an exception",
-                vec![("x", only(json!([{"ipBlock": {"cidr": "10.244.0.0/16", "except": [block("y/b")]}}])))],
-                vec![(HTTP, &|from, to| !to_xa(to) || from != "y/b")],
-            ),
-            (
-                "what one policy excepts, another lets in",
-                vec![
-                    (
-                        "x",
-                        only(json!([{"ipBlock": {"cidr": "10.244.0.0/16", "except": [block("y/b"), block("z/b")]}}])),
-                    ),
-                    ("x", only(json!([{"ipBlock": {"cidr": block("y/b")}}]))),
-                ],
-                vec![(HTTP, &|from, to| !to_xa(to) || from != "z/b")],
-            ),
-            (
-                "policies add up",
-                vec![
-                    ("x", deny()),
-                    ("x", only(json!([{"namespaceSelector": {"matchLabels": {"ns": "y"}}}]))),
-                    ("x", only(json!([{"namespaceSelector": {"matchLabels": {"ns": "z"}}}]))),
-                ],
-                vec![(HTTP, &|from, to| namespace(to) != "x" || (to_xa(to) && namespace(from) != "x"))],
-            ),
-            (
-                "letting all in wins",
-                vec![("x", deny()), ("x", json!({"podSelector": {}, "ingress": [{}]}))],
-                vec![(HTTP, everything)],
-            ),
+        "the own namespace only",
+        &[("x", only(json!([{"podSelector": {}}])))],
+        &[(HTTP, &|from, to| !to_xa(to) || namespace(from) == "x")],
+    );
+    case(
+        api,
+        pods,
+        "a namespace",
+        &[("x", only(json!([ns("y")])))],
+        &[(HTTP, &|from, to| !to_xa(to) || namespace(from) == "y")],
+    );
+    case(
+        api,
+        pods,
+        "certain pods in certain namespaces",
+        &[(
+            "x",
+            only(json!([{"namespaceSelector": in_namespaces(&["y", "z"]),
+                "podSelector": {"matchLabels": {"pod": "b"}}}])),
+        )],
+        &[(HTTP, &|from, to| !to_xa(to) || ["y/b", "z/b"].contains(&from))],
+    );
+    case(
+        api,
+        pods,
+        "one or the other",
+        &[("x", only(json!([ns("y"), {"podSelector": {}}])))],
+        &[(HTTP, &|from, to| !to_xa(to) || namespace(from) != "z")],
+    );
+    case(
+        api,
+        pods,
+        "expressions",
+        &[(
+            "x",
+            only(json!([{
+                "namespaceSelector": {"matchExpressions": [{"key": "ns", "operator": "NotIn", "values": ["x"]}]},
+                "podSelector": {"matchExpressions": [{"key": "pod", "operator": "Exists"}]}}])),
+        )],
+        &[(HTTP, &|from, to| !to_xa(to) || namespace(from) != "x")],
+    );
+    let ports = |ports: Value| [("x", for_a(json!({"ingress": [{"ports": ports}]})))];
+    let is_81 = ports(json!([{"port": 81}]));
+    case(api, pods, "a port", &is_81, &[(OTHER, everything), (HTTP, not_to_xa), (Way::Udp(81), not_to_xa)]);
+    let udp = ports(json!([{"protocol": "UDP"}]));
+    case(api, pods, "a protocol", &udp, &[(Way::Udp(80), everything), (HTTP, not_to_xa)]);
+    let sctp = ports(json!([{"port": 80, "protocol": "SCTP"}]));
+    case(api, pods, "SCTP is not TCP", &sctp, &[(HTTP, not_to_xa), (Way::Udp(80), not_to_xa)]);
+    let named = ports(json!([{"port": "serve-81-tcp"}]));
+    case(api, pods, "a named port", &named, &[(OTHER, everything), (HTTP, not_to_xa)]);
+    let range = ports(json!([{"port": 81, "endPort": 90}]));
+    case(api, pods, "a range of ports", &range, &[(OTHER, everything), (HTTP, not_to_xa)]);
+    case(
+        api,
+        pods,
+        "peers and ports of one rule belong together",
+        &[(
+            "x",
+            for_a(json!({"ingress": [{"from": [ns("y")], "ports": [{"port": 80}]},
+                {"from": [ns("z")], "ports": [{"port": 81}]}]})),
+        )],
+        &[
+            (HTTP, &|from, to| !to_xa(to) || namespace(from) == "y"),
+            (OTHER, &|from, to| !to_xa(to) || namespace(from) == "z"),
         ],
     );
+    case(
+        api,
+        pods,
+        "a block",
+        &[("x", only(json!([{"ipBlock": {"cidr": block("y/b")}}])))],
+        &[(HTTP, &|from, to| !to_xa(to) || from == "y/b")],
+    );
+    case(
+        api,
+        pods,
+        "a block with an exception",
+        &[("x", only(json!([{"ipBlock": {"cidr": "10.244.0.0/16", "except": [block("y/b")]}}])))],
+        &[(HTTP, &|from, to| !to_xa(to) || from != "y/b")],
+    );
+    case(
+        api,
+        pods,
+        "what one policy excepts, another lets in",
+        &[
+            ("x", only(json!([{"ipBlock": {"cidr": "10.244.0.0/16", "except": [block("y/b"), block("z/b")]}}]))),
+            ("x", only(json!([{"ipBlock": {"cidr": block("y/b")}}]))),
+        ],
+        &[(HTTP, &|from, to| !to_xa(to) || from != "z/b")],
+    );
+    case(
+        api,
+        pods,
+        "policies add up",
+        &[("x", deny()), ("x", only(json!([ns("y")]))), ("x", only(json!([ns("z")])))],
+        &[(HTTP, &|from, to| namespace(to) != "x" || (to_xa(to) && namespace(from) != "x"))],
+    );
+    let all = json!({"podSelector": {}, "ingress": [{}]});
+    case(api, pods, "letting all in wins", &[("x", deny()), ("x", all)], &[(HTTP, everything)]);
 }
 
-fn egress(cluster: &Cluster, pods: &Pods) {
+fn egress(api: &Api<'_>, pods: &Pods) {
     let everything: Should<'_> = &|_, _| true;
+    let not_from_xa: Should<'_> = &|from, _| from != "x/a";
+    let x_is_shut: Should<'_> = &|from, _| namespace(from) != "x";
     let of_xa = |from: &str| from == "x/a";
     let deny = || json!({"podSelector": {}, "policyTypes": ["Egress"]});
     let block = |pod: &str| format!("{}/32", pods.addresses[pod]);
-    run(
-        cluster,
+    let ns = |name: &str| json!({"namespaceSelector": {"matchLabels": {"ns": name}}});
+
+    case(api, pods, "deny all out", &[("x", deny())], &[(HTTP, x_is_shut), (Way::Udp(80), x_is_shut)]);
+    case(
+        api,
         pods,
-        vec![
-            (
-                "deny all out",
-                vec![("x", deny())],
-                vec![(HTTP, &|from, _| namespace(from) != "x"), (Way::Udp(80), &|from, _| namespace(from) != "x")],
-            ),
-            (
-                "out to a pod elsewhere",
-                vec![(
-                    "x",
-                    out_to(json!([{"namespaceSelector": {"matchLabels": {"ns": "y"}},
-                    "podSelector": {"matchLabels": {"pod": "a"}}}])),
-                )],
-                vec![(HTTP, &|from, to| !of_xa(from) || to == "y/a")],
-            ),
-            (
-                "out to a named port",
-                vec![(
-                    "x",
-                    for_a(json!({"policyTypes": ["Egress"], "egress": [{"ports": [{"port": "serve-81-tcp"}]}]})),
-                )],
-                vec![(OTHER, everything), (HTTP, &|from, _| !of_xa(from))],
-            ),
-            (
-                "out to a block with an exception",
-                vec![("x", out_to(json!([{"ipBlock": {"cidr": "10.244.0.0/16", "except": [block("z/a")]}}])))],
-                vec![(HTTP, &|from, to| !of_xa(from) || to != "z/a")],
-            ),
-            (
-                "letting all out wins",
-                vec![("x", deny()), ("x", json!({"podSelector": {}, "policyTypes": ["Egress"], "egress": [{}]}))],
-                vec![(HTTP, everything)],
-            ),
-            (
-                "in and out",
-                vec![(
-                    "x",
-                    for_a(json!({"policyTypes": ["Ingress", "Egress"],
-                    "ingress": [{"from": [{"namespaceSelector": {"matchLabels": {"ns": "y"}}}]}],
-                    "egress": [{"to": [{"namespaceSelector": {"matchLabels": {"ns": "z"}}}]}]})),
-                )],
-                vec![(HTTP, &|from, to| {
-                    (to != "x/a" || namespace(from) == "y") && (!of_xa(from) || namespace(to) == "z")
-                })],
-            ),
-            (
-                "both ends have a say",
-                vec![
-                    ("x", out_to(json!([{"namespaceSelector": {"matchLabels": {"ns": "y"}}}]))),
-                    ("y", json!({"podSelector": {"matchLabels": {"pod": "b"}}})),
-                ],
-                vec![(HTTP, &|from, to| to != "y/b" && (!of_xa(from) || namespace(to) == "y"))],
-            ),
-        ],
+        "out to a pod elsewhere",
+        &[(
+            "x",
+            out_to(json!([{"namespaceSelector": {"matchLabels": {"ns": "y"}},
+                "podSelector": {"matchLabels": {"pod": "a"}}}])),
+        )],
+        &[(HTTP, &|from, to| !of_xa(from) || to == "y/a")],
+    );
+    let named = for_a(json!({"policyTypes": ["Egress"], "egress": [{"ports": [{"port": "serve-81-tcp"}]}]}));
+    case(api, pods, "out to a named port", &[("x", named)], &[(OTHER, everything), (HTTP, not_from_xa)]);
+    case(
+        api,
+        pods,
+        "out to a block with an exception",
+        &[("x", out_to(json!([{"ipBlock": {"cidr": "10.244.0.0/16", "except": [block("z/a")]}}])))],
+        &[(HTTP, &|from, to| !of_xa(from) || to != "z/a")],
+    );
+    let all = json!({"podSelector": {}, "policyTypes": ["Egress"], "egress": [{}]});
+    case(api, pods, "letting all out wins", &[("x", deny()), ("x", all)], &[(HTTP, everything)]);
+    case(
+        api,
+        pods,
+        "in and out",
+        &[(
+            "x",
+            for_a(json!({"policyTypes": ["Ingress", "Egress"], "ingress": [{"from": [ns("y")]}],
+                "egress": [{"to": [ns("z")]}]})),
+        )],
+        &[(HTTP, &|from, to| (to != "x/a" || namespace(from) == "y") && (!of_xa(from) || namespace(to) == "z"))],
+    );
+    let b_is_shut = json!({"podSelector": {"matchLabels": {"pod": "b"}}});
+    case(
+        api,
+        pods,
+        "both ends have a say",
+        &[("x", out_to(json!([ns("y")]))), ("y", b_is_shut)],
+        &[(HTTP, &|from, to| to != "y/b" && (!of_xa(from) || namespace(to) == "y"))],
     );
 }
 
 /// Policies, labels of pods and of namespaces change; connections that are there go on.
-fn changes(cluster: &Cluster, pods: &Pods) {
+fn changes(api: &Api<'_>, pods: &Pods) {
     let shut_to = |who: &'static str| move |from: &str, to: &str| to != "x/a" || from == who;
     let mut stream = std::thread::scope(|scope| {
         let open = || {
@@ -447,20 +427,20 @@ fn changes(cluster: &Cluster, pods: &Pods) {
         stream.read_exact(&mut [0; 2]).unwrap();
     };
     still();
-    let mut policies = Policies::of(cluster, &[]);
+    let mut policies = Policies::of(api, &[]);
     let path = policies.add("x", &only(json!([{"podSelector": {"matchLabels": {"pod": "b"}}}])));
     pods.becomes("before the change", HTTP, &shut_to("x/b"));
     still();
-    assert_eq!(policies.api.get(&path)["metadata"]["generation"], 1);
-    policies.api.edit(&path, |policy| {
+    assert_eq!(api.get(&path)["metadata"]["generation"], 1);
+    api.edit(&path, |policy| {
         policy["spec"] = only(json!([{"namespaceSelector": {"matchLabels": {"ns": "y"}},
             "podSelector": {"matchLabels": {"pod": "b"}}}]));
     });
     pods.becomes("a changed policy", HTTP, &shut_to("y/b"));
-    assert_eq!(policies.api.get(&path)["metadata"]["generation"], 2);
+    assert_eq!(api.get(&path)["metadata"]["generation"], 2);
 
     let label = |path: &str, labels: Value| {
-        policies.api.patch(path, "application/merge-patch+json", &json!({"metadata": {"labels": labels}}));
+        api.patch(path, MERGE, &json!({"metadata": {"labels": labels}}));
     };
     label("/api/v1/namespaces/y/pods/a", json!({"pod": "b"}));
     label("/api/v1/namespaces/y/pods/b", json!({"pod": "x"}));
@@ -484,26 +464,25 @@ fn changes(cluster: &Cluster, pods: &Pods) {
 }
 
 /// A Service's address is no peer: the pod behind it is.
-fn services(cluster: &Cluster, pods: &Pods) {
-    let api = Api::new(cluster);
+fn services(cluster: &Cluster, api: &Api<'_>, pods: &Pods) {
     let service = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web"},
         "spec": {"selector": {"pod": "b"}, "ports": [{"port": 8000, "targetPort": 80}]}});
     let service = api.create("/api/v1/namespaces/y/services", &service);
     let address: IpAddr = service["spec"]["clusterIP"].as_str().unwrap().parse().unwrap();
     let through = Way::Tcp(8000);
     cluster.wait_for("the Service", || pods.from("x/a", address, through).then_some(()));
-    let deny = Policies::of(cluster, &[("x", out_to(json!([{"ipBlock": {"cidr": format!("{address}/32")}}])))]);
+    let deny = Policies::of(api, &[("x", out_to(json!([{"ipBlock": {"cidr": format!("{address}/32")}}])))]);
     pods.becomes("the Service's own address", HTTP, &|from, _| from != "x/a");
     assert!(!pods.from("x/a", address, through));
     deny.end();
     let to_b =
         json!([{"namespaceSelector": {"matchLabels": {"ns": "y"}}, "podSelector": {"matchLabels": {"pod": "b"}}}]);
-    let allow = Policies::of(cluster, &[("x", out_to(to_b))]);
+    let allow = Policies::of(api, &[("x", out_to(to_b))]);
     pods.becomes("the pod behind the Service", HTTP, &|from, to| from != "x/a" || to == "y/b");
     cluster.wait_for("the Service, where the pod is let through", || pods.from("x/a", address, through).then_some(()));
     allow.end();
     // A pod reaches itself, even so.
-    let closed = Policies::of(cluster, &[("y", json!({"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}))]);
+    let closed = Policies::of(api, &[("y", json!({"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}))]);
     pods.becomes("a closed namespace", HTTP, &|from, to| namespace(from) != "y" && namespace(to) != "y");
     cluster.wait_for("a pod's own Service", || pods.from("y/b", address, through).then_some(()));
     closed.end();
@@ -511,8 +490,8 @@ fn services(cluster: &Cluster, pods: &Pods) {
 }
 
 /// What people see of a policy.
-fn as_shown(cluster: &Cluster) {
-    let policies = Policies::of(cluster, &[("x", only(json!([{"podSelector": {"matchLabels": {"pod": "b"}}}])))]);
+fn as_shown(cluster: &Cluster, api: &Api<'_>) {
+    let policies = Policies::of(api, &[("x", only(json!([{"podSelector": {"matchLabels": {"pod": "b"}}}])))]);
     let table = cluster.kubectl(&["get", "netpol", "-n", "x"]);
     let rows: Vec<Vec<&str>> = table.lines().map(|l| l.split_whitespace().collect()).collect();
     assert_eq!(rows[0], ["NAME", "POD-SELECTOR", "AGE"]);
@@ -531,11 +510,13 @@ fn as_shown(cluster: &Cluster) {
 }
 
 /// A pod has its policies before its first process runs.
-fn new_pods(cluster: &Cluster, pods: &Pods) {
-    let mut policies = Policies::of(cluster, &[]);
+fn new_pods(cluster: &Cluster, api: &Api<'_>, pods: &Pods) {
+    let mut policies = Policies::of(api, &[]);
     policies.add("default", &json!({"podSelector": {"matchLabels": {"isolated": "yes"}}, "policyTypes": ["Egress"]}));
-    // Once the node has it, every new pod is behind it.
-    let script = format!("echo reached | nc -w 3 {} 80; echo done", pods.addresses["x/a"]);
+    // Once the node has it, every new pod is behind it; a later policy shows that.
+    policies.add("y", &json!({"podSelector": {}, "policyTypes": ["Ingress"]}));
+    pods.becomes("a later policy", HTTP, &|_, to| namespace(to) != "y");
+    let script = format!("echo reached | nc -w 3 {} 80 2>/dev/null; echo done", pods.addresses["x/a"]);
     let attempt = |name: &str, isolated: &str| {
         let mut pod = once(name, &script, &json!({}), &json!({}));
         pod["metadata"]["labels"] = json!({"isolated": isolated});
@@ -556,13 +537,23 @@ fn new_pods(cluster: &Cluster, pods: &Pods) {
     policies.end();
 }
 
+/// Ends what goes on beside a test, also where the test fails.
+struct End<'a>(&'a AtomicBool);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// While the agent is away and comes back, nothing opens and nothing closes.
 fn restart(cluster: &mut Cluster, pods: &Pods) {
     let deny = for_a(json!({"policyTypes": ["Ingress"]}));
-    Policies::of(cluster, &[("x", deny)]);
+    Policies::of(&Api::new(cluster), &[("x", deny)]);
     pods.becomes("before the restart", HTTP, &|_, to| to != "x/a");
     let over = AtomicBool::new(false);
     std::thread::scope(|scope| {
+        let end = End(&over);
         let tries = scope.spawn(|| {
             enter(&pods.networks["x/b"]);
             let mut tries = 0;
@@ -585,12 +576,12 @@ fn restart(cluster: &mut Cluster, pods: &Pods) {
         cluster.kill();
         cluster.up();
         pods.becomes("after the restart", HTTP, &|_, to| to != "x/a");
-        over.store(true, Ordering::Relaxed);
+        drop(end);
         assert!(tries.join().unwrap() > 0);
         lasting.join().unwrap();
     });
     let api = Api::new(cluster);
-    api.delete(&format!("{GET}/namespaces/x/networkpolicies/p0"));
+    api.delete(&format!("{GROUP}/namespaces/x/networkpolicies/p0"));
     pods.becomes("after the restart, without the policy", HTTP, &|_, _| true);
 }
 
