@@ -153,6 +153,7 @@ impl Extender {
             Ok(Err(gantry_client::Error::Api(e))) => {
                 return Err(format!("failed {verb} with extender at URL {url}, code {}", e.code));
             }
+            Ok(Err(gantry_client::Error::Transport(e))) => return Err(format!("Post {url:?}: {}", e.message)),
             Ok(Err(e)) => return Err(format!("Post {url:?}: {e}")),
             Err(_) => {
                 let why = "context deadline exceeded (Client.Timeout exceeded while awaiting headers)";
