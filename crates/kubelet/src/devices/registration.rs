@@ -90,7 +90,8 @@ impl Registration {
         }
     }
 
-    async fn look(&mut self) {
+    /// Takes in what has come, and lets go of what has gone.
+    pub(super) async fn look(&mut self) {
         let (mut sockets, mut directories) = (BTreeMap::new(), BTreeSet::new());
         scan(&self.directory, &mut sockets, &mut directories);
         // The first one stays watched, whatever becomes of it.

@@ -150,6 +150,17 @@ fn with_claim(uid: &str) -> Pod {
     pod(uid, json!([{"name": "x", "resourceClaimName": "c"}]))
 }
 
+/// Looks at the directory of plugins all the time: the kernel's news of it reach the runtime of one test only.
+fn watch(devices: &Devices, bench: &Bench) -> tokio::task::JoinHandle<()> {
+    let mut registration = devices.registration(bench.plugins()).unwrap();
+    tokio::spawn(async move {
+        loop {
+            registration.look().await;
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+}
+
 async fn until(mut check: impl FnMut() -> bool) {
     while !check() {
         tokio::time::sleep(Duration::from_millis(5)).await;
@@ -164,7 +175,7 @@ async fn claims_are_prepared_once_and_given_back_by_the_last_pod() {
     let head = "prepare dynamic resources: ";
     assert_eq!(devices.prepare(&one).await, Err(format!("{head}DRA driver d.example.com is not registered")));
     devices.unprepare("uid-a").await.unwrap();
-    tokio::spawn(devices.registration(bench.plugins()).unwrap().run());
+    watch(&devices, &bench);
     let plugin = plugin();
     let stop = bench.start(&plugin);
     until(|| plugin.told.lock().len() == 1).await;
@@ -203,7 +214,7 @@ async fn claims_are_prepared_once_and_given_back_by_the_last_pod() {
 async fn a_later_run_gives_back_what_pods_left_that_are_gone() {
     let bench = Bench::new();
     let first = bench.devices();
-    let watching = tokio::spawn(first.registration(bench.plugins()).unwrap().run());
+    let watching = watch(&first, &bench);
     let plugin = plugin();
     let stop = bench.start(&plugin);
     until(|| plugin.told.lock().len() == 1).await;
@@ -215,7 +226,7 @@ async fn a_later_run_gives_back_what_pods_left_that_are_gone() {
     first.stop();
 
     let second = bench.devices();
-    tokio::spawn(second.registration(bench.plugins()).unwrap().run());
+    watch(&second, &bench);
     let (reconciling, active) = (second.clone(), Arc::new(Mutex::new(BTreeSet::from(["uid-b".to_owned()]))));
     let left = active.clone();
     tokio::spawn(async move { reconciling.reconcile(move || left.lock().clone()).await });
@@ -261,7 +272,7 @@ async fn claims_that_a_pod_may_not_use_are_refused() {
 async fn plugins_of_another_sort_are_told_so() {
     let bench = Bench::new();
     let devices = bench.devices();
-    tokio::spawn(devices.registration(bench.plugins()).unwrap().run());
+    watch(&devices, &bench);
     let plugin = Arc::new(Plugin { versions: vec!["v7.DRAPlugin".into()], ..Plugin::default() });
     let stop = bench.start(&plugin);
     until(|| !plugin.told.lock().is_empty()).await;
