@@ -256,7 +256,7 @@ fn devices_are_prepared_given_and_taken_back() {
         told: Mutex::default(),
         health: Mutex::default(),
     });
-    let socket = cluster.data_dir().join(format!("kubelet/plugins_registry/{name}-reg.sock"));
+    let socket = cluster.data_dir().join(format!("node/kubelet/plugins_registry/{name}-reg.sock"));
     let api = Api::new(&cluster);
     let class = json!({"metadata": {"name": "gpu"}, "spec": {}});
     api.create("/apis/resource.k8s.io/v1/deviceclasses", &class);
@@ -411,7 +411,7 @@ impl Service for Widgets {
 const WIDGET: &str = "example.com/widget";
 
 fn counted_devices(cluster: &Cluster, api: &Api<'_>) {
-    let directory = cluster.data_dir().join("kubelet/device-plugins");
+    let directory = cluster.data_dir().join("node/kubelet/device-plugins");
     let plugin = Socket::listen(&directory.join("widget.sock"), Arc::new(Widgets::default()));
     let kubelet = Channel::new(Target::Unix(directory.join("kubelet.sock")));
     let request =
