@@ -54,7 +54,7 @@ fn pods(api: &Api<'_>, namespace: &str) {
 
 /// What the program in the client's pod prints.
 fn program(api: &Api<'_>, arguments: &[&str]) -> Result<String, String> {
-    api.exec("dual", "client", &[&["/gantry", "self"], arguments].concat())
+    api.exec("dual", "client", &[&["/gantry", "self"][..], arguments].concat())
 }
 
 fn answers(api: &Api<'_>, url: &str) {
