@@ -63,6 +63,11 @@ fn allocated(claim: &Value) -> Vec<String> {
     results.iter().map(|r| format!("{}={}", r["request"].as_str().unwrap(), r["device"].as_str().unwrap())).collect()
 }
 
+fn explain(cluster: &Cluster, pod: &str) -> Value {
+    let path = format!("/api/v1/namespaces/default/pods/{pod}/explain");
+    serde_json::from_str(&cluster.kubectl(&["get", "--raw", &path])).unwrap()
+}
+
 const HELPLESS: &str = "preemption: 0/1 nodes are available: 1 Preemption is not helpful for scheduling.";
 
 /// There is nothing to be had at first; the slice comes, and the pod gets its devices and its node.
@@ -122,9 +127,7 @@ fn in_use(cluster: &Cluster) {
     let message = "0/1 nodes are available: 1 cannot allocate all claims. still not schedulable, ";
     event(cluster, "late", "FailedScheduling", message);
     // The explanation names the devices.
-    let told: Value =
-        serde_json::from_str(&cluster.kubectl(&["get", "--raw", "/api/v1/namespaces/default/pods/late/explain"]))
-            .unwrap();
+    let told = explain(cluster, "late");
     let problem = &told["nodes"][0]["problems"][0];
     assert_eq!(problem["plugin"], "DynamicResources", "{told:#}");
     let detail = problem["detail"].as_str().unwrap();
@@ -145,11 +148,8 @@ fn in_use(cluster: &Cluster) {
 /// A pod whose claim is not there is not tried; one of a class that is not there is, once the class comes.
 fn missing(cluster: &Cluster) {
     create(cluster, &[pod("early", &json!({"resourceClaimName": "nowhere"}), &json!({}))]);
-    let path = "/api/v1/namespaces/default/pods/early/explain";
-    let told = cluster.wait_for("early is held", || {
-        let told: Value = serde_json::from_str(&cluster.kubectl(&["get", "--raw", path])).unwrap();
-        (told["state"] == "Gated").then_some(told)
-    });
+    let told =
+        cluster.wait_for("early is held", || Some(explain(cluster, "early")).filter(|told| told["state"] == "Gated"));
     assert_eq!(told["inTheWay"][0]["message"], "could not find ResourceClaim \"default/nowhere\"", "{told:#}");
     let request = json!({"requests": [{"name": "r", "exactly": {"deviceClassName": "later"}}]});
     create(cluster, &[devices_of("nowhere", &request)]);
@@ -222,13 +222,17 @@ fn held_back(cluster: &Cluster) {
         cluster,
         &[
             rule,
-            fabric,
             class("fab", "device.driver == 'fab.example.com'", &json!({})),
             devices_of("fab", &request),
             pod("fab", &json!({"resourceClaimName": "fab"}), &json!({})),
         ],
     );
     event(cluster, "fab", "FailedScheduling", "0/1 nodes are available: 1 cannot allocate all claims.");
+    // By now the scheduler knows the rule.
+    create(cluster, &[fabric]);
+    cluster.wait_for("the taint keeps the device", || {
+        explain(cluster, "fab").to_string().contains("fab.example.com/fabric/f0 has the taint k").then_some(())
+    });
     cluster.kubectl(&["delete", "devicetaintrule", "broken"]);
     event(cluster, "fab", "BindingConditionsPending", "waiting for binding conditions for device on node node-1");
     let tell = |name: &str| {
