@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 const NAMESPACES: [&str; 3] = ["x", "y", "z"];
 const PODS: [&str; 2] = ["a", "b"];
 /// How long an answer may take. One that comes later is taken for none, and the probe is repeated.
-const SILENCE: Duration = Duration::from_millis(700);
+const SILENCE: Duration = Duration::from_millis(500);
 const GROUP: &str = "/apis/networking.k8s.io/v1";
 const MERGE: &str = "application/merge-patch+json";
 
