@@ -219,7 +219,9 @@ fn pod_with_claim(api: &Api<'_>, driver: &str, name: &str, script: &str) {
         "command": ["sh", "-c", script],
         "resources": {"claims": [{"name": "device"}]},
     });
-    let spec = json!({"nodeName": "node-1", "resourceClaims": [{"name": "device", "resourceClaimName": name}]});
+    let restarts = if name == "ends" { "Never" } else { "Always" };
+    let claims = json!([{"name": "device", "resourceClaimName": name}]);
+    let spec = json!({"nodeName": "node-1", "restartPolicy": restarts, "resourceClaims": claims});
     let made = api.create("/api/v1/namespaces/default/pods", &pod(name, &container, &spec));
     let result = json!({"request": "gpu", "driver": driver, "pool": "node-1", "device": "gpu0"});
     let reserved = json!([{"resource": "pods", "name": name, "uid": made["metadata"]["uid"]}]);
