@@ -310,7 +310,8 @@ impl PodNetwork for FakeNetwork {
     async fn set_node_routes(
         &self,
         _: &BTreeMap<gantry_network::IpNet, IpAddr>,
-    ) -> std::result::Result<Vec<(gantry_network::IpNet, gantry_network::NetworkError)>, crate::pod_network::Error> {
+    ) -> std::result::Result<Vec<(gantry_network::IpNet, gantry_network::NetworkError)>, crate::pod_network::Error>
+    {
         Ok(Vec::new())
     }
 }
