@@ -129,7 +129,7 @@ impl Devices {
     /// # Errors
     /// Where it can be neither made nor watched.
     pub(crate) fn registration(&self, directory: PathBuf) -> io::Result<Registration> {
-        Registration::begin(directory, self.drivers.clone())
+        Registration::begin(directory, self.drivers.clone(), self.classic.clone())
     }
 
     /// Removes all slices of the node: no driver has registered yet, and one that never does leaves none behind.

@@ -2,6 +2,7 @@
 //! came of it. A plugin whose socket is gone is gone itself.
 
 use super::api::{Empty, PluginInfo, RegistrationStatus};
+use super::classic::{self, Classic};
 use super::drivers::{self, Drivers};
 use crate::logs::{Subscription, subscribe};
 use gantry_grpc::{Channel, Target};
@@ -23,11 +24,26 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_
 /// A socket file; one that is made anew under the same name is another.
 type Identity = (u64, u64, i64, i64);
 
+/// What a plugin is.
+enum Plugin {
+    /// A driver of dynamic resource allocation, by name and endpoint.
+    Driver(String, PathBuf),
+    /// A plugin of the older sort, by its resource.
+    Counted(String),
+}
+
+/// Those who take plugins in.
+#[derive(Clone)]
+struct Takers {
+    drivers: Arc<Drivers>,
+    classic: Arc<Classic>,
+}
+
 /// A socket of the directory.
 struct Known {
     identity: Identity,
-    /// Driver and endpoint, once it is registered.
-    registered: Option<(String, PathBuf)>,
+    /// Once it is registered.
+    registered: Option<Plugin>,
     retry: Backoff,
     /// When it is asked again.
     due: Option<Instant>,
@@ -55,7 +71,7 @@ fn scan(directory: &Path, sockets: &mut BTreeMap<PathBuf, Identity>, directories
 /// The directory of plugins.
 pub(crate) struct Registration {
     directory: PathBuf,
-    drivers: Arc<Drivers>,
+    takers: Takers,
     watched: BTreeMap<PathBuf, Subscription>,
     known: BTreeMap<PathBuf, Known>,
 }
@@ -65,10 +81,10 @@ impl Registration {
     ///
     /// # Errors
     /// Where it can be neither made nor watched.
-    pub(crate) fn begin(directory: PathBuf, drivers: Arc<Drivers>) -> io::Result<Self> {
+    pub(crate) fn begin(directory: PathBuf, drivers: Arc<Drivers>, classic: Arc<Classic>) -> io::Result<Self> {
         std::fs::create_dir_all(&directory)?;
         let watched = BTreeMap::from([(directory.clone(), subscribe(&directory)?)]);
-        Ok(Self { directory, drivers, watched, known: BTreeMap::new() })
+        Ok(Self { directory, takers: Takers { drivers, classic }, watched, known: BTreeMap::new() })
     }
 
     /// Follows the directory for as long as it is polled.
@@ -119,8 +135,10 @@ impl Registration {
         let gone: Vec<PathBuf> =
             self.known.iter().filter(|(p, k)| sockets.get(*p) != Some(&k.identity)).map(|(p, _)| p.clone()).collect();
         for path in gone {
-            if let Some((name, endpoint)) = self.known.remove(&path).and_then(|k| k.registered) {
-                self.drivers.remove(&name, &endpoint);
+            match self.known.remove(&path).and_then(|k| k.registered) {
+                Some(Plugin::Driver(name, endpoint)) => self.takers.drivers.remove(&name, &endpoint),
+                Some(Plugin::Counted(resource)) => self.takers.classic.disconnect(&resource),
+                None => {}
             }
         }
         for (path, identity) in sockets {
@@ -134,7 +152,7 @@ impl Registration {
             if known.due.is_none_or(|due| due > now) {
                 continue;
             }
-            match register(&self.drivers, &path).await {
+            match self.takers.register(&path).await {
                 Ok(registered) => {
                     known.registered = Some(registered);
                     known.due = None;
@@ -155,37 +173,65 @@ async fn notify(channel: &Channel, error: &str) -> Result<(), String> {
     told.map(drop).map_err(|e| format!("{error}: {e}"))
 }
 
-/// Asks a plugin who it is, takes it in, and tells it so.
-async fn register(drivers: &Arc<Drivers>, socket: &Path) -> Result<(String, PathBuf), String> {
-    let shown = socket.display();
-    let channel = Channel::new(Target::Unix(socket.to_owned()));
-    let info: PluginInfo =
-        channel.unary("/pluginregistration.Registration/GetInfo", &Empty {}, INFO).await.map_err(|e| {
-            format!("RegisterPlugin error -- failed to get plugin info using RPC GetInfo at socket {shown}, err: {e}")
-        })?;
-    let refuse = async |error: String| -> String {
-        match notify(&channel, &error).await {
-            Ok(()) => error,
-            Err(e) => format!("RegisterPlugin error -- failed to send error at socket {shown}, err: {e}"),
+impl Takers {
+    /// Asks a plugin who it is, takes it in, and tells it so.
+    async fn register(&self, socket: &Path) -> Result<Plugin, String> {
+        let shown = socket.display();
+        let channel = Channel::new(Target::Unix(socket.to_owned()));
+        let info: PluginInfo =
+            channel.unary("/pluginregistration.Registration/GetInfo", &Empty {}, INFO).await.map_err(|e| {
+                format!(
+                    "RegisterPlugin error -- failed to get plugin info using RPC GetInfo at socket {shown}, err: {e}"
+                )
+            })?;
+        let endpoint = if info.endpoint.is_empty() { socket.to_owned() } else { PathBuf::from(&info.endpoint) };
+        let taken = match info.kind.as_str() {
+            "DRAPlugin" => drivers::validate(&info.name, &endpoint, &info.supported_versions).map(drop),
+            "DevicePlugin" => classic::validate(&info.name, &info.supported_versions),
+            kind => {
+                let why =
+                    format!("RegisterPlugin error -- no handler registered for plugin type: {kind} at socket {shown}");
+                return Err(refuse(&channel, why, socket).await);
+            }
+        };
+        if let Err(why) = taken {
+            let why = format!("RegisterPlugin error -- plugin validation failed with err: {why}");
+            return Err(refuse(&channel, why, socket).await);
         }
-    };
-    if info.kind != "DRAPlugin" {
-        let kind = &info.kind;
-        let why = format!("RegisterPlugin error -- no handler registered for plugin type: {kind} at socket {shown}");
-        return Err(refuse(why).await);
+        let (plugin, taken) = match info.kind.as_str() {
+            "DRAPlugin" => {
+                let taken = self.drivers.add(&info.name, &endpoint, &info.supported_versions);
+                (Plugin::Driver(info.name, endpoint), taken)
+            }
+            _ => {
+                let taken = self.classic.connect(&info.name, &endpoint).await;
+                (Plugin::Counted(info.name), taken)
+            }
+        };
+        if let Err(why) = taken {
+            let why = format!("RegisterPlugin error -- plugin registration failed with err: {why}");
+            return Err(refuse(&channel, why, socket).await);
+        }
+        if let Err(e) = notify(&channel, "").await {
+            match plugin {
+                Plugin::Driver(name, endpoint) => self.drivers.remove(&name, &endpoint),
+                Plugin::Counted(resource) => self.classic.disconnect(&resource),
+            }
+            return Err(format!(
+                "RegisterPlugin error -- failed to send registration status at socket {shown}, err: {e}"
+            ));
+        }
+        Ok(plugin)
     }
-    let endpoint = if info.endpoint.is_empty() { socket.to_owned() } else { PathBuf::from(&info.endpoint) };
-    if let Err(why) = drivers::validate(&info.name, &endpoint, &info.supported_versions) {
-        let why = format!("RegisterPlugin error -- plugin validation failed with err: {why}");
-        return Err(refuse(why).await);
+}
+
+/// Tells a plugin why it is not taken in; what is to be said about it.
+async fn refuse(channel: &Channel, error: String, socket: &Path) -> String {
+    match notify(channel, &error).await {
+        Ok(()) => error,
+        Err(e) => {
+            let shown = socket.display();
+            format!("RegisterPlugin error -- failed to send error at socket {shown}, err: {e}")
+        }
     }
-    if let Err(why) = drivers.add(&info.name, &endpoint, &info.supported_versions) {
-        let why = format!("RegisterPlugin error -- plugin registration failed with err: {why}");
-        return Err(refuse(why).await);
-    }
-    if let Err(e) = notify(&channel, "").await {
-        drivers.remove(&info.name, &endpoint);
-        return Err(format!("RegisterPlugin error -- failed to send registration status at socket {shown}, err: {e}"));
-    }
-    Ok((info.name, endpoint))
 }

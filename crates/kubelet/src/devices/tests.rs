@@ -39,11 +39,14 @@ impl Transport for FakeApi {
 /// A plugin: its registration and its driver on one socket.
 #[derive(Default)]
 struct Plugin {
+    /// `DRAPlugin` when empty.
+    kind: String,
     versions: Vec<String>,
     calls: Mutex<Vec<String>>,
     told: Mutex<Vec<api::RegistrationStatus>>,
     /// What it says instead of preparing or giving back.
     refusal: Mutex<String>,
+    lists: Mutex<Vec<tokio::sync::mpsc::Sender<Bytes>>>,
 }
 
 #[async_trait]
@@ -57,8 +60,8 @@ impl Service for Plugin {
         let error = self.refusal.lock().clone();
         match method {
             "/pluginregistration.Registration/GetInfo" => Ok(Answer::of(&api::PluginInfo {
-                kind: "DRAPlugin".into(),
-                name: "d.example.com".into(),
+                kind: if self.kind.is_empty() { "DRAPlugin".into() } else { self.kind.clone() },
+                name: if self.kind == "DevicePlugin" { "e.com/x".into() } else { "d.example.com".into() },
                 endpoint: String::new(),
                 supported_versions: self.versions.clone(),
             })),
@@ -83,6 +86,12 @@ impl Service for Plugin {
                 note("unprepare");
                 let of = claims().into_iter().map(|c| (c.uid, api::Unprepared { error: error.clone() })).collect();
                 Ok(Answer::of(&api::UnprepareResponse { claims: of }))
+            }
+            "/v1beta1.DevicePlugin/GetDevicePluginOptions" => Ok(Answer::of(&api::Empty {})),
+            "/v1beta1.DevicePlugin/ListAndWatch" => {
+                let (sender, receiver) = tokio::sync::mpsc::channel(1);
+                self.lists.lock().push(sender);
+                Ok(Answer::Many(receiver))
             }
             _ => Err(Status::new(Code::UNIMPLEMENTED, method)),
         }
@@ -281,6 +290,37 @@ async fn plugins_of_another_sort_are_told_so() {
                   plugin d.example.com at endpoint ";
     assert!(!told.plugin_registered && told.error.starts_with(wanted), "{told:?}");
     stop.cancel();
+}
+
+#[tokio::test]
+async fn the_older_sort_may_register_there_too() {
+    let bench = Bench::new();
+    let devices = bench.devices();
+    watch(&devices, &bench);
+    let of = |kind: &str| Arc::new(Plugin { kind: kind.into(), versions: vec!["v1beta1".into()], ..Plugin::default() });
+    let plugin = of("DevicePlugin");
+    let stop = bench.start(&plugin);
+    until(|| !plugin.told.lock().is_empty()).await;
+    assert!(plugin.told.lock()[0].plugin_registered);
+    until(|| plugin.lists.lock().len() == 1).await;
+    let counted = || {
+        let mut status = k8s_openapi::api::core::v1::NodeStatus::default();
+        devices.classic.show(&mut status);
+        status.capacity.is_some_and(|c| c.contains_key("e.com/x"))
+    };
+    assert!(counted());
+    stop.cancel();
+    std::fs::remove_file(bench.plugins().join("d-reg.sock")).unwrap();
+
+    let plugin = of("CSIPlugin");
+    let stop = bench.start(&plugin);
+    until(|| !plugin.told.lock().is_empty()).await;
+    let told = plugin.told.lock()[0].error.clone();
+    assert!(told.starts_with("RegisterPlugin error -- no handler registered for plugin type: CSIPlugin at socket "));
+    stop.cancel();
+    let error = classic::validate("e.com/x", &["v2".to_owned()]).unwrap_err();
+    assert_eq!(error, "manager version, v1beta1, is not among plugin supported versions [v2]");
+    devices.stop();
 }
 
 #[tokio::test(start_paused = true)]

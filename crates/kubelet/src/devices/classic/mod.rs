@@ -41,6 +41,21 @@ const ALLOCATE: Duration = Duration::from_secs(600);
 /// How long a plugin may take before each start of a container.
 const PRE_START: Duration = Duration::from_secs(30);
 
+/// Whether a plugin that has registered in the directory of plugins can be taken in.
+///
+/// # Errors
+/// What the plugin is told.
+pub(crate) fn validate(resource: &str, versions: &[String]) -> Result<(), String> {
+    if !versions.iter().any(|v| v == VERSION) {
+        let given = versions.join(" ");
+        return Err(format!("manager version, {VERSION}, is not among plugin supported versions [{given}]"));
+    }
+    if !is_extended(resource) {
+        return Err(format!("invalid name of device plugin socket: the ResourceName {resource:?} is invalid"));
+    }
+    Ok(())
+}
+
 /// The devices of plugins, and who has them.
 pub(crate) struct Classic {
     directory: PathBuf,
@@ -126,22 +141,40 @@ impl Classic {
         if !is_extended(&resource) {
             return Err(format!("the ResourceName {resource:?} is invalid"));
         }
-        let socket = self.directory.join(&request.endpoint);
-        let channel = Plugin::channel(&socket);
+        self.connect(&resource, &self.directory.join(&request.endpoint)).await
+    }
+
+    /// Takes in the plugin of a resource, which listens on `socket`.
+    ///
+    /// # Errors
+    /// What the plugin is told.
+    pub(crate) async fn connect(&self, resource: &str, socket: &Path) -> Result<(), String> {
+        let channel = Plugin::channel(socket);
         let options = channel.unary("/v1beta1.DevicePlugin/GetDevicePluginOptions", &Empty {}, OPTIONS).await;
         let options = options.map_err(|e| format!("failed to get device plugin options: {e}"))?;
         let plugin = Arc::new(Plugin { channel, options });
-        let follower = tokio::spawn(follow(self.me.clone(), resource.clone(), plugin.clone()));
-        if let Some(old) = self.followers.lock().insert(resource.clone(), follower.abort_handle()) {
+        let follower = tokio::spawn(follow(self.me.clone(), resource.to_owned(), plugin.clone()));
+        if let Some(old) = self.followers.lock().insert(resource.to_owned(), follower.abort_handle()) {
             old.abort();
         }
         let mut state = self.state.lock();
-        let known = state.resources.entry(resource.clone()).or_default();
+        let known = state.resources.entry(resource.to_owned()).or_default();
         (known.plugin, known.gone) = (Some(plugin), None);
         self.save(&state);
         drop(state);
         tracing::info!(resource, socket = %socket.display(), "a device plugin has registered");
         Ok(())
+    }
+
+    /// Lets the plugin of a resource go.
+    pub(crate) fn disconnect(&self, resource: &str) {
+        if let Some(follower) = self.followers.lock().remove(resource) {
+            follower.abort();
+        }
+        let plugin = self.state.lock().resources.get(resource).and_then(|r| r.plugin.clone());
+        if let Some(plugin) = plugin {
+            self.lost(resource, &plugin);
+        }
     }
 
     /// What cannot be written is written with the next change; the devices are known all the same.
