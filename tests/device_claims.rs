@@ -1,5 +1,5 @@
-//! Dynamic resource allocation as its API sees it: claims from templates, who may write what of them, quotas of devices,
-//! nodes' slices, and rules that taint devices.
+//! Dynamic resource allocation as its API sees it: claims from templates, who may write what of them, quotas of
+//! devices, nodes' slices, and rules that taint devices.
 
 mod cluster;
 
@@ -34,7 +34,8 @@ spec:
 fn slice(name: &str, node: &str) -> Value {
     json!({"apiVersion": "resource.k8s.io/v1", "kind": "ResourceSlice", "metadata": {"name": name}, "spec": {
         "driver": "gpu.example.com", "nodeName": node, "pool": {"name": node, "generation": 1, "resourceSliceCount": 1},
-        "devices": [{"name": "gpu-0", "attributes": {"model": {"string": "a"}}, "capacity": {"memory": {"value": "8Gi"}}}]}})
+        "devices": [{"name": "gpu-0", "attributes": {"model": {"string": "a"}},
+            "capacity": {"memory": {"value": "8Gi"}}}]}})
 }
 
 fn claim(name: &str) -> Value {
@@ -51,6 +52,9 @@ fn devices() {
     let mut cluster = Cluster::prepare_role("server", &[]);
     cluster.up();
     let api = Api::new(&cluster);
+    cluster.wait_for("pods can be made", || {
+        (api.try_get("/api/v1/namespaces/default/serviceaccounts/default").code == 200).then_some(())
+    });
     templates(&cluster, &api);
     status_has_owners(&api);
     admin_access(&api);
@@ -148,7 +152,8 @@ fn status_has_owners(api: &Api<'_>) {
             cannot("arbitrary-node:patch", "driver", "in the namespace \"default\"")
         )
     );
-    let rules = json!([{"apiGroups": ["resource.k8s.io"], "resources": ["resourceclaims/status"], "verbs": ["get", "patch"]},
+    let rules = json!([
+        {"apiGroups": ["resource.k8s.io"], "resources": ["resourceclaims/status"], "verbs": ["get", "patch"]},
         {"apiGroups": ["resource.k8s.io"], "resources": ["resourceclaims/driver"], "verbs": ["arbitrary-node:patch"],
             "resourceNames": ["gpu.example.com"]}]);
     api.patch(&format!("{roles}/status-writer"), MERGE, &json!({"rules": rules}));
@@ -187,8 +192,8 @@ fn nodes(cluster: &Cluster, api: &Api<'_>) {
     let refused = one.send("POST", &path, &slice("of-two", "two")).expect(403);
     assert_eq!(
         refused["message"],
-        "resourceslices.resource.k8s.io \"of-two\" is forbidden: can only create ResourceSlice with the same NodeName as \
-         the requesting node"
+        "resourceslices.resource.k8s.io \"of-two\" is forbidden: can only create ResourceSlice with the same NodeName \
+         as the requesting node"
     );
     api.create(&path, &slice("of-two", "two"));
     assert_eq!(one.try_get(&format!("{path}/of-one")).code, 200);

@@ -5,6 +5,7 @@ use std::sync::{Arc, LazyLock};
 use crate::cost::{Node, SizeHints, SizeRange};
 use crate::decls::TypeProvider;
 use crate::env::{Environment, Expected};
+use crate::library::Library;
 use crate::program::Program;
 use crate::types::Type;
 
@@ -48,7 +49,8 @@ impl TypeProvider for DeviceTypes {
 /// Why it is none, as upstream words it.
 pub fn compile(text: &str) -> Result<Program, String> {
     static ENVIRONMENT: LazyLock<Environment> = LazyLock::new(|| {
-        Environment::kubernetes().provider(Arc::new(DeviceTypes)).variable("device", Type::object(DEVICE)).build()
+        let environment = Environment::kubernetes().library(Library::Bindings).provider(Arc::new(DeviceTypes));
+        environment.variable("device", Type::object(DEVICE)).build()
     });
     let program = ENVIRONMENT.compile(text, Expected::Any).map_err(|issues| {
         let all: Vec<String> = issues.iter().map(ToString::to_string).collect();

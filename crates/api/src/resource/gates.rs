@@ -92,7 +92,8 @@ mod tests {
         let attribute = json!([{"name": "a/b", "expression": "1"}]);
         let spec = json!({"devices": {"requests": [
             {"name": "a", "exactly": {"deviceClassName": "c", "derivedAttributes": attribute}},
-            {"name": "b", "firstAvailable": [{"name": "x", "deviceClassName": "c", "derivedAttributes": attribute}]}]}});
+            {"name": "b", "firstAvailable": [
+                {"name": "x", "deviceClassName": "c", "derivedAttributes": attribute}]}]}});
         let mut spec: ResourceClaimSpec = serde_json::from_value(spec).unwrap();
         drop_from_claim(&mut spec);
         let requests = json!(spec.devices.unwrap().requests);

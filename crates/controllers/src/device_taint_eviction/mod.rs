@@ -1,5 +1,5 @@
-//! Deletes pods that use devices with a `NoExecute` taint that their claims do not tolerate, or no longer (KEP-5055). The
-//! taints stand in ResourceSlices or come from DeviceTaintRules, whose conditions tell how far it has got.
+//! Deletes pods that use devices with a `NoExecute` taint that their claims do not tolerate, or no longer (KEP-5055).
+//! The taints stand in ResourceSlices or come from DeviceTaintRules, whose conditions tell how far it has got.
 
 mod evictions;
 mod status;
@@ -19,7 +19,6 @@ use gantry_reconcile::{
 };
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::resource::v1::{DeviceTaintRule, ResourceClaim, ResourceSlice};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use parking_lot::Mutex;
 use serde_json::json;
 use status::{Counts, condition, differs, present};
@@ -313,7 +312,7 @@ impl Evictions {
             return Ok(Outcome::done());
         }
         let patch = json!({"apiVersion": DeviceTaintRule::INFO.api_version(), "kind": DeviceTaintRule::INFO.kind,
-            "metadata": ObjectMeta { name: Some(name.to_owned()), uid: rule.metadata.uid.clone(), ..Default::default() },
+            "metadata": {"name": name, "uid": rule.metadata.uid},
             "status": {"conditions": [new]}});
         let params = PatchParams { field_manager: Some(self.setup.name.to_owned()), force: true, ..Default::default() };
         let api = Api::<DeviceTaintRule>::all(self.setup.client.clone());

@@ -58,7 +58,8 @@ pub(super) fn condition(rule: &DeviceTaintRule, counts: &Counts, now: Time) -> C
             let pods = counted(counts.pods, "pod", "pods");
             message = format!(
                 "{published} selected. {allocated} selected. {pods} would be evicted in {namespaces} if the effect was \
-                 NoExecute. This information will not be updated again. Recreate the DeviceTaintRule to trigger an update."
+                 NoExecute. This information will not be updated again. Recreate the DeviceTaintRule to trigger an \
+                 update."
             );
             "NoEffect"
         }
@@ -126,8 +127,8 @@ mod tests {
         let message = "Eviction only happens for the NoExecute effect.";
         assert_eq!(told("NoSchedule", &Counts::default()), text("False", "OtherEffect", message));
         let tried = Counts { published: 1, allocated: 2, ..Counts::default() };
-        let message = "1 published device selected. 2 allocated devices selected. 0 pods would be evicted in 0 different \
-                       namespaces if the effect was NoExecute. This information will not be updated again. Recreate \
+        let message = "1 published device selected. 2 allocated devices selected. 0 pods would be evicted in 0 \
+                       different namespaces if the effect was NoExecute. This information will not be updated again. Recreate \
                        the DeviceTaintRule to trigger an update.";
         assert_eq!(told("None", &tried), text("False", "NoEffect", message));
     }

@@ -102,7 +102,8 @@ impl Claims {
         Ok(found.is_some_and(|p| p.metadata.uid() == user.uid))
     }
 
-    /// Whether the claim was made for a pod that will not need it. Where the pod is not there, the garbage collector knows.
+    /// Whether the claim was made for a pod that will not need it. Where the pod is not there, the garbage collector
+    /// knows.
     fn has_outlived_its_pod(&self, claim: &ResourceClaim) -> bool {
         let Some((name, uid)) = owning_pod(claim) else { return false };
         let pod = self.pods.get(claim.metadata.namespace(), name);

@@ -1,8 +1,8 @@
 //! Claims of devices that pods get from templates, and what becomes of claims when the pods that use them end.
 //!
-//! A claim is made for each entry of a pod's `spec.resourceClaims` that names a template, owned by the pod, and its name is
-//! noted in the pod's status. Who uses a claim stands in its `status.reservedFor`; users that have ended are taken out, and
-//! with the last one the claim gives its devices back. A claim made for a pod that has ended goes at once.
+//! A claim is made for each entry of a pod's `spec.resourceClaims` that names a template, owned by the pod, and its name
+//! is noted in the pod's status. Who uses a claim stands in its `status.reservedFor`; users that have ended are taken
+//! out, and with the last one the claim gives its devices back. A claim made for a pod that has ended goes at once.
 
 mod claim;
 mod pod;
@@ -48,8 +48,8 @@ struct Claims {
     templates: Informer<ResourceClaimTemplate>,
     /// Claims by the UID of the pod they were made for.
     by_owner: Index<ResourceClaim>,
-    /// Names of claims made for a pod's entries, by the pod's UID and the entry's name: until the cache has them, another
-    /// one must not be made.
+    /// Names of claims made for a pod's entries, by the pod's UID and the entry's name: until the cache has them,
+    /// another one must not be made.
     made: Mutex<BTreeMap<(String, String), String>>,
     recorder: EventRecorder,
     setup: Setup,

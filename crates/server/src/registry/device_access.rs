@@ -1,5 +1,5 @@
-//! What it takes to write claims of devices besides the right to write claims: admin access needs a label of the namespace
-//! (KEP-5018), and the parts of a claim's status belong to the scheduler and to the drivers (KEP-4817).
+//! What it takes to write claims of devices besides the right to write claims: admin access needs a label of the
+//! namespace (KEP-5018), and the parts of a claim's status belong to the scheduler and to the drivers (KEP-4817).
 
 use super::write::Target;
 use crate::authn::{EXTRA_NODE_NAME, UserInfo, service_account};
