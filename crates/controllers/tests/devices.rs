@@ -9,6 +9,7 @@ use gantry_client::{Api, DeleteParams, Patch, PatchParams, PostParams};
 use k8s_openapi::api::core::v1::{ConfigMap, Event, Pod, ServiceAccount};
 use k8s_openapi::api::resource::v1::{DeviceTaintRule, ResourceClaim, ResourceClaimTemplate};
 use serde_json::{Value, json};
+use std::time::Duration;
 
 const FINALIZER: &str = "resource.kubernetes.io/delete-protection";
 
@@ -129,6 +130,13 @@ async fn pods_leave_tainted_devices() {
         let bears = json!([{"operator": "Exists", "tolerationSeconds": 60}]);
         allocate(&c, name, &made, if name == "patient" { bears } else { json!([]) }).await;
     }
+    let runs = async |name: &str| {
+        let status = get::<Pod>(&c, name).await.and_then(|p| p.status);
+        status.is_some_and(|s| s.phase.as_deref() == Some("Running"))
+    };
+    c.until("both run", async || runs("plain").await && runs("patient").await).await;
+    // The paused clock moves when everybody has done what there is to do: the caches know it by then.
+    tokio::time::sleep(Duration::from_secs(1)).await;
     let rules = Api::<DeviceTaintRule>::all(c.admin.clone());
     let rule = json!({"metadata": {"name": "r"}, "spec": {"deviceSelector": {"driver": "d.example.com"},
         "taint": {"key": "broken", "effect": "None"}}});
@@ -149,6 +157,7 @@ async fn pods_leave_tainted_devices() {
     let going = async |name: &str| get::<Pod>(&c, name).await.is_none_or(|p| p.metadata.is_deleting());
     c.until("the plain pod goes", async || going("plain").await).await;
     assert!(!going("patient").await);
+    c.until("it is told", async || !events(&c, "DeviceTaintManagerEviction").await.is_empty()).await;
     assert_eq!(events(&c, "DeviceTaintManagerEviction").await[0], "Marking for deletion");
     c.until("one is left to go", async || told().await.0 == "PodsPendingEviction").await;
     c.until("the patient pod goes", async || going("patient").await).await;
