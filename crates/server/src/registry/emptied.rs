@@ -18,9 +18,10 @@ fn field<'v>(object: &'v Value, path: &str) -> Option<&'v Value> {
     })
 }
 
-/// How an error shows what was sent at a path, where that is an empty collection.
+/// How an error shows what was sent at a path, where that is an empty collection. No `spec` is one; the error about a
+/// `spec` that shows null is an ingress', and shows its rules.
 fn empty_at(sent: &Value, path: &str) -> Option<&'static str> {
-    match field(sent, path)? {
+    match field(sent, if path == "spec" { "spec.rules" } else { path })? {
         Value::Array(items) if items.is_empty() => Some("[]"),
         Value::Object(fields) if fields.is_empty() => Some("{}"),
         _ => None,
@@ -81,5 +82,7 @@ mod tests {
         for (sent, want) in cases {
             assert_eq!(tell(sent, "spec.list[1].labels"), want);
         }
+        assert_eq!(tell(json!({"spec": {}}), "spec"), "Invalid value: null: why");
+        assert_eq!(tell(json!({"spec": {"rules": []}}), "spec"), "Invalid value: []: why");
     }
 }
