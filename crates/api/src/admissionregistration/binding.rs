@@ -22,7 +22,8 @@ const COLUMNS: &[Column] = &[
     table::AGE,
 ];
 
-fn validate_common(policy: &str, params: Option<&ParamRef>, matches: Option<&MatchResources>) -> ErrorList {
+/// What both kinds check. The last argument is what is looked at, and what errors call it.
+fn validate_common(policy: &str, params: Option<&ParamRef>, matches: (Option<&MatchResources>, &str)) -> ErrorList {
     let mut e = ErrorList::default();
     let path = Path::new("spec");
     let at = path.child("policyName");
@@ -34,8 +35,8 @@ fn validate_common(policy: &str, params: Option<&ParamRef>, matches: Option<&Mat
     if let Some(r) = params {
         validate_param_ref(r, &path.child("paramRef"), &mut e);
     }
-    if let Some(m) = matches {
-        validate_match(m, &path.child("matchResources"), &mut e);
+    if let (Some(m), name) = matches {
+        validate_match(m, &path.child(name), &mut e);
     }
     e
 }
@@ -86,7 +87,9 @@ impl Kind for ValidatingAdmissionPolicyBinding {
 
     fn validate(&self) -> ErrorList {
         let s = &self.spec;
-        let mut e = validate_common(&s.policy_name, s.param_ref.as_ref(), s.match_resources.as_ref());
+        // The name is misspelled, as upstream's errors have it.
+        let matches = (s.match_resources.as_ref(), "matchResouces");
+        let mut e = validate_common(&s.policy_name, s.param_ref.as_ref(), matches);
         validate_actions(&s.validation_actions, &Path::new("spec").child("validationActions"), &mut e);
         e
     }
@@ -119,7 +122,7 @@ impl Kind for MutatingAdmissionPolicyBinding {
 
     fn validate(&self) -> ErrorList {
         let s = self.spec.clone().unwrap_or_default();
-        validate_common(text(&s.policy_name), s.param_ref.as_ref(), s.match_resources.as_ref())
+        validate_common(text(&s.policy_name), s.param_ref.as_ref(), (s.match_resources.as_ref(), "matchResources"))
     }
 
     fn prepare_for_update(&mut self, old: &Self, _: &Context<'_>) {
