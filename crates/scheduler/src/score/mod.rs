@@ -250,3 +250,18 @@ fn normalized_image(name: &str) -> String {
     let tagged = name.rfind(':').is_some_and(|c| name.rfind('/').is_none_or(|s| c > s));
     if tagged { name.to_owned() } else { format!("{name}:latest") }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shapes_are_interpolated() {
+        let shape = [(0, 0), (40, 80), (100, 20)];
+        for (taken, want) in [(0, 0), (20, 40), (40, 80), (70, 50), (100, 20)] {
+            assert_eq!(interpolated(&shape, taken), want);
+        }
+        // Beyond its ends a line goes on level.
+        assert_eq!([5, 50].map(|taken| interpolated(&[(10, 30)], taken)), [30, 30]);
+    }
+}
