@@ -1,8 +1,10 @@
-//! The project's own commands: `cargo xtask up | test | bench`. `cargo test -p xtask` checks that the tree is tidy.
+//! The project's own commands: `cargo xtask up | test | bench | replay`. `cargo test -p xtask` checks that the tree is
+//! tidy.
 
 mod bench;
 #[cfg(test)]
 mod conformance;
+mod replay;
 mod repository;
 #[cfg(test)]
 mod tidy;
@@ -30,6 +32,8 @@ enum Command {
     },
     /// Measure a release build and show the figures beside their budgets
     Bench(bench::Options),
+    /// Play a day of a large cell in virtual time, and find the smallest cell for the same work
+    Replay(replay::Options),
 }
 
 fn main() -> ExitCode {
@@ -37,6 +41,7 @@ fn main() -> ExitCode {
         Command::Up { arguments } => script("up", &arguments),
         Command::Test { arguments } => script("check", &arguments),
         Command::Bench(options) => bench::main(&options),
+        Command::Replay(options) => replay::main(&options),
     };
     match outcome {
         Ok(code) => code,

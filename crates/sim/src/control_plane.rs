@@ -171,7 +171,7 @@ impl Cradle {
             // It died before it could answer.
             Err(_) if death.is_cancelled() => {}
             Err(e) => {
-                self.door.present.lock().failure = Some(e);
+                self.door.present.lock().failure = Some(e.into());
                 self.door.changed.notify_waiters();
                 return;
             }

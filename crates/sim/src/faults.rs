@@ -1,6 +1,6 @@
-//! What goes wrong between a component and the API server: answers that are refusals, answers that are lost though what was
-//! asked was done, requests that take long, and watches that stall, end, repeat themselves or have expired. All of it is
-//! drawn from a seed.
+//! What goes wrong between a component and the API server: answers that are refusals, answers that are lost though what
+//! was asked was done, requests that take long, and watches that stall, end, repeat themselves or have expired. All of
+//! it is drawn from a seed.
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -152,8 +152,11 @@ impl Dice {
     /// One of the failures of a server that has not done what it was asked.
     fn refusal(&self, method: &Method) -> Option<Response<Body>> {
         match self.entropy.below(4) {
-            // Only what changes an object can be in conflict with who changed it before.
-            0 if method != Method::POST => Some(answer(409, "Conflict", "the object has been modified")),
+            // Only what changes an object can be in conflict with who changed it before. A delete that is so has met
+            // another object, and is never told so for nothing.
+            0 if method == Method::PUT || method == Method::PATCH => {
+                Some(answer(409, "Conflict", "the object has been modified"))
+            }
             0 | 1 => Some(answer(429, "TooManyRequests", "too many requests, please try again later")),
             2 => Some(answer(503, "ServiceUnavailable", "the server is currently unable to handle the request")),
             _ => self.failure(),

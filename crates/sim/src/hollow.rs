@@ -6,6 +6,7 @@ use async_trait::async_trait;
 use gantry_api::clock::Clock;
 use gantry_api::entropy::Entropy;
 use gantry_api::kind::Kind;
+use gantry_api::storage::binding::LOCAL_PATH_ROOT;
 use gantry_client::{Api, Client, DeleteParams, Patch, PatchParams, PostParams};
 use gantry_reconcile::{Controller, Error, Informer, Informers, Outcome, Queue};
 use k8s_openapi::api::coordination::v1::Lease;
@@ -312,7 +313,9 @@ impl Kubelet {
         labels.insert("kubernetes.io/hostname".into(), self.spec.name.clone());
         let nodes = Api::<Node>::all(self.client.clone());
         loop {
-            let object = json!({"metadata": {"name": self.spec.name, "labels": labels}, "status": self.status()});
+            let annotations = json!({LOCAL_PATH_ROOT: "/volumes"});
+            let metadata = json!({"name": self.spec.name, "labels": labels, "annotations": annotations});
+            let object = json!({"metadata": metadata, "status": self.status()});
             let created = match Node::from_value(object) {
                 Ok(node) => nodes.create(&PostParams::default(), &node).await,
                 Err(error) => return warn!(node = self.spec.name, %error, "not a node"),
@@ -445,8 +448,9 @@ impl Kubelet {
                 self.memories.lock().entry(uid).or_default().written = version(&written);
                 Ok(())
             }
-            // Gone, or another pod of the same name: the cache will tell.
-            Err(e) if e.is("NotFound") || e.is("Conflict") => Ok(()),
+            // Gone: the cache will tell. In conflict with another pod of the same name or with another writer: the next
+            // attempt will tell.
+            Err(e) if e.is("NotFound") => Ok(()),
             Err(e) => Err(Error::api(format!("patch the status of pod {name}"), e)),
         }
     }

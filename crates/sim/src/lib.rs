@@ -1,8 +1,8 @@
-//! The control plane in one process, on one thread, under virtual time, from one seed: API server over the memory store,
-//! all controllers, the scheduler, and [`hollow`] nodes that run pods in name only.
+//! The control plane in one process, on one thread, under virtual time, from one seed: API server over the memory
+//! store, all controllers, the scheduler, and [`hollow`] nodes that run pods in name only.
 //!
-//! Two runs from one seed write the same bytes at the same virtual instants ([`log`] holds them), so whatever goes wrong
-//! can be had again from its seed. What must hold in every run, whatever the seed, is told by [`check`].
+//! Two runs from one seed write the same bytes at the same virtual instants ([`log`] holds them), so whatever goes
+//! wrong can be had again from its seed. What must hold in every run, whatever the seed, is told by [`check`].
 //!
 //! Everything must run inside a current-thread tokio runtime whose clock is paused.
 

@@ -1,5 +1,5 @@
-//! A store that dies after so many writes, as its process would: whatever was acknowledged is there, nothing more is written,
-//! read or told. What it stood on lives, for the next one.
+//! A store that dies after so many writes, as its process would: whatever was acknowledged is there, nothing more is
+//! written, read or told. What it stood on lives, for the next one.
 
 use async_trait::async_trait;
 use bytes::Bytes;

@@ -291,7 +291,8 @@ impl Rollout {
             changed |= self.resize(&name, from - down);
         }
         // Then available pods, down to the least number that must be.
-        let up: i32 = self.old.iter().chain(&self.new).map(available).sum();
+        // A set that is being shrunk may still tell of pods that are on their way out; they are none to count on.
+        let up: i32 = self.old.iter().chain(&self.new).map(|s| available(s).min(size(s))).sum();
         let mut left = up - least;
         let old: Vec<(String, i32)> =
             self.old.iter().filter(|s| size(s) > 0).map(|s| (s.metadata.name().to_owned(), size(s))).collect();

@@ -356,3 +356,18 @@ fn surplus_and_suspended_conditions_change_only_what_changed() {
     assert!(condition::set(&mut status, told(false)));
     assert_eq!(status.conditions.unwrap().len(), 1);
 }
+
+#[test]
+fn a_job_that_is_older_than_what_we_wrote_is_not_acted_on() {
+    let of = |version: &str| {
+        let mut job = job(&json!({}), json!({}));
+        job.metadata.resource_version = Some(version.to_owned());
+        job
+    };
+    let written = Written::default();
+    assert!(!written.is_newer_than(&of("9")), "nothing was written");
+    written.note(&of("12"));
+    assert!(written.is_newer_than(&of("9")) && !written.is_newer_than(&of("12")) && !written.is_newer_than(&of("100")));
+    written.forget("n/j");
+    assert!(!written.is_newer_than(&of("9")));
+}

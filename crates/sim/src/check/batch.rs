@@ -33,8 +33,9 @@ pub(crate) fn is_over(job: &Value) -> bool {
 struct Ends {
     /// Whether each pod that ended succeeded, with its index.
     pods: BTreeMap<String, (bool, String)>,
-    /// Whether it was ever suspended.
-    suspended: bool,
+    /// Pods that were let go before they ended: those that were too many, or of a Job that was suspended. They count for
+    /// nothing.
+    released: BTreeSet<String>,
 }
 
 /// Each pod of a Job counts once, whatever happens; no Job runs more at once than it may.
@@ -57,7 +58,6 @@ impl CountedOnce {
         let at_once = if suspended { 0 } else { number(job, "/spec/parallelism") };
         self.parallelism.entry(uid(job).to_owned()).or_default().set(m.at, at_once);
         let ends = self.jobs.entry(uid(job).to_owned()).or_default();
-        ends.suspended |= suspended;
         let before = |field: &str| m.before.filter(|b| uid(b) == uid(job)).map_or(0, |b| number(b, field));
         for count in ["/status/succeeded", "/status/failed"] {
             if number(job, count) < before(count) {
@@ -78,8 +78,13 @@ impl CountedOnce {
         let of = controller(pod);
         let Some(ends) = self.jobs.get_mut(of) else { return };
         let well = text(pod, "/status/phase") == "Succeeded";
+        let over = well || text(pod, "/status/phase") == "Failed" || is_going(pod) || m.after.is_none();
+        let tracked = list(pod, "/metadata/finalizers").any(|f| f == TRACKING);
+        if !over && !tracked {
+            ends.released.insert(uid(pod).to_owned());
+        }
         // Who is deleted before it ended has failed.
-        if well || text(pod, "/status/phase") == "Failed" || is_going(pod) || m.after.is_none() {
+        if over && !ends.released.contains(uid(pod)) {
             let entry = ends.pods.entry(uid(pod).to_owned());
             let ended = entry.or_insert((well, annotation(pod, INDEX).to_owned()));
             // One that was on its way out may succeed all the same.
@@ -118,7 +123,7 @@ impl Rule for CountedOnce {
                 if indexed { well.map(|(_, index)| index).collect::<BTreeSet<_>>().len() } else { well.count() };
             let failed = ends.pods.values().filter(|(well, _)| !*well).count();
             let is = |count: &str, seen: usize| number(job, count) == i64::try_from(seen).unwrap_or(-1);
-            if !is("/status/succeeded", succeeded) || (!ends.suspended && !is("/status/failed", failed)) {
+            if !is("/status/succeeded", succeeded) || !is("/status/failed", failed) {
                 wrong.push(format!(
                     "job {name} counted {} and {}; {succeeded} of its pods succeeded and {failed} failed",
                     job["status"]["succeeded"], job["status"]["failed"],
@@ -141,7 +146,7 @@ impl Rule for CountedOnce {
 pub struct OnSchedule {
     weather: Weather,
     /// Times for which there was a Job, by the CronJob's UID.
-    made: BTreeMap<String, BTreeSet<String>>,
+    made: BTreeMap<String, BTreeSet<Timestamp>>,
     /// CronJobs that were ever suspended or changed their schedule.
     changed: BTreeSet<String>,
     now: Timestamp,
@@ -171,7 +176,11 @@ impl Rule for OnSchedule {
             }
             (JOBS, None, Some(job)) if !annotation(job, SCHEDULED).is_empty() => {
                 let of = controller(job);
-                if !self.made.entry(of.to_owned()).or_default().insert(annotation(job, SCHEDULED).to_owned()) {
+                // In the CronJob's own zone.
+                let Ok(at) = annotation(job, SCHEDULED).parse() else {
+                    return tell(m, wrong, &format!("{:?} is no time", annotation(job, SCHEDULED)));
+                };
+                if !self.made.entry(of.to_owned()).or_default().insert(at) {
                     tell(m, wrong, &format!("is a second Job for {}", annotation(job, SCHEDULED)));
                 }
                 let cron = within(m.world, CRON_JOBS, m.namespace()).map(|(_, c)| c).find(|c| uid(c) == of);
@@ -197,7 +206,7 @@ impl Rule for OnSchedule {
             let last = self.now.saturating_sub(LATE).map_or(0, Timestamp::as_second);
             let mut due = (created.as_second() / every + 1) * every;
             while due <= last {
-                let at = Timestamp::from_second(due).map(|t| t.to_string()).unwrap_or_default();
+                let at = Timestamp::from_second(due).unwrap_or(Timestamp::MAX);
                 if !made.contains(&at) {
                     wrong.push(format!("cronjob {name} has missed {at}"));
                 }

@@ -5,6 +5,8 @@ mod end;
 pub(crate) mod object;
 mod rollout;
 mod rule;
+#[cfg(test)]
+mod violations;
 
 pub use batch::{CountedOnce, OnSchedule, WithinBudget, WithinQuota};
 pub use end::unsettled;

@@ -1,8 +1,8 @@
 //! What Deployments, ReplicaSets, StatefulSets and DaemonSets may never do, at no moment.
 //!
-//! Where pods are made and deleted by their controllers only (nobody evicts them, no node dies), caches may be as old as they
-//! like: most bounds hold all the same. Where the answer to a create may be lost there may be one pod too many for a while, as
-//! upstream; then only what holds regardless is looked at.
+//! Where pods are made and deleted by their controllers only (nobody evicts them, no node dies), caches may be as old
+//! as they like: most bounds hold all the same. Where the answer to a create may be lost there may be one pod too many
+//! for a while, as upstream; then only what holds regardless is looked at.
 
 use super::object::{controlled, controller, is_active, is_going, is_true, number, scaled, serves, text, uid, within};
 use super::rule::{Moment, Recent, Rule};
@@ -37,8 +37,8 @@ fn tell(m: &Moment<'_>, wrong: &mut Vec<String>, what: &str) {
     wrong.push(format!("r{} at {:?}: {} {}: {what}", m.revision, m.at, m.resource, m.path));
 }
 
-/// Deployments stay within `maxSurge` and `maxUnavailable`; no ReplicaSet and no ReplicationController makes more pods than
-/// it was to have.
+/// Deployments stay within `maxSurge` and `maxUnavailable`; no ReplicaSet and no ReplicationController makes more pods
+/// than it was to have.
 #[derive(Default)]
 pub struct Rollouts {
     weather: Weather,
@@ -123,7 +123,8 @@ impl Rule for Rollouts {
             (REPLICA_SETS | REPLICATION_CONTROLLERS, before, Some(set)) => {
                 let replicas = number(set, "/spec/replicas");
                 self.wanted.entry(uid(set).to_owned()).or_default().set(m.at, replicas);
-                if replicas > before.map_or(0, |b| number(b, "/spec/replicas")) {
+                // Who does not see a ReplicaSet that it has just made counts without it, as upstream.
+                if replicas > before.map_or(0, |b| number(b, "/spec/replicas")) && !self.weather.stale {
                     self.grown(m, set, wrong);
                 }
             }
@@ -183,7 +184,8 @@ impl Ordered {
             return;
         }
         let partition = self.partition.entry(uid(set).to_owned()).or_default().values(m.at).min().unwrap_or(0);
-        if at < partition {
+        // The partition counts from the first ordinal there is.
+        if at < start + partition {
             tell(m, wrong, &format!("is taken though it is below the partition {partition}"));
         }
         let may = scaled(&set["spec"]["updateStrategy"]["rollingUpdate"]["maxUnavailable"], replicas, true).max(1);

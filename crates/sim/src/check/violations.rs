@@ -1,0 +1,242 @@
+//! Each rule finds what breaks it, and nothing in the same history without the break.
+
+use super::*;
+use gantry_api::k8s_openapi::jiff::Timestamp;
+use serde_json::json;
+use std::time::Duration;
+
+/// A history under construction: what is written when.
+#[derive(Default)]
+struct Story(Vec<Change>);
+
+impl Story {
+    fn put(mut self, seconds: u64, resource: &str, name: &str, value: Value) -> Self {
+        let mut value = value;
+        value["metadata"]["name"] = json!(name);
+        if value["metadata"]["uid"].is_null() {
+            value["metadata"]["uid"] = json!(name);
+        }
+        let path = if resource == "core/namespaces" { name.to_owned() } else { format!("n/{name}") };
+        self.0.push(Change {
+            at: Duration::from_secs(seconds),
+            revision: self.0.len() as u64 + 1,
+            key: format!("/registry/{resource}/{path}"),
+            value: Some(value.to_string().into()),
+        });
+        self
+    }
+
+    fn breaks(&self, rule: &mut dyn Rule) -> String {
+        walk(&self.0, &mut [rule]).join("\n")
+    }
+}
+
+fn begun() -> Story {
+    Story::default().put(0, "core/namespaces", "n", json!({}))
+}
+
+fn owned(by: &str, more: Value) -> Value {
+    let mut value = more;
+    value["metadata"]["ownerReferences"] = json!([{"uid": by, "controller": true}]);
+    value
+}
+
+fn serving() -> Value {
+    json!({"status": {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}})
+}
+
+fn going(mut pod: Value) -> Value {
+    pod["metadata"]["deletionTimestamp"] = json!("2027-01-15T08:00:00Z");
+    pod
+}
+
+#[test]
+fn rollouts_within_their_bounds() {
+    let deployment = json!({"spec": {"replicas": 2, "strategy": {"type": "RollingUpdate",
+        "rollingUpdate": {"maxSurge": "50%", "maxUnavailable": 0}}}});
+    let set = |replicas: i64| owned("d", json!({"spec": {"replicas": replicas}}));
+    let story = || {
+        let pod = || owned("a", serving());
+        begun()
+            .put(1, "apps/deployments", "d", deployment.clone())
+            .put(2, "apps/replicasets", "a", set(2))
+            .put(3, "core/pods", "a-1", pod())
+            .put(3, "core/pods", "a-2", pod())
+            .put(4, "apps/replicasets", "b", set(1))
+    };
+    let rule = || Rollouts::new(Weather::default());
+    assert_eq!(story().breaks(&mut rule()), "");
+    assert!(
+        story()
+            .put(5, "apps/replicasets", "b", set(2))
+            .breaks(&mut rule())
+            .contains("comes to 4 replicas and may have 3")
+    );
+    let taken = || story().put(5, "core/pods", "a-1", going(owned("a", serving())));
+    assert!(taken().breaks(&mut rule()).contains("1 pods of its Deployment are left that serve, of 2"));
+    let rough = Weather { rough: true, ..Weather::default() };
+    assert_eq!(taken().breaks(&mut Rollouts::new(rough)), "", "somebody else may have taken it");
+    let third = || story().put(5, "core/pods", "a-3", owned("a", serving()));
+    assert!(third().breaks(&mut rule()).contains("has now 3 pods and wants 2"));
+    let unanswered = Weather { unanswered: true, ..Weather::default() };
+    assert_eq!(third().breaks(&mut Rollouts::new(unanswered)), "");
+}
+
+#[test]
+fn stateful_sets_in_order() {
+    let set = |replicas: i64, partition: i64| {
+        json!({"spec": {"replicas": replicas, "podManagementPolicy": "OrderedReady",
+            "updateStrategy": {"type": "RollingUpdate", "rollingUpdate": {"partition": partition}}}})
+    };
+    let sets = "apps/statefulsets";
+    let pod = || owned("s", serving());
+    let rule = || Ordered::new(Weather::default());
+    let two = |partition: i64| {
+        let begun = begun().put(1, sets, "s", set(2, partition));
+        begun.put(2, "core/pods", "s-0", pod()).put(3, "core/pods", "s-1", pod())
+    };
+    assert_eq!(two(0).put(4, "core/pods", "s-1", going(pod())).breaks(&mut rule()), "");
+    let early = begun().put(1, sets, "s", set(2, 0)).put(2, "core/pods", "s-1", pod());
+    assert!(early.breaks(&mut rule()).contains("before ordinal 0 served"));
+    assert!(two(1).put(4, "core/pods", "s-0", going(pod())).breaks(&mut rule()).contains("below the partition 1"));
+    let both = two(0).put(4, "core/pods", "s-1", going(pod())).put(5, "core/pods", "s-0", going(pod()));
+    assert!(both.breaks(&mut rule()).contains("2 are away now, of 1"));
+    let shrunk = two(0).put(60, sets, "s", set(0, 0)).put(200, "core/pods", "s-0", going(pod()));
+    assert!(shrunk.breaks(&mut rule()).contains("before the one above it is gone"));
+}
+
+#[test]
+fn one_daemon_for_a_node() {
+    let set = |surge: i64| json!({"spec": {"updateStrategy": {"rollingUpdate": {"maxSurge": surge}}}});
+    let pod = || owned("d", json!({"spec": {"nodeName": "x"}, "status": {"phase": "Running"}}));
+    let two = |surge: i64| {
+        let begun = begun().put(1, "apps/daemonsets", "d", set(surge));
+        begun.put(2, "core/pods", "d-1", pod()).put(3, "core/pods", "d-2", pod())
+    };
+    let rule = || OnePerNode::new(Weather::default());
+    assert!(two(0).breaks(&mut rule()).contains("is number 2 of its DaemonSet on node x"));
+    assert_eq!(two(1).breaks(&mut rule()), "");
+}
+
+#[test]
+fn jobs_that_count_once() {
+    let job = |succeeded: i64, failed: i64| {
+        json!({"spec": {"parallelism": 1, "completions": 1}, "status": {"succeeded": succeeded, "failed": failed,
+            "conditions": [{"type": "Complete", "status": if succeeded > 0 { "True" } else { "False" }}]}})
+    };
+    let pod = |phase: &str| {
+        let mut pod = owned("j", json!({"status": {"phase": phase}}));
+        pod["metadata"]["finalizers"] = json!(["batch.kubernetes.io/job-tracking"]);
+        pod
+    };
+    let free = |phase: &str| owned("j", json!({"status": {"phase": phase}}));
+    let story = || {
+        begun().put(1, "batch/jobs", "j", job(0, 0)).put(2, "core/pods", "j-1", pod("Running")).put(
+            3,
+            "core/pods",
+            "j-1",
+            pod("Succeeded"),
+        )
+    };
+    let rule = || CountedOnce::new(Weather::default());
+    let over = || story().put(4, "core/pods", "j-1", free("Succeeded"));
+    assert_eq!(over().put(5, "batch/jobs", "j", job(1, 0)).breaks(&mut rule()), "");
+    assert!(over().put(5, "batch/jobs", "j", job(2, 0)).breaks(&mut rule()).contains("1 pods ended so"));
+    assert!(
+        over()
+            .put(5, "batch/jobs", "j", job(1, 0))
+            .put(6, "batch/jobs", "j", job(0, 0))
+            .breaks(&mut rule())
+            .contains("from 1 to 0")
+    );
+    assert!(
+        story()
+            .put(5, "batch/jobs", "j", job(1, 0))
+            .breaks(&mut rule())
+            .contains("still tracked though its job is over")
+    );
+    let second = begun().put(1, "batch/jobs", "j", job(0, 0)).put(2, "core/pods", "a", pod("")).put(
+        3,
+        "core/pods",
+        "b",
+        pod(""),
+    );
+    assert!(second.breaks(&mut rule()).contains("2 pods of its Job run, of 1"));
+    let missed = over().put(5, "core/pods", "j-2", pod("Failed")).put(6, "core/pods", "j-2", free("Failed"));
+    assert!(
+        missed
+            .put(7, "batch/jobs", "j", job(1, 0))
+            .breaks(&mut rule())
+            .contains("1 of its pods succeeded and 1 failed")
+    );
+    let released = over().put(5, "core/pods", "j-2", pod("Running")).put(6, "core/pods", "j-2", free("Running"));
+    let released = released.put(7, "core/pods", "j-2", free("Failed")).put(8, "batch/jobs", "j", job(1, 0));
+    assert_eq!(released.breaks(&mut rule()), "", "who was let go counts for nothing");
+}
+
+#[test]
+fn schedules_without_gaps_and_doubles() {
+    let begin: Timestamp = "2027-01-15T08:00:00Z".parse().unwrap();
+    let cron = |policy: &str| {
+        json!({"metadata": {"creationTimestamp": "2027-01-15T08:00:10Z"},
+            "spec": {"schedule": "*/1 * * * *", "concurrencyPolicy": policy}})
+    };
+    let job = |at: &str| {
+        let mut job = owned("c", json!({}));
+        job["metadata"]["annotations"] = json!({"batch.kubernetes.io/cronjob-scheduled-timestamp": at});
+        job
+    };
+    let story = |policy: &str| {
+        let begun = begun().put(10, "batch/cronjobs", "c", cron(policy));
+        begun.put(60, "batch/jobs", "c-1", job("2027-01-15T09:01:00+01:00"))
+    };
+    let rule = || OnSchedule::new(Weather::default(), begin);
+    let second = || job("2027-01-15T08:02:00Z");
+    assert_eq!(story("Allow").put(125, "batch/jobs", "c-2", second()).breaks(&mut rule()), "");
+    assert!(
+        story("Allow")
+            .put(170, "core/pods", "x", json!({}))
+            .breaks(&mut rule())
+            .contains("has missed 2027-01-15T08:02:00Z")
+    );
+    let twice = story("Allow").put(61, "batch/jobs", "c-3", job("2027-01-15T08:01:00Z"));
+    assert!(twice.breaks(&mut rule()).contains("is a second Job for"));
+    assert!(story("Forbid").put(120, "batch/jobs", "c-2", second()).breaks(&mut rule()).contains("2 Jobs run at once"));
+}
+
+#[test]
+fn quotas_and_budgets() {
+    let quota = json!({"status": {"hard": {"pods": "1", "requests.cpu": "500m"}}});
+    let pod = |cpu: &str| {
+        let mut pod = serving();
+        pod["metadata"]["labels"] = json!({"app": "w"});
+        pod["spec"] = json!({"containers": [{"resources": {"requests": {"cpu": cpu}}}]});
+        pod
+    };
+    let one = |cpu: &str| begun().put(1, "core/resourcequotas", "q", quota.clone()).put(2, "core/pods", "a", pod(cpu));
+    assert_eq!(one("500m").breaks(&mut WithinQuota::default()), "");
+    assert!(one("501m").breaks(&mut WithinQuota::default()).contains("of requests.cpu are used"));
+    assert!(
+        one("1m").put(3, "core/pods", "b", pod("1m")).breaks(&mut WithinQuota::default()).contains("2000 m of pods")
+    );
+
+    let budget = json!({"spec": {"selector": {"matchLabels": {"app": "w"}}}, "status": {"desiredHealthy": 1}});
+    let evicted = || {
+        let mut pod = going(pod("1m"));
+        let condition = json!({"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI"});
+        pod["status"]["conditions"].as_array_mut().unwrap().push(condition);
+        pod
+    };
+    let two = || {
+        let begun = begun().put(1, "policy/poddisruptionbudgets", "b", budget.clone());
+        begun.put(2, "core/pods", "a", pod("1m")).put(2, "core/pods", "b", pod("1m")).put(
+            3,
+            "core/pods",
+            "a",
+            evicted(),
+        )
+    };
+    let rule = || WithinBudget::new(Weather::default());
+    assert_eq!(two().breaks(&mut rule()), "");
+    assert!(two().put(4, "core/pods", "b", evicted()).breaks(&mut rule()).contains("has 0 healthy pods of 1"));
+}
