@@ -89,11 +89,10 @@ impl Part {
     /// What a step of a path leads to.
     fn step(self, step: &str) -> Option<Part> {
         match (self, step) {
-            (Part::Device, "driver") => Some(Part::Text(DOMAIN_MAX)),
+            (Part::Device, "driver") | (Part::Domains(_), "@keys") => Some(Part::Text(DOMAIN_MAX)),
             (Part::Device, "attributes") => Some(Part::Domains(&Part::Attribute)),
             (Part::Device, "capacity") => Some(Part::Domains(&Part::Other)),
             (Part::Device, "allowMultipleAllocations") => Some(Part::Other),
-            (Part::Domains(_), "@keys") => Some(Part::Text(DOMAIN_MAX)),
             (Part::Domains(of), "@values" | "@items") => Some(Part::Names(of)),
             (Part::Names(_), "@keys") => Some(Part::Text(NAME_MAX)),
             (Part::Names(of), "@values" | "@items") => Some(*of),

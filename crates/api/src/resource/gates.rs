@@ -46,7 +46,7 @@ pub(super) fn drop_from_slice(new: &mut ResourceSliceSpec, old: Option<&Resource
     let keep_lists = stored(|d| d.attributes.iter().flat_map(|a| a.values()).any(has_list));
     let keep_allocatable = stored(|d| d.node_allocatable_resources.is_some());
     let keep_groups = stored(groups);
-    if !old.is_some_and(|o| o.skip_node_operations.is_some()) {
+    if old.is_none_or(|o| o.skip_node_operations.is_none()) {
         new.skip_node_operations = None;
     }
     for device in new.devices.iter_mut().flatten() {

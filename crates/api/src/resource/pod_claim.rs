@@ -138,7 +138,7 @@ pub fn rule_matches(rule: &DeviceTaintRule, driver: &str, pool: &str, device: &s
     selector.is_some_and(|s| same(&s.driver, driver) && same(&s.pool, pool) && same(&s.device, device))
 }
 
-/// The kind's group and plural name, as references to the users of a claim have them.
+/// Whether a user of a claim is a pod.
 #[must_use]
 pub fn is_pod(user: &k8s_openapi::api::resource::v1::ResourceClaimConsumerReference) -> bool {
     text(&user.api_group).is_empty() && user.resource == Pod::INFO.plural
