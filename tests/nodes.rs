@@ -96,8 +96,8 @@ fn two_nodes() {
     server.wait_for("two nodes that take pods", || {
         let nodes = server.get(&["nodes"]);
         let ready = |node: &Value| {
-            let conditions = node["status"]["conditions"].as_array().unwrap();
-            conditions.iter().any(|c| c["type"] == "Ready" && c["status"] == "True") && node["spec"]["taints"].is_null()
+            let mut conditions = node["status"]["conditions"].as_array().into_iter().flatten();
+            conditions.any(|c| c["type"] == "Ready" && c["status"] == "True") && node["spec"]["taints"].is_null()
         };
         (nodes["items"].as_array().unwrap().iter().filter(|n| ready(n)).count() == 2).then_some(())
     });
