@@ -75,7 +75,7 @@ pub async fn run(
     let devices = read.map_err(|source| Error::Io { what: "read what is prepared of devices in", path: directory, source })?;
     let directory = cfg.data_dir.join("kubelet/plugins_registry");
     let plugins = devices.registration(directory.clone());
-    let plugins = plugins.map_err(|source| Error::Io { what: "watch", path: directory, source })?;
+    let plugins = plugins.map_err(|source| Error::Io { what: "create", path: directory, source })?;
     let informers = Informers::new(client.clone());
     let pods = informers.get_filtered::<Pod>(Some(&format!("spec.nodeName={}", cfg.node_name)), None);
     let local = informers.get_filtered::<PersistentVolume>(None, Some(&local_path::selector(&cfg.node_name)));

@@ -127,7 +127,7 @@ impl Devices {
     /// The directory of plugins, whose drivers these devices have.
     ///
     /// # Errors
-    /// Where it can be neither made nor watched.
+    /// Where it cannot be made.
     pub(crate) fn registration(&self, directory: PathBuf) -> io::Result<Registration> {
         Registration::begin(directory, self.drivers.clone(), self.classic.clone())
     }

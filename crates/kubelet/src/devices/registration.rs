@@ -77,19 +77,21 @@ pub(crate) struct Registration {
 }
 
 impl Registration {
-    /// Makes and watches the directory.
+    /// Makes the directory.
     ///
     /// # Errors
-    /// Where it can be neither made nor watched.
+    /// Where that fails.
     pub(crate) fn begin(directory: PathBuf, drivers: Arc<Drivers>, classic: Arc<Classic>) -> io::Result<Self> {
         std::fs::create_dir_all(&directory)?;
-        let watched = BTreeMap::from([(directory.clone(), subscribe(&directory)?)]);
-        Ok(Self { directory, takers: Takers { drivers, classic }, watched, known: BTreeMap::new() })
+        let takers = Takers { drivers, classic };
+        Ok(Self { directory, takers, watched: BTreeMap::new(), known: BTreeMap::new() })
     }
 
     /// Follows the directory for as long as it is polled.
     pub(crate) async fn run(mut self) {
         loop {
+            // Before it is looked at: nothing that comes later is missed.
+            self.subscribe();
             self.look().await;
             let due = self.known.values().filter_map(|k| k.due).min();
             let timer = async {
@@ -98,40 +100,42 @@ impl Registration {
                     None => std::future::pending().await,
                 }
             };
-            let changes = self.watched.values().map(|s| Box::pin(s.changed()));
+            let changes: Vec<_> = self.watched.values().map(|s| Box::pin(s.changed())).collect();
+            let changed = async {
+                match changes.is_empty() {
+                    true => std::future::pending().await,
+                    false => drop(futures::future::select_all(changes).await),
+                }
+            };
             tokio::select! {
-                _ = futures::future::select_all(changes) => {}
+                () = changed => {}
                 () = timer => {}
+            }
+        }
+    }
+
+    /// Has the kernel tell of changes of the directory and those in it.
+    fn subscribe(&mut self) {
+        let mut directories = BTreeSet::new();
+        scan(&self.directory, &mut BTreeMap::new(), &mut directories);
+        self.watched.retain(|d, _| directories.contains(d));
+        for directory in directories {
+            if self.watched.contains_key(&directory) {
+                continue;
+            }
+            match subscribe(&directory) {
+                Ok(subscription) => drop(self.watched.insert(directory, subscription)),
+                Err(error) => {
+                    tracing::warn!(path = %directory.display(), %error, "cannot watch a directory of plugins")
+                }
             }
         }
     }
 
     /// Takes in what has come, and lets go of what has gone.
     pub(super) async fn look(&mut self) {
-        let (mut sockets, mut directories) = (BTreeMap::new(), BTreeSet::new());
-        scan(&self.directory, &mut sockets, &mut directories);
-        // The first one stays watched, whatever becomes of it.
-        self.watched.retain(|d, _| directories.contains(d) || *d == self.directory);
-        let mut fresh = false;
-        for directory in directories {
-            if self.watched.contains_key(&directory) {
-                continue;
-            }
-            match subscribe(&directory) {
-                Ok(subscription) => {
-                    self.watched.insert(directory, subscription);
-                    fresh = true;
-                }
-                Err(error) => {
-                    tracing::warn!(path = %directory.display(), %error, "cannot watch a directory of plugins")
-                }
-            }
-        }
-        if fresh {
-            // What came before the watch began.
-            sockets.clear();
-            scan(&self.directory, &mut sockets, &mut BTreeSet::new());
-        }
+        let mut sockets = BTreeMap::new();
+        scan(&self.directory, &mut sockets, &mut BTreeSet::new());
         let gone: Vec<PathBuf> =
             self.known.iter().filter(|(p, k)| sockets.get(*p) != Some(&k.identity)).map(|(p, _)| p.clone()).collect();
         for path in gone {
