@@ -3,7 +3,8 @@
 use super::names::validate_names;
 use super::spec::{self, Rules};
 use super::view::View;
-use super::{item_schema, open_api, visit};
+use super::{bounds, item_schema, open_api, visit};
+use crate::ObjectMeta;
 use crate::apps::workload::bump_generation;
 use crate::kind::{Context, Kind, ResourceInfo, STATUS};
 use crate::meta::expression::Expression;
@@ -210,7 +211,34 @@ impl Kind for CustomResourceDefinition {
             false,
         )
     };
-    crate::kind_codec!();
+
+    fn meta(&self) -> &ObjectMeta {
+        &self.metadata
+    }
+
+    fn meta_mut(&mut self) -> &mut ObjectMeta {
+        &mut self.metadata
+    }
+
+    fn from_json(bytes: &[u8]) -> Result<Self, serde_json::Error> {
+        serde_json::from_slice(bytes)
+    }
+
+    fn from_value(value: Value) -> Result<Self, serde_json::Error> {
+        serde_json::from_value(value)
+    }
+
+    fn to_json(&self) -> Vec<u8> {
+        serde_json::to_vec(&Kind::to_value(self)).expect("values have string keys only")
+    }
+
+    fn to_value(&self) -> Value {
+        let mut value = serde_json::to_value(self).expect("API types have string keys only");
+        let versions = value.pointer_mut("/spec/versions").and_then(Value::as_array_mut);
+        let schemas = versions.into_iter().flatten().filter_map(|v| v.pointer_mut("/schema/openAPIV3Schema"));
+        schemas.for_each(bounds::shorten);
+        value
+    }
 
     fn set_defaults(&mut self) {
         let names = &mut self.spec.names;

@@ -1,5 +1,6 @@
 //! The `apiextensions.k8s.io` API group: CustomResourceDefinition.
 
+mod bounds;
 mod conversion;
 mod definition;
 mod field_path;
