@@ -12,7 +12,7 @@ fn whole(number: &Number) -> Option<Number> {
 
 /// Writes the whole bounds of a schema and of those inside it as whole numbers. Values in `default`, `enum` and
 /// `example` stay as they were sent.
-pub(super) fn shorten(schema: &mut Value) {
+pub fn shorten_bounds(schema: &mut Value) {
     for (name, value) in schema.as_object_mut().into_iter().flatten() {
         match (name.as_str(), value) {
             ("maximum" | "minimum" | "multipleOf", Value::Number(number)) => {
@@ -21,10 +21,12 @@ pub(super) fn shorten(schema: &mut Value) {
                 }
             }
             ("properties" | "patternProperties" | "definitions" | "dependencies", Value::Object(schemas)) => {
-                schemas.values_mut().for_each(shorten);
+                schemas.values_mut().for_each(shorten_bounds);
             }
-            ("allOf" | "anyOf" | "oneOf" | "items", Value::Array(schemas)) => schemas.iter_mut().for_each(shorten),
-            ("not" | "items" | "additionalProperties" | "additionalItems", schema) => shorten(schema),
+            ("allOf" | "anyOf" | "oneOf" | "items", Value::Array(schemas)) => {
+                schemas.iter_mut().for_each(shorten_bounds)
+            }
+            ("not" | "items" | "additionalProperties" | "additionalItems", schema) => shorten_bounds(schema),
             _ => {}
         }
     }
@@ -48,7 +50,7 @@ mod tests {
             })
         };
         let mut given = schema(json!(-7.0), json!(3.0));
-        shorten(&mut given);
+        shorten_bounds(&mut given);
         assert_eq!(given.to_string(), schema(json!(-7), json!(3.0)).to_string());
     }
 }

@@ -236,7 +236,7 @@ impl Kind for CustomResourceDefinition {
         let mut value = serde_json::to_value(self).expect("API types have string keys only");
         let versions = value.pointer_mut("/spec/versions").and_then(Value::as_array_mut);
         let schemas = versions.into_iter().flatten().filter_map(|v| v.pointer_mut("/schema/openAPIV3Schema"));
-        schemas.for_each(bounds::shorten);
+        schemas.for_each(bounds::shorten_bounds);
         value
     }
 

@@ -11,6 +11,7 @@ mod spec;
 mod structural;
 mod view;
 
+pub use bounds::shorten_bounds;
 pub use definition::{STRING_FORMATS, default_values, is_established};
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{

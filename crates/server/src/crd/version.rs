@@ -5,6 +5,7 @@ use super::resource::CustomObject;
 use super::rules::Rules;
 use super::schema::Node;
 use super::{shape, validation};
+use gantry_api::apiextensions::shorten_bounds;
 use gantry_api::k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
     CustomResourceDefinition, CustomResourceDefinitionVersion,
 };
@@ -88,6 +89,8 @@ pub fn version_schemas(crd: &CustomResourceDefinition) -> HashMap<String, Arc<Ve
         if open_api.is_object() && !fields.is_empty() {
             open_api["x-kubernetes-selectable-fields"] = fields.into();
         }
+        // What is published.
+        shorten_bounds(&mut open_api);
         let version = VersionSchema {
             api_version: format!("{group}/{}", v.name),
             rules,
