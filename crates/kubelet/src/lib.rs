@@ -72,7 +72,8 @@ pub async fn run(
     let machine = Machine::inspect(&cfg).map_err(Error::Machine)?;
     let directory = cfg.data_dir.join("kubelet");
     let read = Devices::open(client.clone(), &cfg.node_name, &directory);
-    let devices = read.map_err(|source| Error::Io { what: "read what is prepared of devices in", path: directory, source })?;
+    let devices =
+        read.map_err(|source| Error::Io { what: "read what is prepared of devices in", path: directory, source })?;
     let directory = cfg.data_dir.join("kubelet/plugins_registry");
     let plugins = devices.registration(directory.clone());
     let plugins = plugins.map_err(|source| Error::Io { what: "create", path: directory, source })?;

@@ -524,7 +524,9 @@ impl Worker {
             let Some(container) = container.filter(|c| c.resources.as_ref().is_some_and(asks)) else { continue };
             let devices = self.agent.devices.health_of(&self.pod, container);
             shown.allocated_resources_status = match devices.is_empty() {
-                true => plan::recorded_status(&self.pod, &shown.name).and_then(|r| r.allocated_resources_status.clone()),
+                true => {
+                    plan::recorded_status(&self.pod, &shown.name).and_then(|r| r.allocated_resources_status.clone())
+                }
                 false => Some(devices),
             };
         }
