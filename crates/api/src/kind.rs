@@ -217,6 +217,8 @@ pub trait Kind: Clone + Debug + Default + PartialEq + Send + Sync + 'static {
     fn to_json(&self) -> Vec<u8>;
     /// Encodes as a JSON tree.
     fn to_value(&self) -> Value;
+    /// Gives back the room that decoding took and a cached object does not need; for kinds of which there are many.
+    fn shrink(&mut self) {}
 
     /// Fills in what upstream's defaulting fills in.
     fn set_defaults(&mut self) {}

@@ -22,6 +22,8 @@ use k8s_openapi::api::scheduling::{v1 as scheduling, v1beta1 as scheduling_beta}
 use k8s_openapi::api::storage::v1 as storage;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1 as apiextensions;
 use k8s_openapi::kube_aggregator::pkg::apis::apiregistration::v1 as apiregistration;
+use std::collections::HashMap;
+use std::sync::LazyLock;
 
 /// Every built-in resource, in discovery's order within its group.
 pub static ALL: &[&dyn Resource] = &[
@@ -109,10 +111,16 @@ pub static WAITING: &[&dyn Resource] = &[
 /// The built-in resource with this group, version and plural name, whether its version is on or not.
 #[must_use]
 pub fn find(group: &str, version: &str, plural: &str) -> Option<&'static dyn Resource> {
-    ALL.iter().chain(OPTIONAL).copied().find(|r| {
-        let i = r.info();
-        i.group == group && i.version == version && i.plural == plural
-    })
+    // Asked several times for each request.
+    static BY_PLURAL: LazyLock<HashMap<&str, Vec<&dyn Resource>>> = LazyLock::new(|| {
+        let mut by_plural: HashMap<&str, Vec<&dyn Resource>> = HashMap::new();
+        for r in ALL.iter().chain(OPTIONAL) {
+            by_plural.entry(r.info().plural).or_default().push(*r);
+        }
+        by_plural
+    });
+    let found = BY_PLURAL.get(plural)?.iter().find(|r| r.info().group == group && r.info().version == version);
+    found.copied()
 }
 
 #[cfg(test)]

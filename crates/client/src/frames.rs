@@ -87,6 +87,7 @@ impl<K: Kind> Item for K {
     }
     fn slim(&mut self) {
         self.meta_mut().managed_fields = None;
+        self.shrink();
     }
 }
 

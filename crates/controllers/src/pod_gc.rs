@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use gantry_api::Time;
 use gantry_api::meta::object::Meta;
 use gantry_client::{Api, DeleteParams, Patch, PatchParams};
-use gantry_reconcile::{Change, Controller, Error, Informer, Outcome, Queue, runner, wait_synced};
+use gantry_reconcile::{Change, Controller, Error, Index, Informer, Outcome, Queue, runner, wait_synced};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
@@ -32,8 +32,12 @@ pub const RULES: &[Rule] = &[
     EVENTS,
 ];
 
+/// Where the index has the pods that are being deleted, and those that have ended; else each is under its node's name.
+const GOING: &str = "/going";
+const FINISHED: &str = "/finished";
+
 struct PodGc {
-    pods: Informer<Pod>,
+    pods: Index<Pod>,
     nodes: Informer<Node>,
     missing: Mutex<BTreeMap<String, Instant>>,
     setup: Setup,
@@ -79,8 +83,18 @@ pub async fn run(setup: Setup) {
     }
     queue.add(KEY.to_owned());
     let cancel = setup.cancel.clone();
+    let pods = pods.index("collected", places);
     let controller = Arc::new(PodGc { pods, nodes, missing: Mutex::default(), setup });
     runner::run(controller, queue, 1, cancel).await;
+}
+
+/// Under what the index has a pod: reasons to look at it, so that the others need not be.
+fn places(pod: &Pod) -> Vec<String> {
+    let node = pod_state::node_name(pod);
+    let going = pod.metadata.deletion_timestamp.is_some().then_some(GOING);
+    let finished = pod_state::is_finished(pod).then_some(FINISHED);
+    let node = (!node.is_empty()).then_some(node);
+    [going, finished, node].into_iter().flatten().map(str::to_owned).collect()
 }
 
 fn is_out_of_service(node: &Node) -> bool {
@@ -159,10 +173,17 @@ impl Controller for PodGc {
     }
 
     async fn reconcile(&self, _: &str) -> Result<Outcome, Error> {
-        let (pods, nodes) = (self.pods.list(), self.nodes.list());
-        let (gone, wait) = self.gone(&pods).await?;
+        let (gone, wait) = self.gone().await?;
+        let threshold = self.setup.config.terminated_pod_threshold;
+        let mut pods = self.pods.get(GOING);
+        if threshold > 0 && self.pods.count(FINISHED) > threshold {
+            pods.extend(self.pods.get(FINISHED));
+        }
+        pods.extend(gone.iter().flat_map(|node| self.pods.get(node)));
+        pods.sort_by_key(|pod| pod.metadata.key());
+        pods.dedup_by_key(|pod| pod.metadata.key());
         let mut errors = Vec::new();
-        for (pod, why) in decide(&pods, &nodes, &gone, self.setup.config.terminated_pod_threshold) {
+        for (pod, why) in decide(&pods, &self.nodes.list(), &gone, threshold) {
             info!(pod = %pod.metadata.key(), reason = ?why, "deleting pod");
             if let Err(e) = self.delete(&pod, why).await {
                 errors.push(e);
@@ -175,10 +196,9 @@ impl Controller for PodGc {
 
 impl PodGc {
     /// Nodes of pods that have been missing for long enough, by the server's word; and when to look at the others.
-    async fn gone(&self, pods: &[Arc<Pod>]) -> Result<(BTreeSet<String>, Option<Duration>), Error> {
-        let named: BTreeSet<&str> = pods.iter().map(|p| pod_state::node_name(p)).filter(|n| !n.is_empty()).collect();
-        let absent: BTreeSet<String> =
-            named.into_iter().filter(|n| self.nodes.get("", n).is_none()).map(str::to_owned).collect();
+    async fn gone(&self) -> Result<(BTreeSet<String>, Option<Duration>), Error> {
+        let named = self.pods.values().into_iter().filter(|n| !n.starts_with('/'));
+        let absent: BTreeSet<String> = named.filter(|n| self.nodes.get("", n).is_none()).collect();
         let (mut due, mut wait) = (Vec::new(), None);
         {
             let mut missing = self.missing.lock();

@@ -27,8 +27,9 @@ pub fn split_key(key: &str) -> (&str, &str) {
     key.split_once('/').unwrap_or(("", key))
 }
 
-/// Objects whose decoded form is kept beside their text. A decoded Pod is four times its text and more; but who reads all
-/// objects of a kind at each change must not decode them each time, so this is more than most clusters have of any kind.
+/// Objects whose decoded form is always kept beside their text; a decoded Pod is twice its text.
+const DECODED_MIN: usize = 1 << 10;
+/// The same where somebody reads that many. Who reads all objects of a kind at each change must not decode them each time.
 const DECODED_MAX: usize = 16 << 10;
 
 /// An object with the text it was read from, where that may be kept instead.
@@ -117,19 +118,28 @@ struct State<T> {
     indexes: Vec<IndexData<T>>,
     /// Keys of objects that are decoded and have a text, in the order they came to be. May name some that are no more.
     decoded: VecDeque<Key>,
+    /// How many of those there may be: one more for each that a reader found undecoded, one less for each change.
+    decoded_max: usize,
 }
 
 impl<T: Item> State<T> {
-    /// Notes that the object at `key` is decoded, and lets go of the one that was first.
+    /// Notes that the object at `key` is decoded, and lets go of those that were first.
     fn decoded(&mut self, key: Key) {
         self.decoded.push_back(key);
-        if self.decoded.len() > DECODED_MAX
+        while self.decoded.len() > self.decoded_max
             && let Some(first) = self.decoded.pop_front()
-            && let Some(slot) = self.objects.get_mut(&first)
-            && slot.json.is_some()
         {
-            slot.decoded = None;
+            if let Some(slot) = self.objects.get_mut(&first)
+                && slot.json.is_some()
+            {
+                slot.decoded = None;
+            }
         }
+    }
+
+    /// A reader found so many objects undecoded.
+    fn missed(&mut self, count: usize) {
+        self.decoded_max = (self.decoded_max + count).min(DECODED_MAX);
     }
 
     fn put(&mut self, object: Arc<T>, json: Option<Bytes>) -> Option<Arc<T>> {
@@ -145,6 +155,7 @@ impl<T: Item> State<T> {
             }
             index.insert(&key, &object);
         }
+        self.decoded_max = (self.decoded_max - 1).max(DECODED_MIN);
         if has_text && !noted {
             self.decoded(key);
         }
@@ -170,7 +181,12 @@ impl<T> Clone for Store<T> {
 
 impl<T: Item> Default for Store<T> {
     fn default() -> Self {
-        let state = State { objects: BTreeMap::new(), indexes: Vec::new(), decoded: VecDeque::new() };
+        let state = State {
+            objects: BTreeMap::new(),
+            indexes: Vec::new(),
+            decoded: VecDeque::new(),
+            decoded_max: DECODED_MIN,
+        };
         Self(Arc::new(Mutex::new(state)))
     }
 }
@@ -231,6 +247,7 @@ impl<T: Item> Store<T> {
         }
         if !kept.is_empty() {
             let state = &mut *self.0.lock();
+            state.missed(kept.len());
             for (key, json, object) in kept {
                 let same = |slot: &Slot<T>| slot.json.as_ref().map(|j| j.as_ptr()) == json.as_ref().map(|j| j.as_ptr());
                 if let Some(slot) = state.objects.get_mut(&key)
@@ -372,11 +389,12 @@ mod tests {
             let json = serde_json::to_vec(&*object).unwrap();
             s.put_with(object, Some(json.into()))
         };
-        let count = DECODED_MAX * 2;
+        let decoded = || s.0.lock().objects.values().filter(|o| o.decoded.is_some()).count();
+        let count = DECODED_MIN * 2;
         for n in 0..count {
             put(n, "red");
         }
-        assert_eq!(s.0.lock().objects.values().filter(|o| o.decoded.is_some()).count(), DECODED_MAX);
+        assert_eq!(decoded(), DECODED_MIN);
         // What goes out of use is read again; while it is in use there is one of it.
         let first = s.get("n", "00000").unwrap();
         assert!(Arc::ptr_eq(&first, &s.get("n", "00000").unwrap()));
@@ -386,11 +404,20 @@ mod tests {
         assert!(s.0.lock().objects["n/00000"].decoded.is_none());
         assert!(Arc::ptr_eq(&first, &s.get("n", "00000").unwrap()));
         assert_eq!((by_tag.count("red"), by_tag.get("blue").len(), s.list().len()), (1, count - 1, count));
+        // Somebody reads all: so many are kept decoded, until changes come without such readers. (The first one was in use.)
+        assert_eq!(decoded(), count - 1);
         assert_eq!(put(0, "blue").as_deref(), Some(&*first));
+        for n in 0..count {
+            put(count + n, "green");
+        }
+        assert_eq!(decoded(), DECODED_MIN);
+        for n in 0..count {
+            assert!(s.take(&format!("n/{:05}", count + n)).is_some());
+        }
         for n in 0..count {
             assert!(s.take(&format!("n/{n:05}")).is_some());
         }
-        assert!(s.is_empty() && by_tag.values().is_empty() && s.0.lock().decoded.len() <= DECODED_MAX);
+        assert!(s.is_empty() && by_tag.values().is_empty() && s.0.lock().decoded.len() <= DECODED_MIN);
     }
 
     #[test]

@@ -59,8 +59,10 @@ impl ClusterChange {
 pub struct Waiting {
     /// What the queue knows it by: a pod's UID, or what names the group.
     pub id: String,
-    /// The pod, or those of the group.
+    /// The pod, or those of the group; of what was popped.
     pub pods: Vec<Arc<PodInfo>>,
+    /// The key of a pod that waits for long: it is looked up again when its turn comes.
+    parked: Option<String>,
     /// Whether the pods are of a group that is placed together.
     pub together: bool,
     priority: i32,
@@ -99,9 +101,13 @@ pub struct Standing {
 
 type Rank = (std::cmp::Reverse<i32>, u64);
 
+/// Finds a pod by its key.
+type Find = Box<dyn Fn(&str) -> Option<Arc<PodInfo>> + Send + Sync>;
+
 /// The queue. Keyed by what entries are known by, see [`Waiting`].
-#[derive(Debug)]
 pub struct Queue {
+    /// Where pods that wait for long are found again.
+    find: Option<Find>,
     /// First back-off after a failed attempt; doubles with each.
     backoff_initial: Duration,
     /// Longest back-off.
@@ -141,6 +147,7 @@ impl Queue {
     #[must_use]
     pub fn new(backoff_initial: Duration, backoff_max: Duration) -> Self {
         Self {
+            find: None,
             backoff_initial,
             backoff_max,
             pods: HashMap::new(),
@@ -154,6 +161,13 @@ impl Queue {
         }
     }
 
+    /// Lets go of pods that nothing helps, of which there may be many, and finds them by key when their turn comes.
+    #[must_use]
+    pub fn finding(mut self, find: impl Fn(&str) -> Option<Arc<PodInfo>> + Send + Sync + 'static) -> Self {
+        self.find = Some(Box::new(find));
+        self
+    }
+
     fn backoff(&self, attempts: u32) -> Duration {
         self.backoff_initial.saturating_mul(1 << attempts.saturating_sub(1).min(20)).min(self.backoff_max)
     }
@@ -162,7 +176,8 @@ impl Queue {
     pub fn put(&mut self, pod: Arc<PodInfo>, spec_changed: bool) {
         let (uid, priority, held) = (pod.uid.clone(), pod.priority, is_gated(&pod) || self.held.contains(&pod.uid));
         let entry = self.entry(&uid);
-        self.enter(Waiting { pods: vec![pod], together: false, priority, ..entry }, held, spec_changed);
+        let waiting = Waiting { pods: vec![pod], parked: None, together: false, priority, ..entry };
+        self.enter(waiting, held, spec_changed);
     }
 
     /// Adds or replaces the waiting pods of a group. While it is `held` it is not tried; it is tried at once where pods
@@ -187,6 +202,7 @@ impl Queue {
         Waiting {
             id: id.to_owned(),
             pods: Vec::new(),
+            parked: None,
             together: false,
             priority: 0,
             attempts: 0,
@@ -205,7 +221,21 @@ impl Queue {
         self.set(waiting.id.clone(), waiting, next);
     }
 
-    fn set(&mut self, uid: String, waiting: Waiting, place: Place) {
+    /// Lets go of the pod where it can be found again and nobody asks for it meanwhile: as one that was promised a node, or
+    /// that waits for devices.
+    fn park(&self, waiting: &mut Waiting) {
+        if let [pod] = waiting.pods.as_slice()
+            && self.find.is_some()
+            && !waiting.together
+            && pod.nominated_node().is_none()
+            && !waiting.rejected_by.contains(crate::devices::PLUGIN)
+        {
+            waiting.parked = Some(pod.key.clone());
+            waiting.pods = Vec::new();
+        }
+    }
+
+    fn set(&mut self, uid: String, mut waiting: Waiting, place: Place) {
         self.take(&uid);
         match place {
             Place::Active => {
@@ -228,6 +258,9 @@ impl Queue {
             } else {
                 self.nominated.remove(&pod.uid);
             }
+        }
+        if matches!(place, Place::Unschedulable(_)) {
+            self.park(&mut waiting);
         }
         self.pods.insert(uid, (waiting, place));
     }
@@ -270,11 +303,20 @@ impl Queue {
     /// Takes what is to be placed next.
     pub fn pop(&mut self, now: Instant) -> Option<Waiting> {
         self.expire(now);
-        let (_, uid) = self.active.pop_first()?;
-        self.since_pop.clear();
-        let (waiting, place) = self.pods.get_mut(&uid)?;
-        *place = Place::InFlight;
-        Some(waiting.clone())
+        loop {
+            let (_, uid) = self.active.pop_first()?;
+            self.since_pop.clear();
+            let (waiting, place) = self.pods.get_mut(&uid)?;
+            *place = Place::InFlight;
+            let Some(key) = waiting.parked.take() else { return Some(waiting.clone()) };
+            let found = self.find.as_ref().and_then(|find| find(&key)).filter(|pod| pod.uid == uid);
+            if let Some(pod) = found {
+                waiting.pods = vec![pod];
+                return Some(waiting.clone());
+            }
+            // It is gone, and whoever tells so is on the way.
+            self.pods.remove(&uid);
+        }
     }
 
     /// When the next timer fires.
@@ -490,5 +532,25 @@ mod tests {
         q.unschedulable("a", ["TaintToleration"].into(), Instant::now());
         tokio::time::advance(Duration::from_secs(301)).await;
         assert_eq!(popped(&mut q), Some("a".into()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pod_that_waits_for_long_is_found_again() {
+        let known = Arc::new(parking_lot::Mutex::new(Some(pod("a", 0, false))));
+        let there = known.clone();
+        let queue = Queue::new(Duration::from_secs(1), Duration::from_secs(10));
+        let mut q = queue.finding(move |_| there.lock().clone());
+        q.put(known.lock().clone().unwrap(), false);
+        popped(&mut q);
+        q.unschedulable("a", ["NodeAffinity"].into(), Instant::now());
+        assert_eq!(known.lock().as_ref().map(Arc::strong_count), Some(1));
+        q.changed(ClusterChange::NodeUpdated, Instant::now());
+        tokio::time::advance(Duration::from_secs(2)).await;
+        assert_eq!(q.pop(Instant::now()).unwrap().pods[0].uid, "a");
+        q.unschedulable("a", ["NodeAffinity"].into(), Instant::now());
+        *known.lock() = None;
+        q.changed(ClusterChange::NodeUpdated, Instant::now());
+        tokio::time::advance(Duration::from_secs(5)).await;
+        assert_eq!((popped(&mut q), q.depths()), (None, (0, 0, 0, 0)));
     }
 }

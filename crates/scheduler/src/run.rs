@@ -124,7 +124,10 @@ pub async fn run(client: Client, informers: &Informers, config: SchedulerConfig,
         client,
         state: Mutex::new(State {
             snapshot: Snapshot::default(),
-            queue: Queue::new(backoff_initial, backoff_max),
+            queue: Queue::new(backoff_initial, backoff_max).finding({
+                let pods = pods.store().clone();
+                move |key| pods.by_key(key).map(|pod| Arc::new(PodInfo::new(pod)))
+            }),
             assumed: HashMap::new(),
             groups: Groups::default(),
             shares_nodes: false,

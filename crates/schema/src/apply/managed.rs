@@ -96,8 +96,8 @@ pub(super) fn decode(object: &Value) -> Result<Managed, String> {
                 return Err(format!("invalid fieldsType {other:?} in managed fields entry {index}"));
             }
         }
-        let fields = entry.get("fieldsV1").cloned().unwrap_or_else(|| Value::Object(Map::new()));
-        let set = FieldSet::from_fields_v1(&fields).map_err(|error| {
+        let set = entry.get("fieldsV1").map_or_else(|| Ok(FieldSet::new()), FieldSet::from_fields_v1);
+        let set = set.map_err(|error| {
             format!("error decoding versioned set of {:?}: error decoding set: {error}", text("manager"))
         })?;
         let id = ManagerId {

@@ -1,5 +1,8 @@
 //! Writes and their effect on ownership.
 
+use std::collections::BTreeMap;
+use std::sync::LazyLock;
+
 use serde_json::{Map, Value};
 
 use super::managed::{self, Managed, ManagerId, Owned};
@@ -123,6 +126,28 @@ struct Versioned {
     object: Value,
 }
 
+/// How two objects differ.
+struct Comparisons<'a> {
+    /// The version of this endpoint.
+    own: &'a str,
+    /// In that version.
+    whole: Comparison,
+    /// The same without the fields this endpoint does not write, where there are such.
+    kept: Option<Comparison>,
+    /// In other versions, without those fields.
+    others: BTreeMap<String, Comparison>,
+}
+
+impl Comparisons<'_> {
+    /// What counts for owners that wrote through a version; nothing where that is not served.
+    fn of(&self, api_version: &str) -> Option<&Comparison> {
+        match api_version == self.own {
+            true => Some(self.kept.as_ref().unwrap_or(&self.whole)),
+            false => self.others.get(api_version),
+        }
+    }
+}
+
 impl<'a> FieldManager<'a> {
     /// Sets `metadata.managedFields` of an object that is about to be written by anything but apply. `live` is absent
     /// for a create. `now` is RFC 3339 in whole seconds.
@@ -148,9 +173,7 @@ impl<'a> FieldManager<'a> {
         let exists = live.pointer("/metadata/uid").and_then(Value::as_str).is_some_and(|uid| !uid.is_empty());
         if !owners.is_empty() || !exists {
             let id = ManagerId::new(manager, false, self.api_version, self.subresource);
-            let mut bare = live.clone();
-            managed::strip(&mut bare);
-            self.track(&bare, &new, &mut owners, id, now);
+            self.track(live, &new, &mut owners, id, now);
         }
         managed::encode(&mut new, &owners);
         new
@@ -223,18 +246,17 @@ impl<'a> FieldManager<'a> {
         })
     }
 
-    /// Updates ownership for a write from `live` to `new`, both without their entries.
+    /// Updates ownership for a write from `live` to `new`. The entries in them do not count: they are nobody's.
     fn track(&self, live: &Value, new: &Value, owners: &mut Managed, id: ManagerId, now: &str) {
-        let comparison = self.yield_to(live, new, owners, None);
-        let changed = comparison.modified.union(&comparison.added);
-        let changed = match self.reset_fields {
-            Some(fields) => changed.recursive_difference(fields),
-            None => changed,
-        };
-        let changed = changed.difference(&untracked());
+        let Comparison { added, modified, .. } = self.yield_to(live, new, owners, None);
+        let mut changed = modified.with(added);
+        if let Some(fields) = self.reset_fields {
+            changed.subtract_whole(fields);
+        }
+        changed.subtract(&UNTRACKED);
         if !changed.is_empty() {
-            let set = match owners.get(&id) {
-                Some(previous) => changed.union(&previous.set),
+            let set = match owners.remove(&id) {
+                Some(previous) => changed.with(previous.set),
                 None => changed,
             };
             let api_version = self.api_version.to_owned();
@@ -246,47 +268,49 @@ impl<'a> FieldManager<'a> {
     /// Takes from all owners but `except` what a write changed or removed, and forgets those of versions not served.
     /// Returns how the objects differ in this endpoint's version.
     fn yield_to(&self, live: &Value, new: &Value, owners: &mut Managed, except: Option<&ManagerId>) -> Comparison {
-        let (comparisons, whole) = self.compare_all(live, new, owners, except);
+        let comparisons = self.compare_all(live, new, owners, except);
         owners.retain(|id, owned| {
             if Some(id) == except {
                 return !owned.set.is_empty();
             }
-            let Some(comparison) = comparisons.get(&owned.api_version) else {
+            let Some(comparison) = comparisons.of(&owned.api_version) else {
                 return false;
             };
-            let taken = comparison.modified.union(&comparison.added).union(&comparison.removed);
-            owned.set = owned.set.difference(&taken);
+            owned.set.subtract(&comparison.modified);
+            owned.set.subtract(&comparison.added);
+            owned.set.subtract(&comparison.removed);
             !owned.set.is_empty()
         });
-        whole
+        comparisons.whole
     }
 
-    /// How the objects differ in each version that has an owner (without the reset fields), and in this one (with them).
-    fn compare_all(
-        &self,
-        live: &Value,
-        new: &Value,
-        owners: &Managed,
-        except: Option<&ManagerId>,
-    ) -> (std::collections::BTreeMap<String, Comparison>, Comparison) {
+    /// How the objects differ in each version that has an owner.
+    fn compare_all(&self, live: &Value, new: &Value, owners: &Managed, except: Option<&ManagerId>) -> Comparisons<'_> {
         let whole = typed::compare(live, new, Some(self.schema));
-        let mut comparisons = std::collections::BTreeMap::new();
-        comparisons.insert(self.api_version.to_owned(), whole.without(self.reset_fields));
-        for (id, owned) in owners {
-            if Some(id) == except || comparisons.contains_key(&owned.api_version) {
+        let kept = self.reset_fields.map(|fields| whole.without(fields));
+        let mut others = BTreeMap::new();
+        let foreign = |(id, owned): &(&ManagerId, &Owned)| Some(*id) != except && owned.api_version != self.api_version;
+        for (_, Owned { api_version, .. }) in owners.iter().filter(foreign) {
+            if others.contains_key(api_version) {
                 continue;
             }
-            let version = &owned.api_version;
-            if let (Some(live), Some(new), Some(schema)) = (
-                self.versions.convert(live, version),
-                self.versions.convert(new, version),
-                self.versions.schema(version),
-            ) {
-                let comparison = typed::compare(&live, &new, Some(schema)).without(self.reset_fields);
-                comparisons.insert(version.clone(), comparison);
+            let convert = |object: &Value| {
+                let mut object = object.clone();
+                managed::strip(&mut object);
+                self.versions.convert(&object, api_version)
+            };
+            if let (Some(live), Some(new), Some(schema)) =
+                (convert(live), convert(new), self.versions.schema(api_version))
+            {
+                let comparison = typed::compare(&live, &new, Some(schema));
+                let comparison = match self.reset_fields {
+                    Some(fields) => comparison.without(fields),
+                    None => comparison,
+                };
+                others.insert(api_version.clone(), comparison);
             }
         }
-        (comparisons, whole)
+        Comparisons { own: self.api_version, whole, kept, others }
     }
 
     /// One apply on an object without its entries.
@@ -314,11 +338,11 @@ impl<'a> FieldManager<'a> {
             Some(last) if !last.set.is_empty() => self.prune(merged, &owners, &last),
             _ => merged,
         };
-        let (comparisons, _) = self.compare_all(live, &merged, &owners, Some(&id));
+        let comparisons = self.compare_all(live, &merged, &owners, Some(&id));
         if !force {
             let mut conflicts = Vec::new();
             for (other, owned) in owners.iter().filter(|(other, _)| **other != id) {
-                let Some(comparison) = comparisons.get(&owned.api_version) else {
+                let Some(comparison) = comparisons.of(&owned.api_version) else {
                     continue;
                 };
                 let taken = owned.set.intersection(&comparison.modified.union(&comparison.added));
@@ -336,7 +360,7 @@ impl<'a> FieldManager<'a> {
         self.yield_to(live, &merged, &mut owners, Some(&id));
         let changed = !path::equal(live, &merged);
         if let Some(owned) = owners.get_mut(&id) {
-            owned.set = owned.set.difference(&untracked());
+            owned.set.subtract(&UNTRACKED);
             if changed {
                 owned.time = Some(now.to_owned());
             }
@@ -436,7 +460,7 @@ fn group_version(api_version: &str) -> String {
 }
 
 /// Fields that are nobody's: they identify the object or are kept by the server.
-fn untracked() -> FieldSet {
+static UNTRACKED: LazyLock<FieldSet> = LazyLock::new(|| {
     FieldSet::from_paths(&[
         &["apiVersion"],
         &["kind"],
@@ -451,7 +475,7 @@ fn untracked() -> FieldSet {
         &["metadata", "managedFields"],
         &["metadata", "resourceVersion"],
     ])
-}
+});
 
 /// Keeps the annotation of client-side apply in step, so that one may go back to it.
 fn renew_last_applied(object: &mut Value, config: &Value) {

@@ -1,6 +1,6 @@
 //! Sets of field paths, and `fieldsV1`, the form in which they are stored.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::cmp::Ordering;
 
 use serde_json::{Map, Value};
 
@@ -19,8 +19,22 @@ use crate::schema::{Schema, Shape};
 /// ```
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct FieldSet {
-    members: BTreeSet<PathElement>,
-    children: BTreeMap<PathElement, FieldSet>,
+    /// In the order of their steps; each is a member, or has something below, or both.
+    nodes: Vec<Node>,
+}
+
+/// One step, whether it ends a path of the set, and the paths that go through it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Node {
+    step: PathElement,
+    member: bool,
+    below: FieldSet,
+}
+
+impl Node {
+    fn is_void(&self) -> bool {
+        !self.member && self.below.nodes.is_empty()
+    }
 }
 
 impl FieldSet {
@@ -39,14 +53,37 @@ impl FieldSet {
         set
     }
 
+    fn find(&self, step: &PathElement) -> Result<usize, usize> {
+        self.nodes.binary_search_by(|node| node.step.cmp(step))
+    }
+
+    fn node(&self, step: &PathElement) -> Option<&Node> {
+        self.find(step).ok().map(|at| &self.nodes[at])
+    }
+
     /// Adds a path; the empty path (the root) is in no set.
     pub fn insert(&mut self, path: &[PathElement]) {
-        match path {
-            [] => {}
-            [last] => {
-                self.members.insert(last.clone());
-            }
-            [first, rest @ ..] => self.children.entry(first.clone()).or_default().insert(rest),
+        let [first, rest @ ..] = path else { return };
+        let at = self.find(first).unwrap_or_else(|at| {
+            self.nodes.insert(at, Node { step: first.clone(), member: false, below: FieldSet::new() });
+            at
+        });
+        match rest {
+            [] => self.nodes[at].member = true,
+            rest => self.nodes[at].below.insert(rest),
+        }
+    }
+
+    /// Adds a step that comes after all that are there; nothing where there is nothing to add.
+    pub(super) fn push(&mut self, step: PathElement, part: Part) {
+        self.push_with(|| step, part);
+    }
+
+    /// The same with a step that is made only where it is needed.
+    pub(super) fn push_with(&mut self, step: impl FnOnce() -> PathElement, part: Part) {
+        let Part { member, below } = part;
+        if member || !below.is_empty() {
+            self.nodes.push(Node { step: step(), member, below });
         }
     }
 
@@ -54,104 +91,150 @@ impl FieldSet {
     pub fn has(&self, path: &[PathElement]) -> bool {
         match path {
             [] => false,
-            [last] => self.members.contains(last),
-            [first, rest @ ..] => self.children.get(first).is_some_and(|child| child.has(rest)),
+            [last] => self.has_member(last),
+            [first, rest @ ..] => self.node(first).is_some_and(|node| node.below.has(rest)),
         }
     }
 
     /// Whether no path is in the set.
     pub fn is_empty(&self) -> bool {
-        self.members.is_empty() && self.children.values().all(FieldSet::is_empty)
+        self.nodes.is_empty()
     }
 
     /// Number of paths.
     pub fn len(&self) -> usize {
-        self.members.len() + self.children.values().map(FieldSet::len).sum::<usize>()
+        self.nodes.iter().map(|node| usize::from(node.member) + node.below.len()).sum()
     }
 
     /// The part below one step, if there is any.
     pub(super) fn below(&self, step: &PathElement) -> Option<&FieldSet> {
-        self.children.get(step).filter(|child| !child.is_empty())
+        self.node(step).map(|node| &node.below).filter(|below| !below.is_empty())
     }
 
     pub(super) fn has_member(&self, step: &PathElement) -> bool {
-        self.members.contains(step)
+        self.node(step).is_some_and(|node| node.member)
     }
 
     /// Paths in either.
+    #[must_use]
     pub fn union(&self, other: &FieldSet) -> FieldSet {
-        let mut children = self.children.clone();
-        for (step, child) in &other.children {
-            let merged = match children.get(step) {
-                Some(own) => own.union(child),
-                None => child.clone(),
-            };
-            children.insert(step.clone(), merged);
+        self.clone().with(other.clone())
+    }
+
+    /// Paths in either.
+    #[must_use]
+    pub fn with(self, other: FieldSet) -> FieldSet {
+        if self.nodes.is_empty() {
+            return other;
         }
-        FieldSet { members: self.members.union(&other.members).cloned().collect(), children }
+        if other.nodes.is_empty() {
+            return self;
+        }
+        let mut nodes = Vec::with_capacity(self.nodes.len().max(other.nodes.len()));
+        let (mut left, mut right) = (self.nodes.into_iter().peekable(), other.nodes.into_iter().peekable());
+        while let (Some(a), Some(b)) = (left.peek(), right.peek()) {
+            match a.step.cmp(&b.step) {
+                Ordering::Less => nodes.extend(left.next()),
+                Ordering::Greater => nodes.extend(right.next()),
+                Ordering::Equal => {
+                    if let (Some(a), Some(b)) = (left.next(), right.next()) {
+                        nodes.push(Node { step: a.step, member: a.member || b.member, below: a.below.with(b.below) });
+                    }
+                }
+            }
+        }
+        nodes.extend(left);
+        nodes.extend(right);
+        FieldSet { nodes }
     }
 
     /// Paths in both.
+    #[must_use]
     pub fn intersection(&self, other: &FieldSet) -> FieldSet {
-        let children = self.children.iter().filter_map(|(step, child)| {
-            let common = child.intersection(other.children.get(step)?);
-            (!common.is_empty()).then(|| (step.clone(), common))
-        });
-        FieldSet { members: self.members.intersection(&other.members).cloned().collect(), children: children.collect() }
+        let common = |node: &Node| {
+            let there = other.node(&node.step)?;
+            let (member, below) = (node.member && there.member, node.below.intersection(&there.below));
+            (member || !below.is_empty()).then(|| Node { step: node.step.clone(), member, below })
+        };
+        FieldSet { nodes: self.nodes.iter().filter_map(common).collect() }
     }
 
     /// Paths here and not there.
+    #[must_use]
     pub fn difference(&self, other: &FieldSet) -> FieldSet {
-        let children = self.children.iter().filter_map(|(step, child)| {
-            let left = match other.children.get(step) {
-                Some(taken) => child.difference(taken),
-                None => child.clone(),
-            };
-            (!left.is_empty()).then(|| (step.clone(), left))
+        let mut left = self.clone();
+        left.subtract(other);
+        left
+    }
+
+    /// Takes the paths away that are there.
+    pub(super) fn subtract(&mut self, other: &FieldSet) {
+        if other.nodes.is_empty() {
+            return;
+        }
+        self.nodes.retain_mut(|node| {
+            let Some(taken) = other.node(&node.step) else { return true };
+            node.member &= !taken.member;
+            node.below.subtract(&taken.below);
+            !node.is_void()
         });
-        FieldSet { members: self.members.difference(&other.members).cloned().collect(), children: children.collect() }
     }
 
     /// Paths here, without those there and without all that is below those there.
+    #[must_use]
     pub fn recursive_difference(&self, other: &FieldSet) -> FieldSet {
-        let children =
-            self.children.iter().filter(|(step, _)| !other.members.contains(step)).filter_map(|(step, child)| {
-                let left = match other.children.get(step) {
-                    Some(taken) => child.recursive_difference(taken),
-                    None => child.clone(),
-                };
-                (!left.is_empty()).then(|| (step.clone(), left))
-            });
-        FieldSet { members: self.members.difference(&other.members).cloned().collect(), children: children.collect() }
+        let mut left = self.clone();
+        left.subtract_whole(other);
+        left
+    }
+
+    /// Takes the paths away that are there, and all that is below them.
+    pub(super) fn subtract_whole(&mut self, other: &FieldSet) {
+        if other.nodes.is_empty() {
+            return;
+        }
+        self.nodes.retain_mut(|node| {
+            let Some(taken) = other.node(&node.step) else { return true };
+            if taken.member {
+                return false;
+            }
+            node.below.subtract_whole(&taken.below);
+            !node.is_void()
+        });
     }
 
     /// Paths that no other path of the set goes through.
+    #[must_use]
     pub fn leaves(&self) -> FieldSet {
-        let members = self.members.iter().filter(|step| !self.children.contains_key(step)).cloned().collect();
-        let children = self.children.iter().map(|(step, child)| (step.clone(), child.leaves())).collect();
-        FieldSet { members, children }
+        let leaf = |node: &Node| Node {
+            step: node.step.clone(),
+            member: node.member && node.below.is_empty(),
+            below: node.below.leaves(),
+        };
+        FieldSet { nodes: self.nodes.iter().map(leaf).collect() }
     }
 
     /// Adds every declared field that a path goes through. Whoever owns `spec.replicas` is then taken to own `spec` as
     /// well, which decides whether an object that lost all its fields goes too.
+    #[must_use]
     pub(super) fn with_named_fields(&self, schema: Option<Schema<'_>>) -> FieldSet {
-        let mut members = self.members.clone();
         let shape = schema.map(Schema::shape);
-        let mut children = BTreeMap::new();
-        for (step, child) in &self.children {
-            let inner = match (step, &shape) {
+        let named = |node: &Node| {
+            if node.below.is_empty() {
+                return node.clone();
+            }
+            let (mut member, mut inner) = (node.member, None);
+            match (&node.step, &shape) {
                 (PathElement::Field(name), Some(Shape::Object(object))) => {
-                    if object.field(name).is_some() {
-                        members.insert(step.clone());
-                    }
-                    object.child(name)
+                    member |= object.field(name).is_some();
+                    inner = object.child(name);
                 }
-                (PathElement::Key(_), Some(Shape::List(list))) => Some(list.items),
-                _ => None,
-            };
-            children.insert(step.clone(), child.with_named_fields(inner));
-        }
-        FieldSet { members, children }
+                (PathElement::Key(_), Some(Shape::List(list))) => inner = Some(list.items),
+                _ => {}
+            }
+            Node { step: node.step.clone(), member, below: node.below.with_named_fields(inner) }
+        };
+        FieldSet { nodes: self.nodes.iter().map(named).collect() }
     }
 
     /// All paths in order.
@@ -162,14 +245,14 @@ impl FieldSet {
     }
 
     fn collect(&self, prefix: &mut Vec<PathElement>, out: &mut Vec<Vec<PathElement>>) {
-        for step in &self.members {
+        for node in self.nodes.iter().filter(|node| node.member) {
             let mut path = prefix.clone();
-            path.push(step.clone());
+            path.push(node.step.clone());
             out.push(path);
         }
-        for (step, child) in &self.children {
-            prefix.push(step.clone());
-            child.collect(prefix, out);
+        for node in self.nodes.iter().filter(|node| !node.below.is_empty()) {
+            prefix.push(node.step.clone());
+            node.below.collect(prefix, out);
             prefix.pop();
         }
     }
@@ -180,18 +263,9 @@ impl FieldSet {
     }
 
     fn encode(&self, itself: bool) -> Map<String, Value> {
-        let mut map = Map::new();
-        if itself && !(self.members.is_empty() && self.children.is_empty()) {
-            map.insert(".".to_owned(), Value::Object(Map::new()));
-        }
-        for step in &self.members {
-            let inner = self.children.get(step).map(|child| child.encode(true)).unwrap_or_default();
-            map.insert(step.encode(), Value::Object(inner));
-        }
-        for (step, child) in self.children.iter().filter(|(step, _)| !self.members.contains(step)) {
-            map.insert(step.encode(), Value::Object(child.encode(false)));
-        }
-        map
+        let itself = (itself && !self.nodes.is_empty()).then(|| (".".to_owned(), Value::Object(Map::new())));
+        let nodes = self.nodes.iter().map(|node| (node.step.encode(), Value::Object(node.below.encode(node.member))));
+        itself.into_iter().chain(nodes).collect()
     }
 
     /// Reads the stored form.
@@ -199,19 +273,18 @@ impl FieldSet {
     /// # Errors
     /// A key that is no step, or a member that is no object.
     pub fn from_fields_v1(fields: &Value) -> Result<FieldSet, String> {
-        let set = FieldSet::decode(fields)?.0;
-        Ok(set.unwrap_or_default())
+        Ok(FieldSet::decode(fields)?.below)
     }
 
     /// The set below a member, and whether the member itself is in the set above.
-    fn decode(fields: &Value) -> Result<(Option<FieldSet>, bool), String> {
+    fn decode(fields: &Value) -> Result<Part, String> {
         let map = match fields {
             Value::Object(map) => map,
-            Value::Null => return Ok((None, true)),
+            Value::Null => return Ok(Part { member: true, below: FieldSet::new() }),
             other => return Err(format!("expected an object of fields, got {other}")),
         };
         let mut itself = false;
-        let mut set: Option<FieldSet> = None;
+        let mut nodes = Vec::with_capacity(map.len());
         for (key, inner) in map {
             if key == "." {
                 itself = true;
@@ -220,15 +293,40 @@ impl FieldSet {
             let Some(step) = PathElement::decode(key)? else {
                 continue;
             };
-            let (child, member) = FieldSet::decode(inner)?;
-            let own = set.get_or_insert_default();
-            if member {
-                own.members.insert(step.clone());
-            }
-            if let Some(child) = child {
-                own.children.insert(step, child);
-            }
+            let Part { member, below } = FieldSet::decode(inner)?;
+            nodes.push(Node { step, member, below });
         }
-        Ok((set.clone(), itself || set.is_none()))
+        // Nearly always so already: the keys of the text sort as the steps do, but for numbers and spelling.
+        if !nodes.is_sorted_by(|a, b| a.step < b.step) {
+            nodes.sort_by(|a, b| a.step.cmp(&b.step));
+            nodes.dedup_by(|later, first| {
+                let same = later.step == first.step;
+                if same {
+                    first.member |= later.member;
+                    first.below = std::mem::take(&mut first.below).with(std::mem::take(&mut later.below));
+                }
+                same
+            });
+        }
+        Ok(Part { member: itself || nodes.is_empty(), below: FieldSet { nodes } })
+    }
+}
+
+/// What a set has at one place: whether the place itself, and what below it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Part {
+    pub(super) member: bool,
+    pub(super) below: FieldSet,
+}
+
+impl Part {
+    /// The place itself.
+    pub(super) const fn itself() -> Part {
+        Part { member: true, below: FieldSet { nodes: Vec::new() } }
+    }
+
+    /// What either has.
+    pub(super) fn with(self, other: Part) -> Part {
+        Part { member: self.member || other.member, below: self.below.with(other.below) }
     }
 }

@@ -3,14 +3,14 @@
 //!
 //! A value without known type (`None`) is taken as it looks: objects merge field by field, lists are atomic.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::LazyLock;
 
 use serde_json::{Map, Value};
 
 use super::path::{PathElement, equal};
-use super::set::FieldSet;
-use crate::schema::{Field, List, ListKind, Object, Rest, Scalar, Schema, Shape};
+use super::set::{FieldSet, Part};
+use crate::schema::{List, ListKind, Object, Rest, Scalar, Schema, Shape};
 
 /// How one node is walked.
 #[derive(Clone, Copy)]
@@ -54,55 +54,56 @@ fn is_atomic(object: Option<Object<'_>>) -> bool {
 
 /// The paths a value has.
 pub(super) fn field_set(value: &Value, schema: Option<Schema<'_>>) -> FieldSet {
-    let mut set = FieldSet::new();
-    add_fields(value, schema, &mut Vec::new(), &mut set);
-    set
+    fields(value, schema).below
 }
 
-fn add_fields(value: &Value, schema: Option<Schema<'_>>, path: &mut Vec<PathElement>, set: &mut FieldSet) {
+fn fields(value: &Value, schema: Option<Schema<'_>>) -> Part {
+    let mut below = FieldSet::new();
     match atom(schema, Some(value)) {
-        Atom::Scalar => set.insert(path),
+        Atom::Scalar => return Part::itself(),
         Atom::List(list) => {
-            let Some(list) = keyed(list) else {
-                return set.insert(path);
-            };
-            let Value::Array(items) = value else { return };
-            let steps: Vec<Option<PathElement>> =
-                items.iter().map(|item| PathElement::of_item(list, item).ok()).collect();
-            let mut seen = BTreeSet::new();
-            let mut duplicates = BTreeSet::new();
-            for step in steps.iter().flatten() {
-                if !seen.insert(step) {
-                    duplicates.insert(step);
-                }
-            }
-            for (item, step) in items.iter().zip(&steps) {
-                let Some(step) = step else { continue };
-                path.push(step.clone());
+            let Some(list) = keyed(list) else { return Part::itself() };
+            for (step, items) in by_step(list, items_of(Some(value))) {
                 // Items that cannot be told apart are owned whole.
-                if !duplicates.contains(step) {
-                    add_fields(item, Some(list.items), path, set);
-                }
-                set.insert(path);
-                path.pop();
+                let part = match items.as_slice() {
+                    [item] => fields(item, Some(list.items)),
+                    _ => Part::default(),
+                };
+                below.push(step, Part { member: true, ..part });
             }
         }
         Atom::Map(object) => {
             if is_atomic(object) {
-                return set.insert(path);
+                return Part::itself();
             }
-            let Value::Object(map) = value else { return };
-            for (name, inner) in map {
-                path.push(PathElement::field(name));
-                add_fields(inner, child(object, name), path, set);
+            for (name, inner) in map_of(Some(value)).into_iter().flatten() {
+                let mut part = fields(inner, child(object, name));
                 let declared = object.is_some_and(|object| object.field(name).is_some());
-                if inner.is_null() || inner.as_object().is_some_and(Map::is_empty) || !declared {
-                    set.insert(path);
-                }
-                path.pop();
+                part.member |= inner.is_null() || inner.as_object().is_some_and(Map::is_empty) || !declared;
+                below.push(PathElement::field(name), part);
             }
         }
     }
+    Part { member: false, below }
+}
+
+/// The items of a list by what tells them apart, in order; those that lack it are left out.
+fn by_step<'a>(list: List<'_>, items: &'a [Value]) -> Vec<(PathElement, Vec<&'a Value>)> {
+    let mut steps: Vec<(PathElement, Vec<&Value>)> = Vec::with_capacity(items.len());
+    for item in items {
+        if let Ok(step) = PathElement::of_item(list, item) {
+            steps.push((step, vec![item]));
+        }
+    }
+    steps.sort_by(|a, b| a.0.cmp(&b.0));
+    steps.dedup_by(|later, first| {
+        let same = later.0 == first.0;
+        if same {
+            first.1.append(&mut later.1);
+        }
+        same
+    });
+    steps
 }
 
 /// How two values differ; no path is in two of the sets.
@@ -118,10 +119,8 @@ pub struct Comparison {
 
 impl Comparison {
     /// Without these fields and all below them.
-    pub fn without(&self, fields: Option<&FieldSet>) -> Comparison {
-        let Some(fields) = fields else {
-            return self.clone();
-        };
+    #[must_use]
+    pub fn without(&self, fields: &FieldSet) -> Comparison {
         Comparison {
             added: self.added.recursive_difference(fields),
             modified: self.modified.recursive_difference(fields),
@@ -130,48 +129,75 @@ impl Comparison {
     }
 }
 
-/// Compares two values of a type.
-pub(super) fn compare(old: &Value, new: &Value, schema: Option<Schema<'_>>) -> Comparison {
-    let mut comparison = Comparison::default();
-    compare_at(Some(old), Some(new), schema, &mut Vec::new(), &mut comparison);
-    comparison
+/// How two values differ at one place.
+#[derive(Default)]
+struct Delta {
+    added: Part,
+    modified: Part,
+    removed: Part,
 }
 
-fn compare_at(
-    old: Option<&Value>,
-    new: Option<&Value>,
-    schema: Option<Schema<'_>>,
-    path: &mut Vec<PathElement>,
-    out: &mut Comparison,
-) {
-    let (old_atom, new_atom) = (atom(schema, old), atom(schema, new));
-    let leaf = match (old, new) {
-        (None, None) => return,
-        (_, None) => compare_atom(old_atom, old, new, path, out),
-        (None, Some(_)) => compare_atom(new_atom, old, new, path, out),
-        (Some(_), Some(_)) if same_atom(old_atom, new_atom) => compare_atom(new_atom, old, new, path, out),
-        (Some(_), Some(_)) => {
-            compare_atom(old_atom, old, new, path, out);
-            compare_atom(new_atom, old, new, path, out)
-        }
-    };
-    if !leaf {
-        if old.is_none() {
-            out.added.insert(path);
-        } else if new.is_none() {
-            out.removed.insert(path);
+impl Delta {
+    fn with(self, other: Delta) -> Delta {
+        Delta {
+            added: self.added.with(other.added),
+            modified: self.modified.with(other.modified),
+            removed: self.removed.with(other.removed),
         }
     }
 }
 
-/// Compares two values in one way of walking; whether they were taken as a leaf.
-fn compare_atom(
-    atom: Atom<'_>,
-    old: Option<&Value>,
-    new: Option<&Value>,
-    path: &mut Vec<PathElement>,
-    out: &mut Comparison,
-) -> bool {
+/// How the parts of two values differ; steps come in order.
+#[derive(Default)]
+struct Below {
+    added: FieldSet,
+    modified: FieldSet,
+    removed: FieldSet,
+}
+
+impl Below {
+    fn push(&mut self, step: impl Fn() -> PathElement, delta: Delta) {
+        self.added.push_with(&step, delta.added);
+        self.modified.push_with(&step, delta.modified);
+        self.removed.push_with(&step, delta.removed);
+    }
+
+    fn whole(self) -> Delta {
+        let part = |below| Part { member: false, below };
+        Delta { added: part(self.added), modified: part(self.modified), removed: part(self.removed) }
+    }
+}
+
+/// Compares two values of a type.
+pub(super) fn compare(old: &Value, new: &Value, schema: Option<Schema<'_>>) -> Comparison {
+    let delta = compare_at(Some(old), Some(new), schema);
+    Comparison { added: delta.added.below, modified: delta.modified.below, removed: delta.removed.below }
+}
+
+fn compare_at(old: Option<&Value>, new: Option<&Value>, schema: Option<Schema<'_>>) -> Delta {
+    if old == new {
+        return Delta::default();
+    }
+    let (old_atom, new_atom) = (atom(schema, old), atom(schema, new));
+    let (mut delta, leaf) = match (old, new) {
+        (_, None) => compare_atom(old_atom, old, new),
+        (None, Some(_)) => compare_atom(new_atom, old, new),
+        (Some(_), Some(_)) if same_atom(old_atom, new_atom) => compare_atom(new_atom, old, new),
+        (Some(_), Some(_)) => {
+            let (as_old, _) = compare_atom(old_atom, old, new);
+            let (as_new, leaf) = compare_atom(new_atom, old, new);
+            (as_old.with(as_new), leaf)
+        }
+    };
+    if !leaf {
+        delta.added.member |= old.is_none();
+        delta.removed.member |= new.is_none();
+    }
+    delta
+}
+
+/// Compares two values in one way of walking; and whether they were taken as a leaf.
+fn compare_atom(atom: Atom<'_>, old: Option<&Value>, new: Option<&Value>) -> (Delta, bool) {
     match atom {
         Atom::Scalar => {}
         Atom::List(list) => {
@@ -179,70 +205,58 @@ fn compare_atom(
             if let Some(list) = keyed(list)
                 && !(old_items.is_empty() && new_items.is_empty())
             {
-                compare_items(list, old_items, new_items, path, out);
-                return false;
+                return (compare_items(list, old_items, new_items), false);
             }
         }
         Atom::Map(object) => {
-            let empty = Map::new();
-            let (old_map, new_map) = (map_of(old).unwrap_or(&empty), map_of(new).unwrap_or(&empty));
-            let leaf = is_atomic(object) || (old_map.is_empty() && new_map.is_empty());
-            if !leaf {
-                let mut names: BTreeSet<&str> = old_map.keys().chain(new_map.keys()).map(String::as_str).collect();
-                names.extend(
-                    object.into_iter().flat_map(|object| object.fields().filter(by_value(object)).map(|f| f.name)),
-                );
-                for name in names {
-                    let implied = object.and_then(|object| implied(object, name));
-                    let there = |value: Option<&Value>| implied.filter(|_| value.is_some_and(Value::is_object));
-                    let (old_inner, new_inner) = (old_map.get(name).or(there(old)), new_map.get(name).or(there(new)));
-                    path.push(PathElement::field(name));
-                    compare_at(old_inner, new_inner, child(object, name), path, out);
-                    path.pop();
-                }
-                return false;
+            let (old_map, new_map) = (map_of(old), map_of(new));
+            let empty = |map: Option<&Map<String, Value>>| map.is_none_or(Map::is_empty);
+            if !is_atomic(object) && !(empty(old_map) && empty(new_map)) {
+                return (compare_maps(object, old_map, new_map), false);
             }
         }
     }
+    let mut delta = Delta::default();
     match (old, new) {
-        (None, _) => out.added.insert(path),
-        (_, None) => out.removed.insert(path),
-        (Some(old), Some(new)) if !equal(old, new) => out.modified.insert(path),
+        (None, _) => delta.added = Part::itself(),
+        (_, None) => delta.removed = Part::itself(),
+        (Some(old), Some(new)) if !equal(old, new) => delta.modified = Part::itself(),
         _ => {}
     }
-    true
+    (delta, true)
 }
 
-/// The fields of a built-in object that are there whatever was sent, because upstream holds them by value: an empty
-/// object takes their place. Nobody comes to own such a field by being the first to set something in it.
-fn by_value(object: Object<'_>) -> impl Fn(&Field<'_>) -> bool {
-    let owner = object.name().rsplit('.').next().unwrap_or_default();
-    let builtin = object.name().starts_with("io.k8s.");
-    move |field| {
-        let structure = matches!(field.schema.shape(), Shape::Object(inner) if inner.has_fields());
-        let named = match field.name {
-            "metadata" | "spec" | "status" | "strategy" | "updateStrategy" | "loadBalancer" | "state" | "lastState" => {
-                true
-            }
-            "daemonEndpoints" | "kubeletEndpoint" | "nodeInfo" => true,
-            "resources" => owner != "PodSpec",
-            _ => false,
+/// Walks the fields of two objects side by side, and with them those fields that are there without being said.
+fn compare_maps(
+    object: Option<Object<'_>>,
+    old: Option<&Map<String, Value>>,
+    new: Option<&Map<String, Value>>,
+) -> Delta {
+    let mut below = Below::default();
+    let mut olds = old.into_iter().flatten().peekable();
+    let mut news = new.into_iter().flatten().peekable();
+    let mut implied = object.map(|object| object.implied()).unwrap_or_default().iter().peekable();
+    loop {
+        let names = [olds.peek().map(|(name, _)| name.as_str()), news.peek().map(|(name, _)| name.as_str())];
+        let said = names.into_iter().flatten().min();
+        let name = match (said, implied.peek()) {
+            (Some(said), Some(field)) => said.min(&field.name),
+            (Some(said), None) => said,
+            (None, Some(field)) => &field.name,
+            (None, None) => break,
         };
-        builtin && structure && (named || field.required)
+        let absent = implied.next_if(|field| &*field.name == name).map(|field| field.value());
+        if said != Some(name) && absent.is_some_and(Value::is_null) {
+            continue;
+        }
+        let old_inner = olds.next_if(|(field, _)| *field == name).map(|(_, value)| value);
+        let new_inner = news.next_if(|(field, _)| *field == name).map(|(_, value)| value);
+        let old_inner = old_inner.or(absent.filter(|_| old.is_some()));
+        let new_inner = new_inner.or(absent.filter(|_| new.is_some()));
+        let delta = compare_at(old_inner, new_inner, child(object, name));
+        below.push(|| PathElement::field(name), delta);
     }
-}
-
-static EMPTY: LazyLock<Value> = LazyLock::new(|| Value::Object(Map::new()));
-static NULL: Value = Value::Null;
-
-/// What stands for an absent field: nothing, unless upstream holds the field by value.
-fn implied(object: Object<'_>, name: &str) -> Option<&'static Value> {
-    let field = object.field(name)?;
-    if by_value(object)(&field) {
-        return Some(&EMPTY);
-    }
-    let list = object.name().starts_with("io.k8s.") && field.required && matches!(field.schema.shape(), Shape::List(_));
-    list.then_some(&NULL)
+    below.whole()
 }
 
 fn items_of(value: Option<&Value>) -> &[Value] {
@@ -253,44 +267,45 @@ fn map_of(value: Option<&Value>) -> Option<&Map<String, Value>> {
     value.and_then(Value::as_object)
 }
 
-fn compare_items(list: List<'_>, old: &[Value], new: &[Value], path: &mut Vec<PathElement>, out: &mut Comparison) {
-    let mut by_step: BTreeMap<PathElement, (Vec<&Value>, Vec<&Value>)> = BTreeMap::new();
-    for item in old {
-        if let Ok(step) = PathElement::of_item(list, item) {
-            by_step.entry(step).or_default().0.push(item);
-        }
+fn compare_items(list: List<'_>, old: &[Value], new: &[Value]) -> Delta {
+    let mut below = Below::default();
+    let mut olds = by_step(list, old).into_iter().peekable();
+    let mut news = by_step(list, new).into_iter().peekable();
+    loop {
+        let order = match (olds.peek(), news.peek()) {
+            (Some(old), Some(new)) => old.0.cmp(&new.0),
+            (Some(_), None) => Ordering::Less,
+            (None, Some(_)) => Ordering::Greater,
+            (None, None) => break,
+        };
+        let old = if order.is_le() { olds.next() } else { None };
+        let new = if order.is_ge() { news.next() } else { None };
+        let Some(step) = old.as_ref().or(new.as_ref()).map(|(step, _)| step) else { break };
+        below.push(|| step.clone(), compare_item(list, old.as_ref().map(|o| &*o.1), new.as_ref().map(|n| &*n.1)));
     }
-    for item in new {
-        if let Ok(step) = PathElement::of_item(list, item) {
-            by_step.entry(step).or_default().1.push(item);
+    below.whole()
+}
+
+/// Compares the items under one step, of which there are several where they cannot be told apart.
+fn compare_item(list: List<'_>, old: Option<&[&Value]>, new: Option<&[&Value]>) -> Delta {
+    let (old, new) = (old.unwrap_or_default(), new.unwrap_or_default());
+    let (first_old, first_new) = (old.first().copied(), new.first().copied());
+    let items = Some(list.items);
+    match (old.len(), new.len()) {
+        (0 | 1, 0 | 1) => compare_at(first_old, first_new, items),
+        // Items that cannot be told apart are compared together, as one value.
+        (2.., 2..) => {
+            let same = old.len() == new.len() && old.iter().zip(new).all(|(old, new)| equal(old, new));
+            Delta { modified: Part { member: !same, ..Part::default() }, ..Delta::default() }
         }
-    }
-    for (step, (old, new)) in by_step {
-        path.push(step);
-        match (old.len(), new.len()) {
-            (0 | 1, 0 | 1) => {
-                compare_at(old.first().copied(), new.first().copied(), Some(list.items), path, out);
-            }
-            // Items that cannot be told apart are compared together, as one value.
-            (2.., 2..) => {
-                if old.len() != new.len() || old.iter().zip(&new).any(|(old, new)| !equal(old, new)) {
-                    out.modified.insert(path);
-                }
-            }
-            (2.., _) => {
-                if let Some(new) = new.first() {
-                    compare_at(None, Some(new), Some(list.items), path, out);
-                }
-                out.removed.insert(path);
-            }
-            (_, _) => {
-                if let Some(old) = old.first() {
-                    compare_at(Some(old), None, Some(list.items), path, out);
-                }
-                out.added.insert(path);
-            }
+        (2.., _) => {
+            let delta = first_new.map(|new| compare_at(None, Some(new), items)).unwrap_or_default();
+            delta.with(Delta { removed: Part::itself(), ..Delta::default() })
         }
-        path.pop();
+        (_, _) => {
+            let delta = first_old.map(|old| compare_at(Some(old), None, items)).unwrap_or_default();
+            delta.with(Delta { added: Part::itself(), ..Delta::default() })
+        }
     }
 }
 

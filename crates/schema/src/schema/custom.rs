@@ -1,6 +1,7 @@
 //! Schemas of custom resources: from the structural schema in a CustomResourceDefinition to the same node table.
 
 use std::collections::HashMap;
+use std::sync::OnceLock;
 
 use serde_json::{Map, Value};
 
@@ -153,7 +154,7 @@ impl Builder {
             _ => RestNode::Unknown,
         };
         let atomic = schema.get("x-kubernetes-map-type").and_then(Value::as_str) == Some("atomic");
-        Ok(Node::Object(Box::new(ObjectNode { name: Box::default(), fields: fields.into(), rest, atomic })))
+        Ok(Node::Object(Box::new(ObjectNode { name: Box::default(), fields: fields.into(), rest, atomic, implied: OnceLock::new() })))
     }
 
     /// Copies a built-in type and all it refers to.

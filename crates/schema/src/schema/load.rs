@@ -14,6 +14,7 @@
 //! `k` retainKeys.
 
 use std::collections::HashMap;
+use std::sync::OnceLock;
 
 use super::{Definitions, FieldNode, ListKindNode, ListNode, Node, NodeId, ObjectNode, RestNode, Scalar};
 
@@ -53,6 +54,7 @@ fn parse(text: &str) -> Option<Definitions> {
                         fields: Box::default(),
                         rest: RestNode::Unknown,
                         atomic: flags.contains('a'),
+                        implied: OnceLock::new(),
                     }))
                 } else {
                     let id = loader.shape(&mut shape)?;
@@ -144,13 +146,14 @@ impl Loader {
                 let atomic = code.starts_with('a');
                 *code = &code[1..];
                 let rest = RestNode::Values(self.shape(code)?);
-                Node::Object(Box::new(ObjectNode { name: Box::default(), fields: Box::default(), rest, atomic }))
+                Node::Object(Box::new(ObjectNode { name: Box::default(), fields: Box::default(), rest, atomic, implied: OnceLock::new() }))
             }
             'e' => Node::Object(Box::new(ObjectNode {
                 name: Box::default(),
                 fields: Box::default(),
                 rest: RestNode::Unknown,
                 atomic: false,
+                implied: OnceLock::new(),
             })),
             'x' => Node::Any,
             's' => Node::Scalar(Scalar::String),

@@ -15,6 +15,7 @@
 
 mod custom;
 mod empty;
+mod implied;
 mod load;
 #[cfg(test)]
 mod tests;
@@ -25,6 +26,7 @@ use std::sync::OnceLock;
 use serde_json::Value;
 
 pub use custom::SchemaError;
+pub(crate) use implied::Implied;
 
 /// Index of a node in a table.
 pub(crate) type NodeId = u32;
@@ -186,6 +188,8 @@ pub(crate) struct ObjectNode {
     fields: Box<[FieldNode]>,
     rest: RestNode,
     atomic: bool,
+    /// See [`Object::implied`]; found when first asked for.
+    implied: OnceLock<Box<[Implied]>>,
 }
 
 #[derive(Debug, Clone)]

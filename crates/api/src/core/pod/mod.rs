@@ -14,6 +14,7 @@ mod defaults;
 mod disabled;
 pub mod qos;
 pub mod resources;
+mod shrink;
 mod strategy;
 mod subresources;
 mod template;
@@ -70,6 +71,9 @@ impl Kind for Pod {
     }
     fn meta_mut(&mut self) -> &mut ObjectMeta {
         &mut self.metadata
+    }
+    fn shrink(&mut self) {
+        shrink::pod(self);
     }
     fn from_json(bytes: &[u8]) -> Result<Self, serde_json::Error> {
         canonical(serde_json::from_slice(bytes)?)
