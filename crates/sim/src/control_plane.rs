@@ -152,8 +152,14 @@ impl Cradle {
             present.life
         };
         let cancel = self.cancel.child_token();
-        match Server::new(server_config(&self.keys), store, self.clock, self.entropy.clone()).await {
-            Ok(server) => {
+        let start = Server::new(server_config(&self.keys), store, self.clock, self.entropy.clone());
+        let started = tokio::select! {
+            biased;
+            () = death.cancelled() => None,
+            started = start => Some(started),
+        };
+        match started {
+            Some(Ok(server)) => {
                 self.door.present.lock().server = Some(server.clone());
                 self.door.changed.notify_waiters();
                 let components = Components {
@@ -169,8 +175,9 @@ impl Cradle {
                 tokio::spawn(wire::run(server, self.connect(life), components, cancel.clone()));
             }
             // It died before it could answer.
-            Err(_) if death.is_cancelled() => {}
-            Err(e) => {
+            None => {}
+            Some(Err(_)) if death.is_cancelled() => {}
+            Some(Err(e)) => {
                 self.door.present.lock().failure = Some(e.into());
                 self.door.changed.notify_waiters();
                 return;
