@@ -301,7 +301,8 @@ mod tests {
             &low,
             "a.yaml",
             "cdiVersion: 0.7.0\nkind: example.com/gpu\ncontainerEdits: {env: [ALL=yes]}\ndevices:\n\
-             - name: '0'\n  containerEdits:\n    env: [A=1=2]\n    deviceNodes: [{path: /dev/gpu, hostPath: /dev/null, permissions: rw}]\n    \
+             - name: '0'\n  containerEdits:\n    env: [A=1=2]\n    \
+             deviceNodes: [{path: /dev/gpu, hostPath: /dev/null, permissions: rw}]\n    \
              mounts: [{hostPath: /lib, containerPath: /gpu, options: [ro, rbind]}]\n    additionalGids: [44, 0]\n\
              - name: '1'\n  containerEdits: {env: [B=old]}\n",
         );
