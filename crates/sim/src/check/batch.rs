@@ -83,6 +83,13 @@ impl CountedOnce {
         if !over && !tracked {
             ends.released.insert(uid(pod).to_owned());
         }
+        // Neither do those count that still ran when a success policy was met.
+        let ended = well || text(pod, "/status/phase") == "Failed";
+        let met = |(_, job): (&str, &Value)| uid(job) == of && is_true(job, "SuccessCriteriaMet");
+        if !tracked && !ended && m.after.is_some() && within(m.world, JOBS, m.namespace()).any(met) {
+            ends.pods.remove(uid(pod));
+            ends.released.insert(uid(pod).to_owned());
+        }
         // Who is deleted before it ended has failed.
         if over && !ends.released.contains(uid(pod)) {
             let entry = ends.pods.entry(uid(pod).to_owned());
