@@ -74,7 +74,8 @@ pub async fn run(server: Arc<Server>, connect: Connect, components: Components, 
     let asked = explainer.clone();
     // One server has one scheduler; in a second wiring of the same server the first stays.
     let _ = server.services.explain.set(Arc::new(move |namespace, name| asked.explain(namespace, name)));
-    let pod_groups = server.registry.find(PodGroup::INFO.group, PodGroup::INFO.version, PodGroup::INFO.plural).is_some();
+    let pod_groups =
+        server.registry.find(PodGroup::INFO.group, PodGroup::INFO.version, PodGroup::INFO.plural).is_some();
     let scheduling = SchedulerConfig { configuration: scheduling, clock, entropy, pod_groups, explainer };
     tokio::join!(
         // In order: an unordered choice draws lots, and two simulations from one seed would differ.

@@ -105,8 +105,7 @@ pub static OPTIONAL: &[&dyn Resource] =
 
 /// Kinds that are written but not served, since nothing acts on them yet: what is accepted must not be ignored. Serving one
 /// means moving its line to [`ALL`].
-pub static WAITING: &[&dyn Resource] = &[
-];
+pub static WAITING: &[&dyn Resource] = &[];
 
 /// The built-in resource with this group, version and plural name, whether its version is on or not.
 #[must_use]
@@ -142,7 +141,10 @@ mod tests {
             let verbs: Vec<&str> = i.verbs.iter().map(|v| v.as_str()).collect();
             assert!(verbs.is_sorted(), "{}: {verbs:?}", i.plural);
             let served = find(i.group, i.version, i.plural).is_some();
-            let listed = ALL.iter().chain(OPTIONAL).any(|s| s.info().api_version() == i.api_version() && s.info().plural == i.plural);
+            let listed = ALL
+                .iter()
+                .chain(OPTIONAL)
+                .any(|s| s.info().api_version() == i.api_version() && s.info().plural == i.plural);
             assert_eq!(served, listed, "{}", i.qualified());
         }
     }

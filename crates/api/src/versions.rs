@@ -51,6 +51,9 @@ const WHOLE: [(&str, Option<Maturity>); 4] = [
     ("api/alpha", Some(Maturity::Alpha)),
 ];
 
+/// A key, its parts, and whether what it names is on.
+type Setting<'a> = (&'a str, Vec<&'a str>, bool);
+
 impl Versions {
     /// Reads the pairs of `--runtime-config`: `api/beta=true`, `group/version=true`, `group/version/resource=true`.
     ///
@@ -86,7 +89,7 @@ impl Versions {
     }
 
     /// The keys that name a version or a resource, in parts.
-    fn specific<'a>(settings: &BTreeMap<&'a str, &'a str>) -> Result<Vec<(&'a str, Vec<&'a str>, bool)>, String> {
+    fn specific<'a>(settings: &BTreeMap<&'a str, &'a str>) -> Result<Vec<Setting<'a>>, String> {
         let mut out = Vec::new();
         let mut unknown = BTreeSet::new();
         for (key, value) in settings {

@@ -39,11 +39,7 @@ pub static ALL: &[Entry] = &[
     entry!("cronjob-controller", crate::cronjob::RULES, crate::cronjob::run),
     entry!("daemon-set-controller", crate::daemonset::RULES, crate::daemonset::run),
     entry!("deployment-controller", crate::deployment::RULES, crate::deployment::run),
-    entry!(
-        "device-taint-eviction-controller",
-        crate::device_taint_eviction::RULES,
-        crate::device_taint_eviction::run
-    ),
+    entry!("device-taint-eviction-controller", crate::device_taint_eviction::RULES, crate::device_taint_eviction::run),
     entry!("disruption-controller", crate::disruption::RULES, crate::disruption::run),
     entry!("endpoint-controller", crate::endpoints::LEGACY_RULES, crate::endpoints::run_legacy),
     entry!("endpointslice-controller", crate::endpoints::SLICE_RULES, crate::endpoints::run_slices),

@@ -181,12 +181,8 @@ impl<T> Clone for Store<T> {
 
 impl<T: Item> Default for Store<T> {
     fn default() -> Self {
-        let state = State {
-            objects: BTreeMap::new(),
-            indexes: Vec::new(),
-            decoded: VecDeque::new(),
-            decoded_max: DECODED_MIN,
-        };
+        let state =
+            State { objects: BTreeMap::new(), indexes: Vec::new(), decoded: VecDeque::new(), decoded_max: DECODED_MIN };
         Self(Arc::new(Mutex::new(state)))
     }
 }

@@ -241,7 +241,15 @@ fn check(seed: u64) {
     for step in 0..STEPS {
         let pod = next();
         let info = Arc::new(PodInfo::new(Arc::new(pod.clone())));
-        let request = Request { pod: &info, defaults: &defaults, volumes: None, devices: None, nominated: &[], domain: None, asked: None };
+        let request = Request {
+            pod: &info,
+            defaults: &defaults,
+            volumes: None,
+            devices: None,
+            nominated: &[],
+            domain: None,
+            asked: None,
+        };
         let outcome = decider.decide(&snapshot, &request, &mut |n| dice.below(n));
         let feasible: Vec<&Node> = world.nodes.iter().filter(|n| world.feasible(&pod, n)).collect();
         let mut want: Vec<&str> = feasible.iter().map(|n| name(n)).collect();

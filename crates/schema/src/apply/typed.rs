@@ -211,7 +211,8 @@ fn compare_atom(atom: Atom<'_>, old: Option<&Value>, new: Option<&Value>) -> (De
         Atom::Map(object) => {
             let (old_map, new_map) = (map_of(old), map_of(new));
             let empty = |map: Option<&Map<String, Value>>| map.is_none_or(Map::is_empty);
-            if !is_atomic(object) && !(empty(old_map) && empty(new_map)) {
+            let leaf = is_atomic(object) || (empty(old_map) && empty(new_map));
+            if !leaf {
                 return (compare_maps(object, old_map, new_map), false);
             }
         }

@@ -154,7 +154,13 @@ impl Builder {
             _ => RestNode::Unknown,
         };
         let atomic = schema.get("x-kubernetes-map-type").and_then(Value::as_str) == Some("atomic");
-        Ok(Node::Object(Box::new(ObjectNode { name: Box::default(), fields: fields.into(), rest, atomic, implied: OnceLock::new() })))
+        Ok(Node::Object(Box::new(ObjectNode {
+            name: Box::default(),
+            fields: fields.into(),
+            rest,
+            atomic,
+            implied: OnceLock::new(),
+        })))
     }
 
     /// Copies a built-in type and all it refers to.

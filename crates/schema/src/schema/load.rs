@@ -146,7 +146,13 @@ impl Loader {
                 let atomic = code.starts_with('a');
                 *code = &code[1..];
                 let rest = RestNode::Values(self.shape(code)?);
-                Node::Object(Box::new(ObjectNode { name: Box::default(), fields: Box::default(), rest, atomic, implied: OnceLock::new() }))
+                Node::Object(Box::new(ObjectNode {
+                    name: Box::default(),
+                    fields: Box::default(),
+                    rest,
+                    atomic,
+                    implied: OnceLock::new(),
+                }))
             }
             'e' => Node::Object(Box::new(ObjectNode {
                 name: Box::default(),

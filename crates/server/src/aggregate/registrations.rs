@@ -98,8 +98,7 @@ fn services() -> &'static dyn Resource {
 
 /// The registrations of built-in versions.
 fn built_in(kinds: &[&'static dyn Resource]) -> Vec<APIService> {
-    let versions: BTreeSet<(&str, &str)> =
-        kinds.iter().map(|r| (r.info().group, r.info().version)).collect();
+    let versions: BTreeSet<(&str, &str)> = kinds.iter().map(|r| (r.info().group, r.info().version)).collect();
     let own = versions.into_iter().filter(|(group, _)| *group != OWN_GROUP);
     let mut out: Vec<APIService> = own.map(|(g, v)| object(g, v, Some(ON_START))).collect();
     out.push(object(METRICS.0, METRICS.1, None));

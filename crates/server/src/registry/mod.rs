@@ -71,7 +71,9 @@ impl Registry {
             store,
             encryption,
             dispatcher,
-            serves_pod_groups: built_in.iter().any(|r| (r.info().group, r.info().plural) == ("scheduling.k8s.io", "podgroups")),
+            serves_pod_groups: built_in
+                .iter()
+                .any(|r| (r.info().group, r.info().plural) == ("scheduling.k8s.io", "podgroups")),
             built_in,
             caches,
             clock,

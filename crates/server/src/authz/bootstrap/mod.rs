@@ -10,8 +10,8 @@ use gantry_api::ObjectMeta;
 use gantry_api::k8s_openapi::api::rbac::v1::{
     AggregationRule, ClusterRole, ClusterRoleBinding, PolicyRule, RoleRef, Subject,
 };
-use gantry_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use gantry_api::k8s_openapi::api::scheduling::v1beta1::PodGroup;
+use gantry_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use gantry_api::kind::{Kind, Object};
 use gantry_api::rbac::GROUP;
 use std::collections::BTreeMap;
