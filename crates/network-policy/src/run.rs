@@ -318,7 +318,7 @@ impl Work {
         let result = self.apply().await;
         for done in waiting {
             // Who no longer listens has given up waiting.
-            let _ = done.send(result.as_ref().map(|()| ()).map_err(ToString::to_string));
+            let _ = done.send(result.as_ref().copied().map_err(ToString::to_string));
         }
         result
     }

@@ -308,7 +308,7 @@ fn change(dice: &mut Dice, model: &mut Model, book: &mut Book) {
             let of = [("app", dice.pick(&["a", "b", "c"]))];
             let endpoint = pod(namespace, number, &of, &[("web", 80 + dice.roll(2) as u16)]);
             model.set_endpoint(&key.as_str().into(), Some(endpoint.clone()));
-            if number % 2 == 0 {
+            if number.is_multiple_of(2) {
                 let local = Local {
                     namespace: namespace.into(),
                     addresses: endpoint.addresses.clone(),

@@ -91,7 +91,7 @@ fn counts_selectors_and_what_is_taken() {
     let b = cel("device.attributes['d.io'].model == 'b'");
     let two =
         claim("two", json!({"requests": [exactly("x", json!({"count": 2})), exactly("y", json!({"selectors": b}))]}));
-    assert_eq!(f.found(&[two.clone()]).unwrap(), ["x=g0", "x=g1", "y=g3"]);
+    assert_eq!(f.found(std::slice::from_ref(&two)).unwrap(), ["x=g0", "x=g1", "y=g3"]);
     // A later request makes an earlier one choose otherwise.
     let both = claim(
         "both",
@@ -100,12 +100,12 @@ fn counts_selectors_and_what_is_taken() {
     );
     assert_eq!(f.found(&[both]).unwrap(), ["x=g0", "x=g2", "y=g1", "y=g3"]);
     let all = claim("all", json!({"requests": [exactly("x", json!({"allocationMode": "All", "selectors": b}))]}));
-    assert_eq!(f.found(&[all.clone()]).unwrap(), ["x=g1", "x=g3"]);
-    f.take(&[two.clone()]);
+    assert_eq!(f.found(std::slice::from_ref(&all)).unwrap(), ["x=g1", "x=g3"]);
+    f.take(std::slice::from_ref(&two));
     assert_eq!(f.found(&[two]), None);
     assert_eq!(f.found(&[all]), None);
     let one = claim("one", json!({"requests": [exactly("x", json!({}))]}));
-    assert_eq!(f.found(&[one.clone()]).unwrap(), ["x=g2"]);
+    assert_eq!(f.found(std::slice::from_ref(&one)).unwrap(), ["x=g2"]);
     assert_eq!(f.found(&[one.clone(), one]), None);
     let admin =
         claim("admin", json!({"requests": [exactly("x", json!({"allocationMode": "All", "adminAccess": true}))]}));
@@ -126,7 +126,7 @@ fn alternatives_and_constraints() {
         {"requests": ["r/some"], "opaque": {"driver": "d.io", "parameters": {"of": "claim"}}},
         {"requests": ["r/one"], "opaque": {"driver": "d.io", "parameters": {"of": "other"}}}]}),
     );
-    assert_eq!(f.found(&[either.clone()]).unwrap(), ["r/some=g1", "r/some=g3", "x=g0"]);
+    assert_eq!(f.found(std::slice::from_ref(&either)).unwrap(), ["r/some=g1", "r/some=g3", "x=g0"]);
     let found = f.run(&[either]).unwrap().unwrap();
     assert_eq!(
         json!(found[0].devices.as_ref().unwrap().config),
@@ -193,7 +193,7 @@ fn taints_shares_and_counters() {
     let plain = "device.capacity.size() == 0 || !device.allowMultipleAllocations";
     let halves = of("halves", named(plain, json!({"count": 2})));
     // The whole device is tried first, and leaves nothing of the counters for another partition.
-    assert_eq!(f.found(&[halves.clone()]).unwrap(), ["x=whole", "x=odd"]);
+    assert_eq!(f.found(std::slice::from_ref(&halves)).unwrap(), ["x=whole", "x=odd"]);
     let three = of("three", named(plain, json!({"count": 3})));
     assert_eq!(f.found(&[three]).unwrap(), ["x=half-0", "x=half-1", "x=odd"]);
     let tolerant = of("tolerant", named(plain, json!({"count": 3, "tolerations": [{"operator": "Exists"}]})));

@@ -217,7 +217,7 @@ fn pods(world: &World, namespace: &str, wrong: &mut Vec<String>) {
         for volume in list(pod, "/spec/volumes") {
             let claim = text(volume, "/persistentVolumeClaim/claimName");
             let bound = || world.get("core/persistentvolumeclaims", &format!("{namespace}/{claim}"));
-            if !claim.is_empty() && !bound().is_some_and(|c| text(c, "/status/phase") == "Bound") {
+            if !claim.is_empty() && bound().is_none_or(|c| text(c, "/status/phase") != "Bound") {
                 wrong.push(format!("claim {claim} of pod {name} is not bound"));
             }
         }

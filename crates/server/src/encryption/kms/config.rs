@@ -38,10 +38,9 @@ impl Config {
     pub fn timeout(&self) -> Option<Duration> {
         self.timeout.as_deref().map_or(Some(TIMEOUT), |text| {
             // No less than nothing is told as nothing.
-            if text.starts_with('-') {
-                parse_duration(&text[1..]).map(|_| Duration::ZERO)
-            } else {
-                parse_duration(text)
+            match text.strip_prefix('-') {
+                Some(length) => parse_duration(length).map(|_| Duration::ZERO),
+                None => parse_duration(text),
             }
         })
     }
