@@ -334,7 +334,7 @@ fn a_victim_is_replaced_once() {
     use k8s_openapi::api::scheduling::v1::PriorityClass;
     let play = |seed: u64| {
         let dice = Entropy::seeded(seed);
-        let deaths = if seed % 2 == 0 { Vec::new() } else { vec![330 + dice.below(60), 5 + dice.below(20)] };
+        let deaths = if seed.is_multiple_of(2) { Vec::new() } else { vec![330 + dice.below(60), 5 + dice.below(20)] };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
         runtime.block_on(async {
             let cluster = ControlPlane::start_with(Plan { deaths, ..Plan::calm(seed) }).await.expect("it starts");
