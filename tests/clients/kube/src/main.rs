@@ -308,6 +308,10 @@ async fn inside_a_pod(room: Room) -> Result<()> {
     same(lines.try_next().await?.as_deref(), Some("two"))?;
 
     room.pod("web", json!({"image": IMAGE, "args": ["serve", "--port", "8080"]})).await?;
+    // It runs before it listens.
+    let mut lines = pods.log_stream("web", &follow).await?.lines();
+    let serving = tokio::time::timeout(PATIENCE, lines.try_next()).await.context("no word of the web server")??;
+    same(serving.as_deref(), Some("serving on port 8080"))?;
     let mut forward = pods.portforward("web", &[8080, 8081]).await?;
     let mut stream = forward.take_stream(8080).context("8080")?;
     stream.write_all(b"GET /hostname HTTP/1.1\r\nHost: web\r\nConnection: close\r\n\r\n").await?;
