@@ -1,15 +1,17 @@
 //! Several schedulers on the same nodes, from several seeds: each decides on what it has seen, bindings compare, and no
 //! node ever holds more than it has.
 
+use gantry::in_process;
 use gantry_api::kind::Kind;
-use gantry_client::PostParams;
+use gantry_client::{Api, Client, Error, PostParams};
 use gantry_reconcile::Informers;
 use gantry_scheduler::config::Configuration;
 use gantry_scheduler::profile::Profile;
 use gantry_scheduler::{Explainer, SchedulerConfig};
+use gantry_server::authn::UserInfo;
 use gantry_sim::hollow::ENDS_AFTER;
-use gantry_sim::{Change, ControlPlane, HollowNode, HollowSpec, Pace, World, check};
-use k8s_openapi::api::core::v1::{Namespace, Pod};
+use gantry_sim::{Change, ControlPlane, HollowNode, HollowSpec, Pace, Plan, World, check};
+use k8s_openapi::api::core::v1::{Binding, ConfigMap, Namespace, Node, Pod};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -105,4 +107,48 @@ fn schedulers_that_share_nodes_never_fill_one_beyond_what_it_has() {
     }
     // Had they not come in each other's way, nothing would have been shown.
     assert!(refused > 0, "no binding was ever refused");
+}
+
+async fn bind_if_fits(client: Client, pod: &str) -> Result<(), Error> {
+    let value = json!({"metadata": {"name": pod, "namespace": SPACE}, "target": {"kind": "Node", "name": "node-1"}});
+    let binding = Binding::from_value(value).expect("the binding is well formed");
+    let params = PostParams { if_fits: true, ..PostParams::default() };
+    Api::<Pod>::namespaced(client, SPACE).post_subresource(pod, "binding", &params, &binding).await
+}
+
+/// What a server cannot finish because its store has failed is no concern of the next one in the same process.
+#[test]
+fn a_binding_that_a_dead_server_never_answers_holds_up_no_other() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+    runtime.block_on(async {
+        let c = ControlPlane::start_with(Plan { deaths: vec![400], ..Plan::calm(1) }).await.expect("it starts");
+        let first = c.server().expect("it lives");
+        create::<Namespace>(&c, "", json!({"metadata": {"name": SPACE}})).await;
+        let there = |w: &World| w.get("core/serviceaccounts", "lab/default").is_some();
+        c.log.until("there is a namespace", LIMIT, there).await.expect("it comes about");
+        let allocatable = json!({"cpu": "4", "memory": "8Gi", "pods": "30"});
+        create::<Node>(&c, "", json!({"metadata": {"name": "node-1"}, "status": {"allocatable": allocatable}})).await;
+        for name in ["one", "two"] {
+            let spec = json!({"schedulerName": "nobody", "containers": [{"name": "c", "image": "i"}]});
+            create::<Pod>(&c, SPACE, json!({"metadata": {"name": name}, "spec": spec})).await;
+        }
+        for n in 0.. {
+            let map = ConfigMap::from_value(json!({"metadata": {"name": format!("map-{n}")}})).expect("well formed");
+            // It dies with one of these.
+            let _ = c.api::<ConfigMap>(SPACE).create(&PostParams::default(), &map).await;
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            if c.lives() > 1 && c.server().is_some() {
+                break;
+            }
+        }
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        let masters = UserInfo::new("kubernetes-admin", &["system:masters"]);
+        let waits = tokio::spawn(bind_if_fits(in_process::client(&first, masters, "late"), "one"));
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        assert!(!waits.is_finished(), "its caches do not see what was written since");
+        let answer = tokio::time::timeout(Duration::from_secs(60), bind_if_fits(c.admin(), "two")).await;
+        answer.expect("there is an answer").expect("it is bound");
+        waits.abort();
+        c.stop();
+    });
 }

@@ -17,14 +17,17 @@ use gantry_api::meta::field::{ErrorList, Path};
 use gantry_api::meta::object::Meta;
 use gantry_api::meta::status::ApiError;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-/// Bindings that hold only where the node has room are made one after the other.
-static COMPARING: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+/// Bindings that hold only where the node has room are made one after the other: those of one server, and no more. One
+/// that waits for caches whose store has failed waits for ever, and must not hold up the bindings of the next server.
+#[derive(Clone, Default)]
+pub(super) struct Comparing(Arc<tokio::sync::Mutex<()>>);
 
 /// `pods/NAME/binding`.
-pub(super) struct PodBinding;
+pub(super) struct PodBinding(pub(super) Comparing);
 /// `bindings`, where the body names the pod.
-pub(super) struct Bindings;
+pub(super) struct Bindings(pub(super) Comparing);
 
 fn validate(binding: &Binding) -> ErrorList {
     let mut e = ErrorList::default();
@@ -93,7 +96,13 @@ fn assign(pod: &mut Pod, binding: &Binding, labels: &BTreeMap<String, String>, n
 }
 
 /// Returns texts for `Warning` headers.
-async fn bind(cx: &RequestContext, name: &str, binding: Binding, services: &Services) -> Result<Vec<String>, ApiError> {
+async fn bind(
+    cx: &RequestContext,
+    name: &str,
+    binding: Binding,
+    services: &Services,
+    comparing: &Comparing,
+) -> Result<Vec<String>, ApiError> {
     let dry_run = body::dry_run(cx)?;
     let namespace = cx.info.namespace.as_str();
     let mut binding = binding;
@@ -127,7 +136,7 @@ async fn bind(cx: &RequestContext, name: &str, binding: Binding, services: &Serv
     }
     // Held until the binding is written, so that of two that are compared the second sees the first.
     let _compared = if cx.param("ifFits") == Some("true") {
-        let held = COMPARING.lock().await;
+        let held = comparing.0.lock().await;
         fit::check(&services.cluster, namespace, name, node).await?;
         Some(held)
     } else {
@@ -155,7 +164,7 @@ impl Handler for PodBinding {
         if !binding.metadata.name().is_empty() && binding.metadata.name() != name {
             return Err(ApiError::bad_request("name in URL does not match name in Binding object"));
         }
-        warnings.extend(bind(&request, &name, binding, services).await?);
+        warnings.extend(bind(&request, &name, binding, services, &self.0).await?);
         body::success(&request, 201, &warnings)
     }
 }
@@ -173,7 +182,7 @@ impl Handler for Bindings {
         if name.is_empty() {
             return Err(ApiError::bad_request("name is required in the Binding object"));
         }
-        warnings.extend(bind(&request, &name, binding, services).await?);
+        warnings.extend(bind(&request, &name, binding, services, &self.0).await?);
         body::success(&request, 201, &warnings)
     }
 }

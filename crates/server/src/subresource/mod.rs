@@ -54,9 +54,10 @@ pub struct Services {
 /// Every handler there is.
 #[must_use]
 pub fn list(services: &Services) -> Vec<Box<dyn Handler>> {
+    let comparing = binding::Comparing::default();
     let mut handlers: Vec<Box<dyn Handler>> = vec![
-        Box::new(binding::PodBinding),
-        Box::new(binding::Bindings),
+        Box::new(binding::PodBinding(comparing.clone())),
+        Box::new(binding::Bindings(comparing)),
         Box::new(eviction::PodEviction),
         Box::new(explain::PodExplain),
         Box::new(token_review::TokenReviews),
