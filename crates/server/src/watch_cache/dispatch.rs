@@ -118,10 +118,13 @@ impl Dispatcher {
         }
     }
 
-    /// The caches.
+    /// The caches, in the order of their keys: where all their watches end, it matters to simulations which end first.
     #[must_use]
     pub fn caches(&self) -> Vec<Arc<WatchCache>> {
-        self.by_key.load().values().flat_map(|caches| caches.iter().cloned()).collect()
+        let by_key = self.by_key.load();
+        let mut caches: Vec<Arc<WatchCache>> = by_key.values().flat_map(|caches| caches.iter().cloned()).collect();
+        caches.sort_by(|a, b| a.prefix().cmp(b.prefix()));
+        caches
     }
 
     /// Replaces the caches of a key (`<group>/<plural>`) by new ones of these resources, filled with what is stored. Watches

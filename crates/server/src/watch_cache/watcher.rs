@@ -181,9 +181,10 @@ impl Watchers {
 
     pub(super) fn close_all(&mut self, why: Closed) {
         self.closed = Some(why);
-        for watcher in self.by_scope.values().flatten() {
-            watcher.close(why);
-        }
+        // In the order in which they came, so that two simulations from one seed end them alike.
+        let mut watchers: Vec<&Arc<Watcher>> = self.by_scope.values().flatten().collect();
+        watchers.sort_by_key(|w| w.id);
+        watchers.into_iter().for_each(|w| w.close(why));
     }
 }
 
