@@ -28,7 +28,7 @@ use tracing::{debug, warn};
 /// Objects are listed in pages of this many, so that no single answer grows without bound.
 const PAGE: u64 = 1000;
 
-/// A change of one object, as its cache saw it.
+/// A change of one object, as its cache saw it. An object that took the place of another of its name, unseen, is told as two.
 #[derive(Clone, Debug)]
 pub enum Change<T> {
     /// Came into being or into view.
@@ -192,13 +192,16 @@ impl<T: Item> Informer<T> {
         self.0.changes.subscribe()
     }
 
-    fn apply(&self, change: impl FnOnce(&Store<T>) -> Option<Change<T>>) {
+    fn apply(&self, changes: impl FnOnce(&Store<T>) -> [Option<Change<T>>; 2]) {
         let handlers = self.0.handlers.lock();
-        let Some(change) = change(&self.0.store) else {
+        let changes = changes(&self.0.store);
+        if changes.iter().all(Option::is_none) {
             return;
-        };
-        for handler in &*handlers {
-            handler(&change);
+        }
+        for change in changes.iter().flatten() {
+            for handler in &*handlers {
+                handler(change);
+            }
         }
         drop(handlers);
         self.0.changes.send_modify(|n| *n += 1);
@@ -208,20 +211,22 @@ impl<T: Item> Informer<T> {
         let Kept { mut object, json } = kept;
         object.slim();
         let object = Arc::new(object);
-        self.apply(|store| match store.put_with(object.clone(), json) {
-            None => Some(Change::Added(object)),
-            Some(old) => {
-                let same = old.metadata().resource_version == object.metadata().resource_version
-                    && old.metadata().resource_version.is_some();
-                (!same).then_some(Change::Modified { old, new: object })
+        self.apply(|store| {
+            let Some(old) = store.put_with(object.clone(), json) else { return [Some(Change::Added(object)), None] };
+            let (before, after) = (old.metadata(), object.metadata());
+            if before.uid != after.uid {
+                // What happened between two lists: one object went, and another of its name came.
+                return [Some(Change::Deleted(old)), Some(Change::Added(object))];
             }
+            let same = before.resource_version == after.resource_version && before.resource_version.is_some();
+            [(!same).then_some(Change::Modified { old, new: object }), None]
         });
     }
 
     fn remove(&self, key: &str, last: Option<T>) {
         self.apply(|store| {
             let known = store.take(key);
-            last.map(Arc::new).or(known).map(Change::Deleted)
+            [last.map(Arc::new).or(known).map(Change::Deleted), None]
         });
     }
 

@@ -100,3 +100,19 @@ async fn an_expired_version_is_listed_anew_and_the_difference_told() {
     assert_eq!(*log.lock(), ["+a", "+b", "+c", "-b"]);
     assert!(script.asked.lock().last().unwrap().contains("resourceVersion=9"));
 }
+
+#[tokio::test(start_paused = true)]
+async fn another_object_of_the_same_name_is_told_as_two_changes() {
+    let gone = r#"{"kind":"Status","status":"Failure","code":410,"reason":"Expired","message":"too old"}"#;
+    let with_uid =
+        |uid: &str, version: u64| object("a", version).replace("\"name\"", &format!("\"uid\":\"{uid}\",\"name\""));
+    let (_script, informer, log) = run(Script {
+        lists: Mutex::new([list(5, &[with_uid("one", 3)]), list(9, &[with_uid("two", 8)])].into()),
+        watches: Mutex::new([event("ERROR", gone)].into()),
+        asked: Mutex::default(),
+    });
+    informer.synced().await;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(*log.lock(), ["+a", "-a", "+a"]);
+    assert_eq!(informer.get("n", "a").unwrap().metadata.uid.as_deref(), Some("two"));
+}
