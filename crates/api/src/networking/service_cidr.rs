@@ -137,9 +137,8 @@ mod tests {
             texts(&range(&["10.0.0.1/8", "11.0.0.0/8"]).validate()),
             [
                 "spec.cidrs[0]: Invalid value: \"10.0.0.1/8\": must not have bits set beyond the prefix length",
-                "spec.cidrs: Invalid value: [\"10.0.0.1/8\",\"11.0.0.0/8\"]: may specify no more than one IP for \
-                 each IP \
-                 family, i.e 192.168.0.0/24 and 2001:db8::/64",
+                "spec.cidrs: Invalid value: {\"CIDRs\":[\"10.0.0.1/8\",\"11.0.0.0/8\"]}: may specify no more than one \
+                 IP for each IP family, i.e 192.168.0.0/24 and 2001:db8::/64",
             ]
         );
         let both = range(&["10.0.0.0/8", "fd00::/64"]);
