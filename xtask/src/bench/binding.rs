@@ -12,7 +12,8 @@ use serde_json::{Value, json};
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
-const NODES: &str = "/api/v1/nodes";
+/// Path of nodes.
+pub const NODES: &str = "/api/v1/nodes";
 const LEASES: &str = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases";
 /// Below the node controller's grace of forty seconds; real kubelets renew every ten.
 const RENEW_EVERY: Duration = Duration::from_secs(20);
@@ -65,20 +66,41 @@ fn pod(number: u64, shape: Shape) -> Value {
     pod
 }
 
+/// Nodes without agents, whose objects and leases are kept up as long as the value lives.
+pub struct Hollow {
+    /// Who filled the server, to fill it further.
+    pub clients: Vec<Client>,
+    _heartbeats: tokio::task::JoinSet<()>,
+}
+
+impl Hollow {
+    /// Makes them, and the namespace to work in.
+    ///
+    /// # Errors
+    /// Where they cannot be made or do not become ready.
+    pub async fn new(gantry: &Gantry, nodes: u64, shape: Shape) -> Result<Self> {
+        let clients = gantry.clients(workload::fillers()).await?;
+        let client = clients[0].clone();
+        workload::namespace(&client).await?;
+        workload::fill(&clients, NODES, nodes, move |n| node(n, shape)).await?;
+        workload::fill(&clients, LEASES, nodes, lease).await?;
+        let mut beating = tokio::task::JoinSet::new();
+        beating.spawn(heartbeats(client.clone(), nodes));
+        untainted(&client).await?;
+        Ok(Self { clients, _heartbeats: beating })
+    }
+}
+
 /// Measures one shape of pods on so many nodes.
 pub async fn bound(bench: &Bench, id: &'static str, nodes: u64, shape: Shape) -> Result<Measurement> {
     let gantry = Gantry::server(bench).await?;
-    let clients = gantry.clients(workload::fillers()).await?;
+    let cell = Hollow::new(&gantry, nodes, shape).await?;
+    let clients = cell.clients.clone();
     let client = clients[0].clone();
-    workload::namespace(&client).await?;
-    workload::fill(&clients, NODES, nodes, move |n| node(n, shape)).await?;
-    workload::fill(&clients, LEASES, nodes, lease).await?;
-    untainted(&client).await?;
     if shape == Shape::Preempting {
         occupy(&clients, nodes).await?;
     }
     gantry.settle().await?;
-    let heartbeats = tokio::spawn(heartbeats(client.clone(), nodes));
 
     let mut count = bench.scaled(10_000, 2_000);
     if matches!(shape, Shape::Preempting) {
@@ -110,7 +132,6 @@ pub async fn bound(bench: &Bench, id: &'static str, nodes: u64, shape: Shape) ->
     let created = workload::fill(&clients, PODS, count, move |n| pod(n, shape)).await?;
     let (first, last) = watching.await.context("the watcher panicked")??;
     let used = gantry.cpu()? - before;
-    heartbeats.abort();
     let detail = json!({
         "nodes": nodes,
         "pods": count,
@@ -123,12 +144,13 @@ pub async fn bound(bench: &Bench, id: &'static str, nodes: u64, shape: Shape) ->
     Ok(Measurement { id, value: count as f64 / last.as_secs_f64(), detail })
 }
 
-fn name(number: u64) -> String {
+/// The name of a node.
+pub fn name(number: u64) -> String {
     format!("hollow-{number:05}")
 }
 
 /// A node as its agent would register it.
-fn node(number: u64, shape: Shape) -> Value {
+pub fn node(number: u64, shape: Shape) -> Value {
     let (labels, taints) = deciding::traits(number, shape);
     let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
     let condition = |kind: &str, status: &str, reason: &str| {

@@ -1,19 +1,69 @@
 //! What the scheduler's decision alone costs: no API, no store, no queue; a snapshot and pods.
 
+use super::{Bench, Measurement};
+use anyhow::{Context, Result};
 use gantry_api::entropy::Entropy;
 use gantry_api::k8s_openapi::api::core::v1::{Node, Pod};
 use gantry_scheduler::decide::{Decider, Request};
 use gantry_scheduler::pod::PodInfo;
-use gantry_scheduler::preempt;
 use gantry_scheduler::profile::Profile;
+use gantry_scheduler::promises::Promises;
 use gantry_scheduler::snapshot::Snapshot;
 use gantry_scheduler::spread::DefaultConstraints;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Controllers whose pods come in turns; each makes a class of equal pods.
 pub const CONTROLLERS: usize = 20;
+
+/// Sizes of clusters for the curve of what a decision costs.
+const SIZES: [u64; 7] = [100, 500, 1_000, 5_000, 10_000, 20_000, 50_000];
+/// The size the figures are of.
+const SIZE: u64 = 5_000;
+/// Decisions of one size.
+const DECISIONS: usize = 20_000;
+/// How long the decisions of one size may take; the mean is then of fewer.
+const LONG: Duration = Duration::from_secs(20);
+
+/// All shapes, each on clusters of all sizes.
+pub async fn run(bench: &Bench) -> Result<Vec<Measurement>> {
+    let mut found = Vec::new();
+    for (id, shape) in [
+        ("decide_plain", Shape::Plain),
+        ("decide_constrained", Shape::Constrained),
+        ("decide_anti_affine", Shape::AntiAffine),
+        ("decide_preempting", Shape::Preempting),
+    ] {
+        let quick = bench.quick;
+        let decided = tokio::task::spawn_blocking(move || curve(id, shape, quick));
+        found.push(decided.await.context("the scheduler panicked")?);
+    }
+    Ok(found)
+}
+
+fn curve(id: &'static str, shape: Shape, quick: bool) -> Measurement {
+    let (mut costs, mut first, mut decisions) = (Map::new(), Map::new(), Map::new());
+    let mut value = 0.0;
+    for nodes in SIZES.into_iter().filter(|n| *n <= SIZE || !quick) {
+        // Enough for the first pod of a class to weigh little, and no more than fit.
+        let most = usize::try_from(nodes).unwrap_or(0) * if shape == Shape::Preempting { 3 } else { 20 };
+        let cost = cost(nodes, shape, most.min(DECISIONS));
+        let us = cost.mean.as_secs_f64() * 1e6;
+        eprintln!("  {}: {nodes} nodes: {us:.1} µs a decision, {} decisions", shape.name(), cost.decisions);
+        costs.insert(nodes.to_string(), json!(us));
+        first.insert(nodes.to_string(), json!(cost.first.as_secs_f64() * 1e6));
+        decisions.insert(nodes.to_string(), json!(cost.decisions));
+        if nodes == SIZE {
+            value = us;
+        }
+    }
+    let detail = json!({
+        "shape": shape.name(), "us_by_nodes": costs, "first_of_class_us_by_nodes": first, "decisions": decisions,
+        "per_second": 1e6 / value,
+    });
+    Measurement { id, value, detail }
+}
 
 /// What pods ask for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,8 +167,16 @@ fn pod(kind: &str, number: usize, cpu: &str, spec: &Value) -> Arc<PodInfo> {
     Arc::new(PodInfo::new(Arc::new(pod)))
 }
 
-/// Mean time from a pod to its node, the pod then counted there. With preemption: to the node and its victims.
-pub fn cost(nodes: u64, shape: Shape, decisions: usize) -> Duration {
+/// What decisions cost.
+struct Cost {
+    /// On average, from a pod to its node, the pod then counted there. With preemption: to the node and its victims.
+    mean: Duration,
+    /// The first pods of their classes, on average: nothing is known for them.
+    first: Duration,
+    decisions: usize,
+}
+
+fn cost(nodes: u64, shape: Shape, decisions: usize) -> Cost {
     let mut snapshot = Snapshot::default();
     for number in 0..nodes {
         snapshot.set_node(&node(number, shape));
@@ -136,38 +194,52 @@ pub fn cost(nodes: u64, shape: Shape, decisions: usize) -> Duration {
         (0..decisions).map(|n| pod("new", n, "100m", &shape.spec(&format!("app-{}", n % CONTROLLERS)))).collect();
     let entropy = Entropy::seeded(7);
     let mut decider = Decider::new(Profile::new("default-scheduler"));
-    let defaults = DefaultConstraints::default();
+    let (mut first, mut made) = (Duration::ZERO, 0);
     let began = Instant::now();
     for pod in &pods {
-        let request = Request {
-            pod,
-            defaults: &defaults,
-            volumes: None,
-            devices: None,
-            nominated: &[],
-            domain: None,
-            asked: None,
-        };
-        match decider.decide(&snapshot, &request, &mut |n| entropy.below(n)) {
-            Ok(row) => {
-                let name = snapshot.names[row].clone();
-                snapshot.place(pod.clone(), &name);
-            }
-            Err(mut rejected) => {
-                let (cycle, diagnosis) = (&mut rejected.cycle, &mut rejected.diagnosis);
-                if let Some(found) = preempt::find(&snapshot, cycle, diagnosis, &[], &|_| Vec::new()) {
-                    let name = snapshot.names[found.row].clone();
-                    for victim in &found.victims {
-                        snapshot.displace(&victim.uid);
-                    }
-                    // What the next pods take is room that the next victims must make.
-                    let rest = pod_of_rest(pod, found.victims.len());
-                    snapshot.place(rest, &name);
+        decide(&mut snapshot, &mut decider, pod, &entropy);
+        made += 1;
+        if made == CONTROLLERS {
+            first = began.elapsed();
+        }
+        if made.is_multiple_of(64) && began.elapsed() > LONG {
+            break;
+        }
+    }
+    let per = |time: Duration, n: usize| time / u32::try_from(n).unwrap_or(u32::MAX).max(1);
+    Cost { mean: per(began.elapsed(), made), first: per(first, CONTROLLERS), decisions: made }
+}
+
+fn decide(snapshot: &mut Snapshot, decider: &mut Decider, pod: &Arc<PodInfo>, entropy: &Entropy) {
+    let (defaults, promises) = (DefaultConstraints::default(), Promises::new());
+    let request = Request {
+        pod,
+        defaults: &defaults,
+        volumes: None,
+        devices: None,
+        promises: &promises,
+        fellows: &[],
+        domain: None,
+        asked: None,
+    };
+    match decider.decide(snapshot, &request, &mut |n| entropy.below(n)) {
+        Ok(row) => {
+            let name = snapshot.names[row].clone();
+            snapshot.place(pod.clone(), &name);
+        }
+        Err(mut rejected) => {
+            let found = decider.evictions(snapshot, &mut rejected, &[], &promises, false);
+            if let Some(found) = found.into_iter().next() {
+                let name = snapshot.names[found.row].clone();
+                for victim in &found.victims {
+                    snapshot.displace(&victim.uid);
                 }
+                // What the next pods take is room that the next victims must make.
+                let rest = pod_of_rest(pod, found.victims.len());
+                snapshot.place(rest, &name);
             }
         }
     }
-    began.elapsed() / u32::try_from(decisions).unwrap_or(u32::MAX).max(1)
 }
 
 /// The preempting pod, grown to all that its victims left, so that the next one has to preempt as well.

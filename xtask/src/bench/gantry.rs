@@ -2,7 +2,7 @@
 
 use super::{Bench, process};
 use anyhow::{Context, Result, bail};
-use gantry_client::{Client, Https, Kubeconfig};
+use gantry_client::{Client, Credentials, Https, Kubeconfig, TokenSource};
 use std::io::{BufRead, BufReader, Read};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -44,7 +44,12 @@ impl Gantry {
 
     /// Starts `gantry server` and waits until the API server says that it is ready.
     pub async fn server(bench: &Bench) -> Result<Self> {
-        let mut gantry = Self::spawn(bench, "server", &[])?;
+        Self::server_with(bench, &[]).await
+    }
+
+    /// The same with further options.
+    pub async fn server_with(bench: &Bench, options: &[&str]) -> Result<Self> {
+        let mut gantry = Self::spawn(bench, "server", options)?;
         gantry.said("API server").await?;
         let client = gantry.client()?;
         let deadline = Instant::now() + PATIENCE;
@@ -117,9 +122,26 @@ impl Gantry {
     /// # Errors
     /// Where the kubeconfig cannot be used.
     pub fn client(&self) -> Result<Client> {
+        self.client_as(None)
+    }
+
+    /// The administrator's, or where there is a token, its owner's.
+    fn client_as(&self, token: Option<&str>) -> Result<Client> {
         let kubeconfig = Kubeconfig::read(&self.data.path().join("kubeconfig"))?;
-        let transport = Https::new(&kubeconfig.https(None, self.data.path())?)?;
-        Ok(Client::new(Arc::new(transport), "gantry-bench"))
+        let mut config = kubeconfig.https(None, self.data.path())?;
+        if let Some(token) = token {
+            config.credentials = Credentials::Token(TokenSource::Fixed(token.to_owned()));
+        }
+        Ok(Client::new(Arc::new(Https::new(&config)?), "gantry-bench"))
+    }
+
+    /// Clients of a token's owner. They are not connected yet: each connects where it is first used, and its connection
+    /// lives with that runtime.
+    ///
+    /// # Errors
+    /// Where the kubeconfig cannot be used.
+    pub fn clients_of(&self, token: &str, count: usize) -> Result<Vec<Client>> {
+        (0..count).map(|_| self.client_as(Some(token))).collect()
     }
 
     /// Several of them, each with a connection that is up already.

@@ -3,15 +3,19 @@
 //!
 //! How each figure is taken is described in `docs/benchmarks.md`.
 
+mod apply;
+mod bind_latency;
 mod binding;
 mod budgets;
 mod build;
 mod cache;
+mod cell_memory;
 mod creates;
 mod deciding;
 mod first_pod;
 mod gantry;
 mod gets;
+mod hostile;
 mod idle;
 mod list;
 mod list_memory;
@@ -20,15 +24,19 @@ mod machine;
 mod namespace;
 mod pending;
 mod pod_start;
+mod pods;
 mod process;
 mod report;
+mod resources;
 mod sched;
 mod shim;
 mod size;
 mod startup;
 mod statistics;
 mod watch;
+mod watchers;
 mod workload;
+mod writes;
 
 use anyhow::{Context, Result, bail};
 use futures::future::BoxFuture;
@@ -109,13 +117,24 @@ const ALL: &[Measure] = &[
     measure("pod-start", |b| Box::pin(pod_start::run(b))),
     measure("shim", |b| Box::pin(shim::run(b))),
     measure("creates", |b| Box::pin(creates::run(b))),
+    measure("pods", |b| Box::pin(pods::run(b))),
+    measure("writes", |b| Box::pin(writes::run(b))),
+    measure("apply", |b| Box::pin(apply::run(b))),
     measure("gets", |b| Box::pin(gets::run(b))),
     measure("cache", |b| Box::pin(cache::run(b))),
     measure("list", |b| Box::pin(list::run(b))),
     measure("watch", |b| Box::pin(watch::run(b))),
+    measure("watchers", |b| Box::pin(watchers::run(b))),
+    measure("resources", |b| Box::pin(resources::run(b))),
+    measure("hostile", |b| Box::pin(hostile::run(b))),
     measure("binding", |b| Box::pin(binding::run(b))),
-    measure("sched", |b| Box::pin(sched::run(b))),
+    measure("deciding", |b| Box::pin(deciding::run(b))),
+    measure("sched-constrained", |b| Box::pin(sched::constrained(b))),
+    measure("sched-anti-affine", |b| Box::pin(sched::anti_affine(b))),
+    measure("sched-preempting", |b| Box::pin(sched::preempting(b))),
+    measure("bind-latency", |b| Box::pin(bind_latency::run(b))),
     measure("pending", |b| Box::pin(pending::run(b))),
+    Measure { name: "cell-memory", long: true, run: |b| Box::pin(cell_memory::run(b)) },
     Measure { name: "list-memory", long: true, run: |b| Box::pin(list_memory::run(b)) },
 ];
 

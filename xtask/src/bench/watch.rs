@@ -83,7 +83,7 @@ pub async fn run(bench: &Bench) -> Result<Vec<Measurement>> {
 }
 
 /// The number of the update that an event tells of. Found, not parsed: the clients share the cores with the server.
-fn sequence(line: &[u8]) -> Option<usize> {
+pub fn sequence(line: &[u8]) -> Option<usize> {
     let at = line.windows(MARK.len()).position(|w| w == MARK)? + MARK.len();
     let digits = line[at..].iter().take_while(|b| b.is_ascii_digit());
     std::str::from_utf8(&line[at..at + digits.count()]).ok()?.parse().ok()
