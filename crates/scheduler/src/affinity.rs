@@ -13,8 +13,8 @@ struct Tally {
 }
 
 impl Tally {
-    fn add(&mut self, snapshot: &Snapshot, row: Row, key: &str, n: i64) {
-        let Some(key) = snapshot.key(key) else { return };
+    fn add(&mut self, snapshot: &Snapshot, row: Row, key: Option<KeyId>, n: i64) {
+        let Some(key) = key else { return };
         let value = snapshot.value(key, row) as usize;
         if value == 0 {
             return;
@@ -31,8 +31,8 @@ impl Tally {
         self.sum += n;
     }
 
-    fn at(&self, snapshot: &Snapshot, row: Row, key: &str) -> i64 {
-        let Some(key) = snapshot.key(key) else { return 0 };
+    fn at(&self, snapshot: &Snapshot, row: Row, key: Option<KeyId>) -> i64 {
+        let Some(key) = key else { return 0 };
         let counts = self.keys.iter().find(|(k, _)| *k == key).map(|(_, counts)| counts);
         counts.and_then(|c| c.get(snapshot.value(key, row) as usize)).copied().unwrap_or(0)
     }
@@ -54,6 +54,9 @@ pub struct AffinityState {
     anti: Tally,
     /// Weights of preferred terms, the pod's and the placed ones', per domain.
     preferences: Tally,
+    /// The topology keys of the pod's own affinity terms, and of its anti-affinity terms.
+    affinity_keys: Vec<Option<KeyId>>,
+    anti_keys: Vec<Option<KeyId>>,
     hard_weight: i64,
     /// Whether nothing is preferred, because the pod itself prefers nothing and the profile asks no others.
     indifferent: bool,
@@ -82,7 +85,10 @@ impl AffinityState {
     /// Looks at all placed pods; at those with affinity only, where the incoming pod has none of its own.
     #[must_use]
     pub fn new(snapshot: &Snapshot, pod: &PodInfo, profile: &Profile) -> Self {
+        let keys = |terms: &[AffinityTerm]| terms.iter().map(|t| snapshot.key(&t.topology_key)).collect();
         let mut state = Self {
+            affinity_keys: keys(&pod.affinity),
+            anti_keys: keys(&pod.anti_affinity),
             hard_weight: profile.hard_affinity_weight,
             indifferent: profile.ignore_preferred_of_placed && pod.preferred.is_empty(),
             ..Self::default()
@@ -102,17 +108,17 @@ impl AffinityState {
     pub fn adjust(&mut self, snapshot: &Snapshot, row: Row, other: &PodInfo, pod: &PodInfo, sign: i64) {
         for term in &other.anti_affinity {
             if matches(term, pod, snapshot) {
-                self.existing_anti.add(snapshot, row, &term.topology_key, sign);
+                self.existing_anti.add(snapshot, row, snapshot.key(&term.topology_key), sign);
             }
         }
         if matches_all(&pod.affinity, other, snapshot) {
-            for term in &pod.affinity {
-                self.affinity.add(snapshot, row, &term.topology_key, sign);
+            for key in &self.affinity_keys {
+                self.affinity.add(snapshot, row, *key, sign);
             }
         }
-        for term in &pod.anti_affinity {
+        for (term, key) in pod.anti_affinity.iter().zip(&self.anti_keys) {
             if matches(term, other, snapshot) {
-                self.anti.add(snapshot, row, &term.topology_key, sign);
+                self.anti.add(snapshot, row, *key, sign);
             }
         }
         if self.indifferent {
@@ -120,7 +126,7 @@ impl AffinityState {
         }
         let mut prefer = |term: &AffinityTerm, subject: &PodInfo, weight: i64| {
             if weight != 0 && matches(term, subject, snapshot) {
-                self.preferences.add(snapshot, row, &term.topology_key, sign * weight);
+                self.preferences.add(snapshot, row, snapshot.key(&term.topology_key), sign * weight);
             }
         };
         pod.preferred.iter().for_each(|t| prefer(t, other, t.weight));
@@ -132,9 +138,9 @@ impl AffinityState {
         if pod.affinity.is_empty() {
             return true;
         }
-        let has_key = |t: &AffinityTerm| snapshot.key(&t.topology_key).is_some_and(|k| snapshot.value(k, row) != 0);
-        pod.affinity.iter().all(has_key)
-            && (pod.affinity.iter().all(|t| self.affinity.at(snapshot, row, &t.topology_key) > 0)
+        let has_key = |key: &Option<KeyId>| key.is_some_and(|k| snapshot.value(k, row) != 0);
+        self.affinity_keys.iter().all(has_key)
+            && (self.affinity_keys.iter().all(|key| self.affinity.at(snapshot, row, *key) > 0)
                 // The first pod of a group that wants to be near itself may go anywhere.
                 || self.affinity.sum == 0 && matches_all(&pod.affinity, pod, snapshot))
     }
@@ -144,11 +150,11 @@ impl AffinityState {
     /// # Errors
     /// Where one is violated.
     pub fn filter(&self, snapshot: &Snapshot, row: Row, pod: &PodInfo) -> Result<(), Rejection> {
-        let reject = |reason: &str, unresolvable| Err(Rejection::one("InterPodAffinity", reason, unresolvable));
+        let reject = |reason: &'static str, unresolvable| Err(Rejection::one("InterPodAffinity", reason, unresolvable));
         if !self.affinity_met(snapshot, row, pod) {
             return reject("node(s) didn't match pod affinity rules", true);
         }
-        if pod.anti_affinity.iter().any(|t| self.anti.at(snapshot, row, &t.topology_key) > 0) {
+        if self.anti_keys.iter().any(|key| self.anti.at(snapshot, row, *key) > 0) {
             return reject("node(s) didn't match pod anti-affinity rules", false);
         }
         if self.existing_anti.all_at(snapshot, row).any(|n| n > 0) {
@@ -162,22 +168,30 @@ impl AffinityState {
     pub fn conflicts<'a>(&self, snapshot: &Snapshot, row: Row, pod: &'a PodInfo) -> Vec<Conflict<'a>> {
         let mut out = Vec::new();
         if !self.affinity_met(snapshot, row, pod) {
-            let unmet = pod.affinity.iter().filter(|t| self.affinity.at(snapshot, row, &t.topology_key) == 0);
-            out.extend(unmet.map(Conflict::Affinity));
+            let terms = pod.affinity.iter().zip(&self.affinity_keys);
+            let unmet = terms.filter(|(_, key)| self.affinity.at(snapshot, row, **key) == 0);
+            out.extend(unmet.map(|(term, _)| Conflict::Affinity(term)));
         }
-        let violated = pod.anti_affinity.iter().filter(|t| self.anti.at(snapshot, row, &t.topology_key) > 0);
-        out.extend(violated.map(Conflict::AntiAffinity));
+        let terms = pod.anti_affinity.iter().zip(&self.anti_keys);
+        let violated = terms.filter(|(_, key)| self.anti.at(snapshot, row, **key) > 0);
+        out.extend(violated.map(|(term, _)| Conflict::AntiAffinity(term)));
         if self.existing_anti.all_at(snapshot, row).any(|n| n > 0) {
             out.push(Conflict::Existing);
         }
         out
     }
 
+    /// Whether [`AffinityState::score`] has anything to say.
+    #[must_use]
+    pub fn scores(&self) -> bool {
+        !self.preferences.keys.is_empty()
+    }
+
     /// Scores the feasible nodes 0–100 by preferred terms of the pod and of the pods already placed. `None` where
     /// nobody prefers anything.
     #[must_use]
     pub fn score(&self, snapshot: &Snapshot, feasible: &[Row]) -> Option<Vec<i64>> {
-        if self.preferences.keys.is_empty() {
+        if !self.scores() {
             return None;
         }
         let raw: Vec<i64> = feasible.iter().map(|row| self.preferences.all_at(snapshot, *row).sum()).collect();

@@ -9,7 +9,7 @@ use crate::queue::ClusterChange;
 use crate::run::Scheduler;
 use gantry_api::k8s_openapi::api::core::v1::{Binding, ObjectReference, Pod, PodCondition};
 use gantry_api::k8s_openapi::api::scheduling::v1beta1::PodGroup;
-use gantry_client::{Api, DeleteParams, Patch, PatchParams, PostParams};
+use gantry_client::{Api, DeleteParams, Error, Patch, PatchParams, PostParams};
 use serde_json::json;
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,6 +37,15 @@ pub(crate) struct Failure {
     pub(crate) alternatives: Vec<Preemption>,
     /// Whether the node that was promised to the pod is so no longer.
     pub(crate) gives_up: bool,
+}
+
+/// Why a binding was not answered as it should.
+struct Unbound {
+    /// The pod is no more.
+    gone: bool,
+    /// It is certain that the binding was not done.
+    refused: bool,
+    message: String,
 }
 
 impl Scheduler {
@@ -132,14 +141,20 @@ impl Scheduler {
             ObjectReference { kind: Some("Node".into()), name: Some(node.to_owned()), ..Default::default() };
         let binder = self.extenders.iter().find(|e| e.binds() && e.is_interested(&pod.pod));
         let bound = match binder {
-            Some(extender) => extender.bind(pod, node).await.map_err(|e| (false, e)),
+            Some(extender) => {
+                extender.bind(pod, node).await.map_err(|message| Unbound { gone: false, refused: false, message })
+            }
             None => {
                 // Where another scheduler may have taken the room meanwhile, the server compares.
-                let compares = self.state.lock().shares_nodes;
+                let compares = self.state.lock().strangers.are_about(Instant::now());
                 let api = Api::<Pod>::namespaced(self.client.clone(), &pod.namespace);
                 let params = PostParams { if_fits: compares, ..PostParams::default() };
                 let posted = api.post_subresource(&pod.name, "binding", &params, &binding).await;
-                posted.map_err(|e| (e.is("NotFound"), e.to_string()))
+                posted.map_err(|e| Unbound {
+                    gone: e.is("NotFound"),
+                    refused: matches!(&e, Error::Api(said) if said.code < 500),
+                    message: e.to_string(),
+                })
             }
         };
         match bound {
@@ -150,7 +165,7 @@ impl Scheduler {
                 self.state.lock().queue.remove(&pod.uid);
                 true
             }
-            Err((gone, error)) => {
+            Err(Unbound { gone, refused, message: error }) => {
                 if gone {
                     debug!(pod = pod.key, "pod went away before it was bound");
                     self.take_back(pod, false);
@@ -161,6 +176,9 @@ impl Scheduler {
                     );
                     self.recorder.warning(pod.pod.as_ref(), "FailedScheduling", &message);
                     warn!(pod = pod.key, node, %error, "binding failed; will retry");
+                    if !refused {
+                        self.state.lock().strangers.unanswered(&pod.uid, node);
+                    }
                     self.take_back(pod, true);
                 }
                 false

@@ -2,22 +2,26 @@
 //! kept between decisions only makes the next one quicker.
 //!
 //! What depends on a node and its pods alone is kept per class of equal pods and node ([`Local`]); what depends on pods
-//! elsewhere is counted per class and topology domain ([`Cycle`]) and stepped as pods come and go. A decision is then a
-//! walk over a sample of the nodes that reads a few numbers of each.
+//! elsewhere is counted per class and topology domain ([`Cycle`]) and stepped as pods come and go. Where scores depend on
+//! nodes alone, those of a class are kept in their order, and a decision takes the first that everything else allows:
+//! what it costs does not grow with the cluster. Otherwise it is a walk over a sample of the nodes that reads a few
+//! numbers of each.
 
 use crate::class::{Kept, Local, cross_key, local_key};
 use crate::cycle::Cycle;
 use crate::devices::PodDevices;
-use crate::diagnosis::Diagnosis;
+use crate::diagnosis::{Diagnosis, Rejections};
+use crate::evictions::Evictions;
 use crate::extender::Asked;
 use crate::filter::volumes::PodVolumes;
 use crate::filter::{self, Rejection, Usage};
 use crate::pod::PodInfo;
+use crate::preempt::{self, Budget, Candidate};
 use crate::profile::Profile;
+use crate::promises::Promises;
 use crate::score::{Greatest, Parts};
 use crate::snapshot::{KeyId, Row, Snapshot, ValueId};
 use crate::spread::DefaultConstraints;
-use std::collections::HashMap;
 use std::sync::Arc;
 
 /// Nodes with the same value of a label, to which a group is confined.
@@ -51,8 +55,10 @@ pub struct Request<'a> {
     pub volumes: Option<&'a Arc<PodVolumes>>,
     /// Its devices.
     pub devices: Option<&'a Arc<PodDevices>>,
-    /// Waiting pods that were promised a node, with its name.
-    pub nominated: &'a [(String, Arc<PodInfo>)],
+    /// Waiting pods that were promised a node…
+    pub promises: &'a Promises,
+    /// …of which these, those of its group, are not in its way.
+    pub fellows: &'a [Arc<PodInfo>],
     /// Where its group is confined to.
     pub domain: Option<Domain>,
     /// What extenders said, where they were asked.
@@ -66,6 +72,16 @@ pub struct Rejected {
     pub diagnosis: Diagnosis,
     /// What was counted, for preemption.
     pub cycle: Cycle,
+    /// Whether each node's verdict came of the node and its pods alone, and of those that were promised it.
+    pub(crate) alone: bool,
+}
+
+impl Rejected {
+    /// With what preemption needs; evictions are then looked for on all nodes.
+    #[must_use]
+    pub fn new(diagnosis: Diagnosis, cycle: Cycle) -> Self {
+        Self { diagnosis, cycle, alone: false }
+    }
 }
 
 /// A feasible node and its scores.
@@ -77,12 +93,18 @@ pub struct Ranked {
     pub parts: Parts,
 }
 
+/// Nodes up to which all are looked at each time: that is as quick, and tells more.
+const FEW: usize = 100;
+
 /// Decides for one profile.
 #[derive(Debug)]
 pub struct Decider {
     profile: Arc<Profile>,
     locals: Kept<Local>,
     crosses: Kept<Cycle>,
+    evictions: Kept<Evictions>,
+    /// More nodes than this are kept in order.
+    few: usize,
     /// Where the next sample begins.
     next_start: usize,
     feasible: Vec<Row>,
@@ -97,10 +119,20 @@ impl Decider {
             profile: Arc::new(profile),
             locals: Kept::default(),
             crosses: Kept::default(),
+            evictions: Kept::default(),
+            few: FEW,
             next_start: 0,
             feasible: Vec::new(),
             ranked: Vec::new(),
         }
+    }
+
+    /// With up to so many nodes every decision looks at a sample of them, so that [`Decider::feasible`] and
+    /// [`Decider::ranked`] tell of all of it. Of more, nodes are kept in order where that can be done.
+    #[must_use]
+    pub fn sampling_up_to(mut self, nodes: usize) -> Self {
+        self.few = nodes;
+        self
     }
 
     /// The profile.
@@ -110,13 +142,13 @@ impl Decider {
     }
 
     /// The feasible nodes of the last decision with their scores; empty where it was made without scores, because only
-    /// one was feasible or one had been promised.
+    /// one was feasible, one had been promised or nodes were in order.
     #[must_use]
     pub fn ranked(&self) -> &[Ranked] {
         &self.ranked
     }
 
-    /// The feasible nodes that the last decision found.
+    /// The feasible nodes that the last decision found; only the chosen one where nodes were in order.
     #[must_use]
     pub fn feasible(&self) -> &[Row] {
         &self.feasible
@@ -132,108 +164,85 @@ impl Decider {
         request: &Request<'_>,
         draw: &mut dyn FnMut(u64) -> u64,
     ) -> Result<Row, Box<Rejected>> {
-        let Request { pod, defaults, volumes, devices, nominated, domain, asked } = *request;
+        let Request { pod, defaults, volumes, devices, domain, asked, .. } = *request;
         self.feasible.clear();
         self.ranked.clear();
-        let profile = self.profile.clone();
+        let profile = &self.profile;
         let rows = snapshot.row_count();
         let key = pod.class_key(local_key);
         let local =
-            self.locals.get(key, rows, |kept| kept.catch_up(snapshot, pod), || Local::new(snapshot, pod, &profile));
-        let own;
-        let cross: Option<&mut Cycle> = if looks_across(snapshot, pod, defaults) {
-            let make = || Cycle::new(snapshot, pod.clone(), defaults, &profile);
+            self.locals.get(key, rows, |kept| kept.catch_up(snapshot, pod), || Local::new(snapshot, pod, profile));
+        let cross: Option<&Cycle> = if looks_across(snapshot, pod, defaults) {
+            let make = || Cycle::new(snapshot, pod.clone(), defaults, profile);
             Some(self.crosses.get(&cross_key(key, pod, defaults), rows, |kept| kept.catch_up(snapshot), make))
         } else {
             None
         };
-        // Claims and promised nodes are the pod's own: nothing of them is kept.
-        let whole: Option<&Cycle> = if volumes.is_some() || devices.is_some() || !nominated.is_empty() {
-            let kept = cross.as_deref().cloned();
-            let cycle = kept.unwrap_or_else(|| Cycle::new(snapshot, pod.clone(), defaults, &profile));
-            own = cycle.with(snapshot, pod.clone(), volumes.cloned(), devices.cloned());
-            Some(&own)
-        } else {
-            None
-        };
-        let rivals = rivals_by_row(snapshot, pod, nominated);
-        let mut known: Vec<Arc<Rejection>> = Vec::new();
-        let elsewhere = domain.map(|domain| {
-            let reason = "node(s) didn't match the pod group's topology domain";
-            (domain, Arc::new(Rejection::one("TopologyPlacement", reason, true)))
+        // Claims are the pod's own: nothing of them is kept.
+        let own = (volumes.is_some() || devices.is_some()).then(|| {
+            let cycle = cross.cloned().unwrap_or_else(|| Cycle::new(snapshot, pod.clone(), defaults, profile));
+            cycle.with(snapshot, pod.clone(), volumes.cloned(), devices.cloned())
         });
-        let mut check = |local: &mut Local, row: Row| -> Result<(), Arc<Rejection>> {
-            if let Some(asked) = asked {
-                asked.check(&snapshot.names[row])?;
-            }
-            if let Some((domain, elsewhere)) = &elsewhere
-                && !domain.holds(snapshot, row)
-            {
-                return Err(elsewhere.clone());
-            }
-            local.check(snapshot, row, pod, &profile)?;
-            let rest = match (whole, cross.as_deref()) {
-                (Some(cycle), _) => {
-                    let by_volumes = cycle.volumes.as_ref().map_or(Ok(()), |claims| {
-                        filter::volumes::filter(snapshot, row, claims, cycle.exclusive_conflicts, &profile)
-                    });
-                    by_volumes.and_then(|()| filter::across(snapshot, row, cycle)).and_then(|()| {
-                        match rivals.get(&row) {
-                            Some(rivals) => with_rivals(snapshot, row, cycle, rivals),
-                            None => Ok(()),
-                        }
-                    })
-                }
-                (None, Some(cycle)) => filter::across(snapshot, row, cycle),
-                (None, None) => Ok(()),
-            };
-            rest.map_err(|rejection| match known.iter().find(|r| ***r == rejection) {
-                Some(same) => same.clone(),
-                None => {
-                    known.push(Arc::new(rejection));
-                    known[known.len() - 1].clone()
-                }
-            })
-        };
+        let beyond = Beyond { snapshot, request, profile, cycle: own.as_ref().or(cross) };
         // The node promised by an earlier preemption comes first.
         if let Some(row) = pod.nominated_node().and_then(|n| snapshot.row(n))
-            && check(local, row).is_ok()
+            && check(local, &beyond, row).is_ok()
         {
             self.feasible.push(row);
             return Ok(row);
         }
         // Whom extenders were asked of is a sample already.
         let enough = if asked.is_some() { usize::MAX } else { profile.sample(snapshot.node_count()) };
-        let mut rejections = Vec::new();
-        let mut looked_at = 0;
-        let start = if rows == 0 { 0 } else { self.next_start % rows };
-        for row in (start..rows).chain(0..start) {
-            looked_at += 1;
-            if !snapshot.live[row] {
-                continue;
-            }
-            match check(local, row) {
-                Ok(()) => self.feasible.push(row),
-                Err(rejection) => rejections.push((row, rejection)),
-            }
-            if self.feasible.len() >= enough {
-                break;
-            }
+        let alone = own.is_none() && asked.is_none() && domain.is_none();
+        let scored_alone = alone && cross.is_none_or(|c| !c.spread.scores() && !c.affinity.scores());
+        if scored_alone
+            && snapshot.node_count() > self.few
+            && let Some(order) = local.ordered(snapshot, pod, profile, enough)
+            && let Some(row) = order.best(draw, |row| beyond.check(row).is_ok())
+        {
+            self.feasible.push(row);
+            return Ok(row);
         }
-        self.next_start = if rows == 0 { 0 } else { (start + looked_at) % rows };
+        if !(alone && cross.is_none() && local.is_hopeless()) {
+            let start = if rows == 0 { 0 } else { self.next_start % rows };
+            let mut looked_at = 0;
+            for row in (start..rows).chain(0..start) {
+                looked_at += 1;
+                if snapshot.live[row] && check(local, &beyond, row).is_ok() {
+                    self.feasible.push(row);
+                }
+                if self.feasible.len() >= enough {
+                    break;
+                }
+            }
+            self.next_start = if rows == 0 { 0 } else { (start + looked_at) % rows };
+        }
         match self.feasible.as_slice() {
             [] => {
+                let rejections = if alone && cross.is_none() { local.all_rejected() } else { None };
+                let rejections = rejections.unwrap_or_else(|| {
+                    let mut all = Rejections::default();
+                    for row in snapshot.node_rows() {
+                        match check(local, &beyond, row) {
+                            Ok(()) => {}
+                            Err(No::Known(rejection)) => all.note(row, &rejection),
+                            Err(No::New(rejection)) => all.note(row, &rejection),
+                        }
+                    }
+                    all
+                });
                 let diagnosis = Diagnosis { nodes: snapshot.node_count(), rejections, ..Default::default() };
-                let cycle = match (whole, cross.as_deref()) {
-                    (Some(cycle), _) => cycle.clone(),
+                let alone = alone && cross.is_none();
+                let cycle = match (own, cross) {
+                    (Some(cycle), _) => cycle,
                     (None, Some(cycle)) => cycle.clone().with(snapshot, pod.clone(), None, None),
-                    (None, None) => Cycle::new(snapshot, pod.clone(), defaults, &profile),
+                    (None, None) => Cycle::new(snapshot, pod.clone(), defaults, profile),
                 };
-                Err(Box::new(Rejected { diagnosis, cycle }))
+                Err(Box::new(Rejected { diagnosis, cycle, alone }))
             }
             [only] => Ok(*only),
             many => {
-                rank(snapshot, local, cross.as_deref(), &profile, many, &mut self.ranked);
+                rank(snapshot, local, cross, profile, many, &mut self.ranked);
                 if let Some(devices) = devices.filter(|d| profile.weights.devices > 0 && d.scores()) {
                     rank_devices(devices, profile.weights.devices, &mut self.ranked);
                 }
@@ -245,6 +254,93 @@ impl Decider {
             }
         }
     }
+
+    /// The best evictions that would let a rejected pod in, as [`preempt::find_all`] finds them; fills in why there are
+    /// none. Where `all` is not asked for and what the verdict depends on is kept per class, it is only the very best.
+    #[must_use]
+    pub fn evictions(
+        &mut self,
+        snapshot: &Snapshot,
+        rejected: &mut Rejected,
+        budgets: &[Budget],
+        promises: &Promises,
+        all: bool,
+    ) -> Vec<Candidate> {
+        let (diagnosis, cycle) = (&mut rejected.diagnosis, &mut rejected.cycle);
+        if all || !rejected.alone || !budgets.is_empty() || snapshot.node_count() <= self.few {
+            let pod = cycle.pod.clone();
+            let rivals = |node: &str| promises.rivals(node, &pod, &[]);
+            return preempt::find_all(snapshot, cycle, diagnosis, budgets, &rivals);
+        }
+        let pod = cycle.pod.clone();
+        let key = format!("{}|{}", pod.priority, pod.class_key(local_key));
+        let known = self.evictions.get(
+            &key,
+            snapshot.row_count(),
+            |kept| kept.catch_up(snapshot, promises),
+            Evictions::default,
+        );
+        known.best(snapshot, cycle, diagnosis, promises).into_iter().collect()
+    }
+}
+
+/// Why a node is not feasible: known to the class, or found out anew.
+enum No {
+    Known(Arc<Rejection>),
+    New(Rejection),
+}
+
+/// All that a node's verdict depends on besides what is kept of its class.
+struct Beyond<'a> {
+    snapshot: &'a Snapshot,
+    request: &'a Request<'a>,
+    profile: &'a Arc<Profile>,
+    cycle: Option<&'a Cycle>,
+}
+
+impl Beyond<'_> {
+    fn check(&self, row: Row) -> Result<(), Rejection> {
+        if let Some(cycle) = self.cycle {
+            if let Some(claims) = &cycle.volumes {
+                let conflicts = cycle.exclusive_conflicts;
+                filter::volumes::filter(self.snapshot, row, claims, conflicts, self.profile)?;
+            }
+            filter::across(self.snapshot, row, cycle)?;
+        }
+        let Request { pod, promises, fellows, .. } = *self.request;
+        if promises.is_empty() {
+            return Ok(());
+        }
+        let rivals = promises.rivals(&self.snapshot.names[row], pod, fellows);
+        if rivals.is_empty() { Ok(()) } else { self.beside(row, &rivals) }
+    }
+
+    /// Whether the pod fits besides those that were promised the node. It must fit with and without them, since they may
+    /// never come.
+    fn beside(&self, row: Row, rivals: &[Arc<PodInfo>]) -> Result<(), Rejection> {
+        let Request { pod, defaults, .. } = *self.request;
+        let new = || Cycle::new(self.snapshot, pod.clone(), defaults, self.profile);
+        let (mut with, mut usage) = (self.cycle.cloned().unwrap_or_else(new), Usage::of(self.snapshot, row));
+        for rival in rivals {
+            with.add(self.snapshot, row, rival);
+            usage.add(rival);
+        }
+        filter::run(self.snapshot, row, &with, Some(&usage))
+    }
+}
+
+/// Whether a node takes the pod.
+fn check(local: &mut Local, beyond: &Beyond<'_>, row: Row) -> Result<(), No> {
+    let Beyond { snapshot, request: Request { pod, domain, asked, .. }, profile, .. } = beyond;
+    if let Some(asked) = asked {
+        asked.check(&snapshot.names[row]).map_err(No::Known)?;
+    }
+    if domain.is_some_and(|domain| !domain.holds(snapshot, row)) {
+        let reason = "node(s) didn't match the pod group's topology domain";
+        return Err(No::New(Rejection::one("TopologyPlacement", reason, true)));
+    }
+    local.check(snapshot, row, pod, profile).map_err(|known| No::Known(known.clone()))?;
+    beyond.check(row).map_err(No::New)
 }
 
 /// Whether anything of the pod's placement depends on pods elsewhere.
@@ -253,34 +349,6 @@ fn looks_across(snapshot: &Snapshot, pod: &PodInfo, defaults: &DefaultConstraint
         || defaults.selector.is_some()
         || pod.spec().topology_spread_constraints.as_ref().is_some_and(|c| !c.is_empty())
         || !(pod.affinity.is_empty() && pod.anti_affinity.is_empty() && pod.preferred.is_empty())
-}
-
-type Rivals<'a> = Vec<&'a Arc<PodInfo>>;
-
-/// Pods of at least the same priority that were promised a node.
-fn rivals_by_row<'a>(
-    snapshot: &Snapshot,
-    pod: &PodInfo,
-    nominated: &'a [(String, Arc<PodInfo>)],
-) -> HashMap<Row, Rivals<'a>> {
-    let mut out: HashMap<Row, Rivals<'a>> = HashMap::new();
-    for (node, other) in nominated.iter().filter(|(_, p)| p.uid != pod.uid && p.priority >= pod.priority) {
-        if let Some(row) = snapshot.row(node) {
-            out.entry(row).or_default().push(other);
-        }
-    }
-    out
-}
-
-/// Whether the pod fits besides those that were promised the node. It must fit with and without them, since they may
-/// never come.
-fn with_rivals(snapshot: &Snapshot, row: Row, cycle: &Cycle, rivals: &Rivals<'_>) -> Result<(), Rejection> {
-    let (mut with, mut usage) = (cycle.clone(), Usage::of(snapshot, row));
-    for rival in rivals {
-        with.add(snapshot, row, rival);
-        usage.add(rival);
-    }
-    filter::run(snapshot, row, &with, Some(&usage))
 }
 
 fn rank(

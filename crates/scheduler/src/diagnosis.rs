@@ -6,13 +6,79 @@ use crate::snapshot::Row;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+/// Which nodes were rejected, and why. Nodes rejected alike share a rejection, so there are few.
+#[derive(Clone, Debug, Default)]
+pub struct Rejections {
+    kinds: Vec<Arc<Rejection>>,
+    /// Nodes by kind.
+    counts: Vec<usize>,
+    /// By row: one more than the number of the kind, 0 where the row was not rejected.
+    verdicts: Vec<u16>,
+}
+
+impl Rejections {
+    /// From what was counted already. `verdicts` holds, by row, one more than the number of the kind, or 0.
+    #[must_use]
+    pub fn counted(kinds: Vec<Arc<Rejection>>, counts: Vec<usize>, verdicts: Vec<u16>) -> Self {
+        Self { kinds, counts, verdicts }
+    }
+
+    /// All these rows, rejected alike.
+    #[must_use]
+    pub fn alike(rows: impl Iterator<Item = Row>, rejection: Rejection) -> Self {
+        let mut out = Self { kinds: vec![Arc::new(rejection)], counts: vec![0], verdicts: Vec::new() };
+        rows.for_each(|row| out.count(row, 0));
+        out
+    }
+
+    /// Notes a row that was not.
+    pub fn note(&mut self, row: Row, rejection: &Rejection) {
+        let at = self.kinds.iter().position(|kind| **kind == *rejection).unwrap_or_else(|| {
+            self.kinds.push(Arc::new(rejection.clone()));
+            self.counts.push(0);
+            self.kinds.len() - 1
+        });
+        self.count(row, at);
+    }
+
+    fn count(&mut self, row: Row, kind: usize) {
+        if self.verdicts.len() <= row {
+            self.verdicts.resize(row + 1, 0);
+        }
+        self.verdicts[row] = u16::try_from(kind + 1).unwrap_or(u16::MAX);
+        self.counts[kind] += 1;
+    }
+
+    /// Why a row was rejected; `None` where it was not.
+    #[must_use]
+    pub fn of(&self, row: Row) -> Option<&Arc<Rejection>> {
+        self.kinds.get(usize::from(*self.verdicts.get(row)?).checked_sub(1)?)
+    }
+
+    /// The rows with their rejections.
+    pub fn iter(&self) -> impl Iterator<Item = (Row, &Arc<Rejection>)> {
+        (0..self.verdicts.len()).filter_map(|row| Some((row, self.of(row)?)))
+    }
+
+    /// The distinct rejections, with how many nodes each is of.
+    pub fn kinds(&self) -> impl Iterator<Item = (&Arc<Rejection>, usize)> {
+        self.kinds.iter().zip(self.counts.iter().copied()).filter(|(_, n)| *n > 0)
+    }
+
+    /// Whether no node was rejected.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.kinds().next().is_none()
+    }
+}
+
 /// Outcome of filtering that left no node.
 #[derive(Clone, Debug, Default)]
 pub struct Diagnosis {
     /// Nodes in the cluster.
     pub nodes: usize,
     /// The rejection of each node.
-    pub rejections: Vec<(Row, Arc<Rejection>)>,
+    pub rejections: Rejections,
     /// Why no node was even looked at, where that is so; the rejections are then all alike.
     pub refusal: Option<String>,
     /// What is wrong with the pod's claims of devices, where no node was worth a try; nothing else matters then.
@@ -31,19 +97,7 @@ impl Diagnosis {
     /// The plugins that rejected a node; an event that concerns none of them cannot help.
     #[must_use]
     pub fn plugins(&self) -> BTreeSet<&'static str> {
-        self.distinct().into_iter().map(|(r, _)| r.plugin).collect()
-    }
-
-    /// The rejections, with how many nodes each is of. Nodes rejected alike share one, so there are few.
-    fn distinct(&self) -> Vec<(&Rejection, usize)> {
-        let mut out: Vec<(&Arc<Rejection>, usize)> = Vec::new();
-        for (_, rejection) in &self.rejections {
-            match out.iter_mut().find(|(r, _)| Arc::ptr_eq(r, rejection)) {
-                Some((_, n)) => *n += 1,
-                None => out.push((rejection, 1)),
-            }
-        }
-        out.into_iter().map(|(r, n)| (&**r, n)).collect()
+        self.rejections.kinds().map(|(r, _)| r.plugin).collect()
     }
 
     /// The sentence of the event and of the PodScheduled condition.
@@ -66,9 +120,9 @@ impl Diagnosis {
             return "no nodes available to schedule pods".to_owned();
         }
         let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
-        for (rejection, nodes) in self.distinct() {
-            for reason in &rejection.reasons {
-                *counts.entry(reason).or_default() += nodes;
+        for (rejection, nodes) in self.rejections.kinds() {
+            for reason in rejection.reasons.iter() {
+                *counts.entry(reason.as_ref()).or_default() += nodes;
             }
         }
         let mut text = format!("0/{} nodes are available", self.nodes);
@@ -100,19 +154,20 @@ fn histogram<'a>(counts: impl Iterator<Item = (&'a str, usize)>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::filter::Reasons;
 
     #[test]
     fn sentence() {
         let rejection = |reasons: &[&str]| {
-            let reasons = reasons.iter().map(|r| (*r).to_owned()).collect();
+            let reasons = Reasons::Several(reasons.iter().map(|r| (*r).to_owned().into()).collect());
             Arc::new(Rejection { plugin: "NodeResourcesFit", reasons, unresolvable: false })
         };
+        let mut rejections = Rejections::default();
+        rejections.note(0, &rejection(&["Insufficient cpu", "Too many pods"]));
+        rejections.note(1, &rejection(&["Insufficient cpu"]));
         let d = Diagnosis {
             nodes: 2,
-            rejections: vec![
-                (0, rejection(&["Insufficient cpu", "Too many pods"])),
-                (1, rejection(&["Insufficient cpu"])),
-            ],
+            rejections,
             refusal: None,
             error: None,
             devices: None,
@@ -129,7 +184,8 @@ mod tests {
         let group = Some(("2 of 4 fit".to_owned(), " no preemption".to_owned()));
         let fits = Diagnosis { nodes: 2, group: group.clone(), ..Diagnosis::default() };
         assert_eq!(fits.message(), "2 of 4 fit no preemption");
-        let rejections = vec![(0, rejection(&["Insufficient cpu"]))];
+        let rejections =
+            Rejections::alike([0].into_iter(), Rejection::one("NodeResourcesFit", "Insufficient cpu", false));
         let not = Diagnosis { nodes: 2, rejections, group, ..Diagnosis::default() };
         assert_eq!(not.message(), "2 of 4 fit: 0/2 nodes are available: 1 Insufficient cpu. no preemption");
         assert_eq!(Diagnosis::default().message(), "no nodes available to schedule pods");

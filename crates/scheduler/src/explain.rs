@@ -350,14 +350,15 @@ impl Scheduler {
         let defaults = self.owners.constraints(pod, profile);
         let cycle = Cycle::new(snapshot, pod.clone(), &defaults, profile);
         let mut cycle = cycle.with(snapshot, pod.clone(), volumes.clone(), devices.clone());
-        let mut decider = Decider::new(Profile { percentage: 100, ..(**profile).clone() });
-        let nominated = state.queue.nominations();
+        let decider = Decider::new(Profile { percentage: 100, ..(**profile).clone() });
+        let mut decider = decider.sampling_up_to(usize::MAX);
         let request = Request {
             pod,
             defaults: &defaults,
             volumes: volumes.as_ref(),
             devices: devices.as_ref(),
-            nominated: &nominated,
+            promises: state.queue.promises(),
+            fellows: &[],
             domain: None,
             asked: None,
         };
@@ -365,7 +366,8 @@ impl Scheduler {
         let possible = outcome.is_ok();
         if let Err(mut rejected) = outcome {
             rejected.diagnosis.devices = devices;
-            out["message"] = json!(self.failure(snapshot, &state.queue, &state.groups, *rejected).diagnosis.message());
+            let failure = self.failure(snapshot, &state.queue, &state.groups, &mut decider, *rejected);
+            out["message"] = json!(failure.diagnosis.message());
         }
         let budgets: Vec<Budget> = self.budgets.list().iter().filter_map(|b| Budget::new(b)).collect();
         let mut remedies = Remedies(Vec::new());
@@ -387,7 +389,8 @@ impl Scheduler {
                 });
             }
             if !feasible {
-                let rivals = state.queue.nominated_for(name, &pod.uid);
+                let others = state.queue.promises().on(name).filter(|p| p.uid != pod.uid);
+                let rivals: Vec<Arc<PodInfo>> = others.cloned().collect();
                 let found = problems(snapshot, row, &cycle);
                 let shown = |p: &Problem| json!({ "plugin": p.plugin, "reason": p.reason, "detail": p.detail });
                 node["problems"] = found.iter().map(shown).collect();

@@ -204,7 +204,7 @@ impl Extender {
         for (map, unresolvable) in [("FailedNodes", false), ("FailedAndUnresolvableNodes", true)] {
             for (node, why) in field(&answer, map).as_object().into_iter().flatten() {
                 let reason = why.as_str().unwrap_or_default();
-                refused.insert(node.clone(), Arc::new(Rejection::one(PLUGIN, reason, unresolvable)));
+                refused.insert(node.clone(), Arc::new(Rejection::one(PLUGIN, reason.to_owned(), unresolvable)));
             }
         }
         nodes.retain(|n| n.metadata.name.as_ref().is_some_and(|name| kept.contains(name)));

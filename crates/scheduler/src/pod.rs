@@ -252,6 +252,23 @@ impl PodInfo {
         Arc::new(Self::new(Arc::new(pod)))
     }
 
+    /// When it started, in seconds; for ever where it did not.
+    #[must_use]
+    pub fn started(&self) -> i64 {
+        self.pod.status.as_ref().and_then(|s| s.start_time.as_ref()).map_or(i64::MAX, |t| t.0.as_second())
+    }
+
+    /// Whether two states of one placed pod are the same to the decisions on other pods. What of its spec cannot change
+    /// any more is not compared.
+    #[must_use]
+    pub fn weighs_as(&self, other: &Self) -> bool {
+        self.requests == other.requests
+            && (self.score_cpu_milli, self.score_memory) == (other.score_cpu_milli, other.score_memory)
+            && (self.priority, self.is_terminating()) == (other.priority, other.is_terminating())
+            && self.started() == other.started()
+            && self.labels == other.labels
+    }
+
     /// Whether deletion has begun.
     #[must_use]
     pub fn is_terminating(&self) -> bool {

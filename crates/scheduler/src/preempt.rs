@@ -74,7 +74,7 @@ pub fn eligible(snapshot: &Snapshot, pod: &PodInfo, diagnosis: &Diagnosis) -> Re
     }
     let Some(row) = pod.nominated_node().and_then(|n| snapshot.row(n)) else { return Ok(()) };
     // A node that cannot take it any more, whoever leaves, is not waited for.
-    let hopeless = diagnosis.rejections.iter().any(|(r, rejection)| *r == row && rejection.unresolvable);
+    let hopeless = diagnosis.rejections.of(row).is_some_and(|rejection| rejection.unresolvable);
     if !hopeless && snapshot.pods[row].iter().any(|p| p.priority < pod.priority && is_giving_way(p)) {
         return Err("not eligible due to a terminating pod on the nominated node.");
     }
@@ -113,40 +113,46 @@ pub fn find_all(
 ) -> Vec<Candidate> {
     let enough = (diagnosis.nodes * cycle.profile.candidates_percentage / 100).max(cycle.profile.candidates_min);
     let mut found: Vec<Candidate> = Vec::new();
-    let mut reasons: BTreeMap<String, usize> = BTreeMap::new();
-    let mut count = |reason: &str| *reasons.entry(reason.to_owned()).or_default() += 1;
-    for (row, rejection) in &diagnosis.rejections {
+    for (row, rejection) in diagnosis.rejections.iter() {
         if rejection.unresolvable {
-            count("Preemption is not helpful for scheduling");
             continue;
         }
-        match victims_on(snapshot, *row, cycle, budgets, &nominated(&snapshot.names[*row])) {
-            Some(candidate) => {
-                found.push(candidate);
-                if found.len() >= enough {
-                    break;
-                }
+        if let Some(candidate) = victims_on(snapshot, row, cycle, budgets, &nominated(&snapshot.names[row])) {
+            found.push(candidate);
+            if found.len() >= enough {
+                break;
             }
-            None => count("No preemption victims found for incoming pod"),
         }
     }
-    diagnosis.preemption = if found.is_empty() { reasons } else { BTreeMap::new() };
+    diagnosis.preemption = if found.is_empty() { hopeless(diagnosis) } else { BTreeMap::new() };
     found.sort_by_cached_key(badness);
     found
 }
 
+/// Why evictions do not help anywhere, with the number of nodes of each reason.
+pub(crate) fn hopeless(diagnosis: &Diagnosis) -> BTreeMap<String, usize> {
+    let mut reasons = BTreeMap::new();
+    for (rejection, nodes) in diagnosis.rejections.kinds() {
+        let reason = match rejection.unresolvable {
+            true => "Preemption is not helpful for scheduling",
+            false => "No preemption victims found for incoming pod",
+        };
+        *reasons.entry(reason.to_owned()).or_default() += nodes;
+    }
+    reasons
+}
+
+/// How bad it is to make room somewhere; see [`badness`].
+pub(crate) type Badness = (usize, i32, i64, usize, Reverse<i64>);
+
 /// Smaller is better: budget violations, then the highest priority hurt, the sum of priorities, the number of victims,
 /// and last the node whose most important victims started latest.
-fn badness(c: &Candidate) -> (usize, i32, i64, usize, Reverse<i64>) {
+pub(crate) fn badness(c: &Candidate) -> Badness {
     let highest = c.victims.iter().map(|v| v.priority).max().unwrap_or(i32::MIN);
     // Shifted so that many pods of low negative priority do not look better than few.
     let sum = c.victims.iter().map(|v| i64::from(v.priority) + (1 << 31)).sum();
-    let earliest = c.victims.iter().filter(|v| v.priority == highest).map(|v| started(v)).min().unwrap_or(0);
+    let earliest = c.victims.iter().filter(|v| v.priority == highest).map(|v| v.started()).min().unwrap_or(0);
     (c.budget_violations, highest, sum, c.victims.len(), Reverse(earliest))
-}
-
-fn started(pod: &PodInfo) -> i64 {
-    pod.pod.status.as_ref().and_then(|s| s.start_time.as_ref()).map_or(i64::MAX, |t| t.0.as_second())
 }
 
 /// The pods to evict from one node, where that helps. The cycle is as it was when this returns.
@@ -173,7 +179,7 @@ pub fn victims_on(
     if victims.is_empty() {
         return None;
     }
-    victims.sort_by_key(|p| (Reverse(p.priority), started(p)));
+    victims.sort_by_key(|p| (Reverse(p.priority), p.started()));
     Some(Candidate { row, victims, budget_violations })
 }
 
@@ -219,7 +225,7 @@ impl WhatIf<'_> {
 /// Takes back as many evictions as possible: first of those whose budget would be violated, the most important first.
 /// Returns who is left, and how many of them violate a budget.
 fn spare(what_if: &mut WhatIf<'_>, mut potential: Vec<Arc<PodInfo>>, budgets: &[Budget]) -> (Vec<Arc<PodInfo>>, usize) {
-    potential.sort_by_key(|p| (Reverse(p.priority), started(p)));
+    potential.sort_by_key(|p| (Reverse(p.priority), p.started()));
     let mut allowed: Vec<i32> = budgets.iter().map(|b| b.allowed).collect();
     let (violating, other): (Vec<_>, Vec<_>) = potential.into_iter().partition(|p| {
         let mut violates = false;

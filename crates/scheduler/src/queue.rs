@@ -1,6 +1,7 @@
 //! Pods that wait: ready ones by priority, others for a back-off to pass or for something to change that may help.
 
 use crate::pod::PodInfo;
+use crate::promises::Promises;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
@@ -116,8 +117,8 @@ pub struct Queue {
     active: BTreeMap<Rank, String>,
     timers: BTreeSet<(Instant, String)>,
     next_sequence: u64,
-    /// Waiting pods that were promised a node, by UID; almost always empty.
-    nominated: BTreeMap<String, Arc<PodInfo>>,
+    /// Waiting pods that were promised a node; almost always empty.
+    promises: Promises,
     /// Unschedulable pods by the plugins that rejected them; by none where any change may help.
     rejected: BTreeMap<&'static str, BTreeSet<String>>,
     /// UIDs of pods that are not tried while their claims of devices are not all there.
@@ -154,7 +155,7 @@ impl Queue {
             active: BTreeMap::new(),
             timers: BTreeSet::new(),
             next_sequence: 0,
-            nominated: BTreeMap::new(),
+            promises: Promises::new(),
             rejected: BTreeMap::new(),
             held: BTreeSet::new(),
             since_pop: BTreeSet::new(),
@@ -187,7 +188,7 @@ impl Queue {
         let is_new = |p: &Arc<PodInfo>| !entry.pods.iter().any(|known| known.uid == p.uid);
         let changed = changed || pods.iter().any(is_new);
         for gone in entry.pods.iter().filter(|known| !pods.iter().any(|p| p.uid == known.uid)) {
-            self.nominated.remove(&gone.uid);
+            self.promises.remove(&gone.uid);
         }
         let priority = priority.or_else(|| pods.iter().map(|p| p.priority).min()).unwrap_or(0);
         self.enter(Waiting { pods, together: true, priority, ..entry }, held, changed);
@@ -253,11 +254,7 @@ impl Queue {
             Place::Gated | Place::InFlight => {}
         }
         for pod in &waiting.pods {
-            if pod.nominated_node().is_some() {
-                self.nominated.insert(pod.uid.clone(), pod.clone());
-            } else {
-                self.nominated.remove(&pod.uid);
-            }
+            self.promises.put(pod);
         }
         if matches!(place, Place::Unschedulable(_)) {
             self.park(&mut waiting);
@@ -267,10 +264,10 @@ impl Queue {
 
     /// Forgets a pod that was bound or deleted, or a group of which none waits any more.
     pub fn remove(&mut self, id: &str) {
-        self.nominated.remove(id);
+        self.promises.remove(id);
         self.held.remove(id);
         if let Some((waiting, _)) = self.take(id) {
-            waiting.pods.iter().for_each(|p| drop(self.nominated.remove(&p.uid)));
+            waiting.pods.iter().for_each(|p| self.promises.remove(&p.uid));
         }
     }
 
@@ -441,17 +438,10 @@ impl Queue {
         depths
     }
 
-    /// Waiting pods nominated for `node`, except `uid`.
+    /// Waiting pods that were promised a node.
     #[must_use]
-    pub fn nominated_for(&self, node: &str, uid: &str) -> Vec<Arc<PodInfo>> {
-        let rivals = self.nominated.values().filter(|p| p.uid != uid && p.nominated_node() == Some(node));
-        rivals.cloned().collect()
-    }
-
-    /// Waiting pods that were promised a node, with its name.
-    #[must_use]
-    pub fn nominations(&self) -> Vec<(String, Arc<PodInfo>)> {
-        self.nominated.values().filter_map(|p| p.nominated_node().map(|n| (n.to_owned(), p.clone()))).collect()
+    pub fn promises(&self) -> &Promises {
+        &self.promises
     }
 }
 

@@ -6,16 +6,17 @@ use crate::cycle::Cycle;
 use crate::decide::{Decider, Domain, Rejected, Request};
 use crate::defaults::Owners;
 use crate::devices::{self, Devices, News};
-use crate::diagnosis::Diagnosis;
+use crate::diagnosis::{Diagnosis, Rejections};
 use crate::extender::{self, Asked, Extender};
 use crate::filter::Rejection;
 use crate::filter::volumes::{self, Assignment};
 use crate::gang::Groups;
 use crate::pod::PodInfo;
-use crate::preempt::{self, Budget};
+use crate::preempt::{self, Budget, Candidate};
 use crate::profile::Filter;
 use crate::queue::{ClusterChange, Queue, Waiting};
 use crate::snapshot::Snapshot;
+use crate::strangers::Strangers;
 use crate::volumes::{Refusal, Volumes};
 use gantry_api::clock::Clock;
 use gantry_api::entropy::Entropy;
@@ -59,8 +60,8 @@ pub(crate) struct State {
     pub(crate) assumed: HashMap<String, Arc<PodInfo>>,
     /// Pods that are placed together.
     pub(crate) groups: Groups,
-    /// Whether other schedulers bind pods, too: then bindings compare.
-    pub(crate) shares_nodes: bool,
+    /// Other schedulers that bind pods, too.
+    pub(crate) strangers: Strangers,
     /// By the name of their profile.
     pub(crate) deciders: HashMap<String, Decider>,
 }
@@ -117,6 +118,12 @@ pub async fn run(client: Client, informers: &Informers, config: SchedulerConfig,
     let extenders = reached;
     let component = profiles.first().map_or("default-scheduler", |p| p.name.as_str());
     let recorder = EventRecorder::new(client.clone(), clock, component, "");
+    // Extenders are asked about all nodes of a sample.
+    let samples = extenders.iter().any(Extender::decides);
+    let decider = |profile| {
+        let decider = Decider::new(profile);
+        if samples { decider.sampling_up_to(usize::MAX) } else { decider }
+    };
     let scheduler = Arc::new(Scheduler {
         devices: Devices::new(client.clone(), informers, clock, recorder.clone(), entropy.clone()),
         recorder,
@@ -130,8 +137,8 @@ pub async fn run(client: Client, informers: &Informers, config: SchedulerConfig,
             }),
             assumed: HashMap::new(),
             groups: Groups::default(),
-            shares_nodes: false,
-            deciders: profiles.into_iter().map(|p| (p.name.clone(), Decider::new(p))).collect(),
+            strangers: Strangers::default(),
+            deciders: profiles.into_iter().map(|p| (p.name.clone(), decider(p))).collect(),
         }),
         wake: Notify::new(),
         bindings: Arc::new(Semaphore::new(BINDINGS_MAX)),
@@ -275,11 +282,11 @@ impl Scheduler {
         let info = Arc::new(PodInfo::new(change.object().clone()));
         let mut state = self.state.lock();
         let state = &mut *state;
-        state.shares_nodes |= !state.deciders.contains_key(info.scheduler());
         let now = Instant::now();
         let gone = matches!(change, Change::Deleted(_)) || info.is_finished();
         if gone {
             state.assumed.remove(&info.uid);
+            state.strangers.forget(&info.uid);
             state.queue.remove(&info.uid);
             state.left_group(&info);
             if state.snapshot.displace(&info.uid).is_some() {
@@ -291,10 +298,13 @@ impl Scheduler {
         if let Some(node) = info.node() {
             let node = node.to_owned();
             let was_assumed = state.assumed.remove(&info.uid).is_some();
-            // Somebody else bound what waited here: another scheduler of the same name.
+            // Somebody else bound what waited: a scheduler of another name, or of the same.
             let is_free = |p: &Arc<Pod>| p.spec.as_ref().and_then(|s| s.node_name.as_deref()).is_none_or(str::is_empty);
             let waited = change.old().is_some_and(is_free);
-            state.shares_nodes |= waited && !was_assumed;
+            if waited && !was_assumed {
+                state.strangers.bound(&info.uid, &node, now);
+            }
+            state.strangers.forget(&info.uid);
             state.queue.remove(&info.uid);
             let new_here = state.snapshot.row_of_pod(&info.uid).is_none();
             let shrank = change.old().is_some_and(|old| {
@@ -317,7 +327,11 @@ impl Scheduler {
             self.wake.notify_one();
             return;
         }
-        if !state.deciders.contains_key(info.scheduler()) || state.assumed.contains_key(&info.uid) {
+        if !state.deciders.contains_key(info.scheduler()) {
+            state.strangers.waits(&info.uid, now);
+            return;
+        }
+        if state.assumed.contains_key(&info.uid) {
             return;
         }
         if info.is_terminating() {
@@ -454,8 +468,11 @@ impl Scheduler {
         asked: Option<&Asked>,
     ) -> Result<(String, Assignment), Box<Failure>> {
         let outcome = self.choose(state, pod, None, &[], asked);
-        let State { snapshot, queue, groups, .. } = state;
-        outcome.map_err(|rejected| Box::new(self.failure(snapshot, queue, groups, *rejected)))
+        let State { snapshot, queue, groups, deciders, .. } = state;
+        outcome.map_err(|rejected| {
+            let decider = deciders.get_mut(pod.scheduler()).expect("only pods of a profile are queued");
+            Box::new(self.failure(snapshot, queue, groups, decider, *rejected))
+        })
     }
 
     /// The node for a pod within a domain, and how its claims are met there. What was promised to `fellows` does not
@@ -479,14 +496,13 @@ impl Scheduler {
         });
         match claims {
             Ok((volumes, devices)) => {
-                let mut nominated = queue.nominations();
-                nominated.retain(|(_, promised)| !fellows.iter().any(|f| f.uid == promised.uid));
                 let request = Request {
                     pod,
                     defaults: &defaults,
                     volumes: volumes.as_ref(),
                     devices: devices.as_ref(),
-                    nominated: &nominated,
+                    promises: queue.promises(),
+                    fellows,
                     domain,
                     asked,
                 };
@@ -496,7 +512,7 @@ impl Scheduler {
                     let nodes = snapshot.node_count();
                     let diagnosis = Diagnosis { nodes, error: Some(error), ..Diagnosis::default() };
                     let cycle = Cycle::new(snapshot, pod.clone(), &defaults, &profile);
-                    return Err(Box::new(Rejected { diagnosis, cycle }));
+                    return Err(Box::new(Rejected::new(diagnosis, cycle)));
                 }
                 let chosen = chosen.map(|row| {
                     let assigned = volumes.as_ref().and_then(|v| volumes::assign(snapshot, row, v));
@@ -511,17 +527,24 @@ impl Scheduler {
             }
             Err(refusal) => {
                 let cycle = Cycle::new(snapshot, pod.clone(), &defaults, &profile);
-                Err(Box::new(Rejected { diagnosis: refused(snapshot, refusal), cycle }))
+                Err(Box::new(Rejected::new(refused(snapshot, refusal), cycle)))
             }
         }
     }
 
     /// What follows from there being no node: pods to evict, or why that does not help.
-    pub(crate) fn failure(&self, snapshot: &Snapshot, queue: &Queue, groups: &Groups, rejected: Rejected) -> Failure {
-        let Rejected { mut diagnosis, mut cycle } = rejected;
-        let pod = cycle.pod.clone();
-        let (mut candidates, mut gives_up) = (Vec::new(), false);
-        let frees = cycle.profile.filters(Filter::DynamicResources);
+    pub(crate) fn failure(
+        &self,
+        snapshot: &Snapshot,
+        queue: &Queue,
+        groups: &Groups,
+        decider: &mut Decider,
+        mut rejected: Rejected,
+    ) -> Failure {
+        let pod = rejected.cycle.pod.clone();
+        let profile = rejected.cycle.profile.clone();
+        let diagnosis = &mut rejected.diagnosis;
+        let frees = profile.filters(Filter::DynamicResources);
         // What refuses a pod before DynamicResources has looked at it leaves that without a state. Upstream's PostFilter
         // fails on this, and preemption is not asked.
         let unseen = frees && diagnosis.refusal.is_some() && !diagnosis.plugins().contains(devices::PLUGIN);
@@ -529,26 +552,7 @@ impl Scheduler {
             diagnosis.deallocation = Some("not found".to_owned());
         }
         let hopeful = diagnosis.nodes > 0 && diagnosis.error.is_none() && !unseen;
-        if hopeful && cycle.profile.preempts {
-            match preempt::eligible(snapshot, &pod, &diagnosis) {
-                Ok(()) => {
-                    let budgets: Vec<Budget> = self.budgets.list().iter().filter_map(|b| Budget::new(b)).collect();
-                    // Sorted by node once: there may be as many promises as nodes.
-                    let mut promised: HashMap<String, Vec<Arc<PodInfo>>> = HashMap::new();
-                    for (node, other) in queue.nominations().into_iter().filter(|(_, p)| p.uid != pod.uid) {
-                        promised.entry(node).or_default().push(other);
-                    }
-                    let nominated = |node: &str| promised.get(node).cloned().unwrap_or_default();
-                    let found = preempt::find_all(snapshot, &mut cycle, &mut diagnosis, &budgets, &nominated);
-                    candidates = found;
-                    gives_up = candidates.is_empty() && pod.nominated_node().is_some();
-                }
-                Err(reason) => {
-                    diagnosis.preemption.insert(reason.trim_end_matches('.').to_owned(), diagnosis.nodes);
-                }
-            }
-        }
-        let mut offers = candidates.into_iter().filter_map(|candidate| {
+        let offer = |candidate: Candidate| {
             let mut victims: Vec<Arc<PodInfo>> = Vec::new();
             for victim in &candidate.victims {
                 victims.extend(groups.disrupted_with(victim));
@@ -561,14 +565,36 @@ impl Scheduler {
                 return None;
             }
             let node = snapshot.names[candidate.row].clone();
-            let losers = queue.nominated_for(&node, &pod.uid);
-            let losers = losers.into_iter().filter(|p| p.priority < pod.priority).collect();
+            let losers = queue.promises().on(&node).filter(|p| p.priority < pod.priority).cloned().collect();
             Some(Preemption { victims, node, losers, budget_violations: candidate.budget_violations })
-        });
-        let preemption = offers.next();
-        // Only extenders ask for more than the best.
-        let choosy = self.extenders.iter().any(|e| e.preempts() && e.is_interested(&pod.pod));
-        let alternatives: Vec<Preemption> = if choosy { offers.collect() } else { Vec::new() };
+        };
+        let (mut preemption, mut alternatives, mut gives_up) = (None, Vec::new(), false);
+        if hopeful && profile.preempts {
+            match preempt::eligible(snapshot, &pod, diagnosis) {
+                Ok(()) => {
+                    let budgets: Vec<Budget> = self.budgets.list().iter().filter_map(|b| Budget::new(b)).collect();
+                    let promises = queue.promises();
+                    // Only extenders ask for more than the best.
+                    let choosy = self.extenders.iter().any(|e| e.preempts() && e.is_interested(&pod.pod));
+                    let found = decider.evictions(snapshot, &mut rejected, &budgets, promises, choosy);
+                    gives_up = found.is_empty() && pod.nominated_node().is_some();
+                    let any = !found.is_empty();
+                    let mut offers = found.into_iter().filter_map(&offer);
+                    preemption = offers.next();
+                    if choosy {
+                        alternatives = offers.collect();
+                    } else if any && preemption.is_none() {
+                        // The best was a group that stays.
+                        let found = decider.evictions(snapshot, &mut rejected, &budgets, promises, true);
+                        preemption = found.into_iter().find_map(&offer);
+                    }
+                }
+                Err(reason) => {
+                    diagnosis.preemption.insert(reason.trim_end_matches('.').to_owned(), diagnosis.nodes);
+                }
+            }
+        }
+        let mut diagnosis = rejected.diagnosis;
         if hopeful && preemption.is_none() && frees {
             let said =
                 if diagnosis.devices.is_some() { "still not schedulable" } else { "no new claims to deallocate" };
@@ -580,10 +606,10 @@ impl Scheduler {
 
 /// All nodes alike are ruled out, before any is looked at.
 fn refused(snapshot: &Snapshot, (plugin, refusal): Refusal) -> Diagnosis {
-    let rejection = Arc::new(Rejection { plugin, reasons: vec![refusal.clone()], unresolvable: true });
+    let rejection = Rejection::one(plugin, refusal.clone(), true);
     Diagnosis {
         nodes: snapshot.node_count(),
-        rejections: snapshot.node_rows().map(|row| (row, rejection.clone())).collect(),
+        rejections: Rejections::alike(snapshot.node_rows(), rejection),
         refusal: Some(refusal),
         ..Default::default()
     }

@@ -399,8 +399,16 @@ impl Snapshot {
         true
     }
 
-    /// Puts a pod on a node, replacing what is known of it.
+    /// Puts a pod on a node, replacing what is known of it. Where it is there already and nothing changed that a decision
+    /// looks at (a report of its agent, mostly), that is no event.
     pub fn place(&mut self, pod: Arc<PodInfo>, node: &str) {
+        if let Some(row) = self.placed.get(&pod.uid).copied().filter(|row| self.names[*row] == node)
+            && let Some(there) = self.pods[row].iter_mut().find(|there| there.uid == pod.uid)
+            && there.weighs_as(&pod)
+        {
+            *there = pod;
+            return;
+        }
         self.displace(&pod.uid);
         let row = self.row_for(node);
         self.placed.insert(pod.uid.clone(), row);

@@ -283,11 +283,17 @@ impl SpreadState {
         self.hard.iter().filter(|c| c.value(snapshot, row) == 0).map(|c| c.name.clone()).collect()
     }
 
+    /// Whether [`SpreadState::score`] has anything to say.
+    #[must_use]
+    pub fn scores(&self) -> bool {
+        !self.soft.is_empty()
+    }
+
     /// Scores the feasible nodes 0–100: fewer matching pods in the node's domains is better. `None` where there are no
     /// soft constraints.
     #[must_use]
     pub fn score(&self, snapshot: &Snapshot, feasible: &[Row]) -> Option<Vec<i64>> {
-        if self.soft.is_empty() {
+        if !self.scores() {
             return None;
         }
         let ignored: Vec<bool> = feasible

@@ -3,14 +3,17 @@
 
 #![allow(missing_docs)]
 
+mod dice;
 mod oracle;
 
+use dice::Dice;
 use gantry_api::entropy::Entropy;
 use gantry_api::k8s_openapi::api::core::v1::{Node, Pod};
-use gantry_scheduler::decide::{Decider, Rejected, Request};
+use gantry_scheduler::decide::{Decider, Request};
 use gantry_scheduler::pod::PodInfo;
-use gantry_scheduler::preempt;
+use gantry_scheduler::preempt::Candidate;
 use gantry_scheduler::profile::Profile;
+use gantry_scheduler::promises::Promises;
 use gantry_scheduler::snapshot::Snapshot;
 use gantry_scheduler::spread::DefaultConstraints;
 use oracle::{World, name};
@@ -18,26 +21,12 @@ use serde_json::{Value, json};
 use std::sync::Arc;
 
 const CLUSTERS: u64 = 2_000;
-const STEPS: usize = 4;
+const STEPS: usize = 6;
 
 const ZONE: &str = "topology.kubernetes.io/zone";
 const HOST: &str = "kubernetes.io/hostname";
 
-struct Dice(Entropy);
-
 impl Dice {
-    fn below(&self, n: u64) -> u64 {
-        self.0.below(n)
-    }
-
-    fn one_in(&self, n: u64) -> bool {
-        self.below(n) == 0
-    }
-
-    fn pick<'a>(&self, of: &[&'a str]) -> &'a str {
-        of[usize::try_from(self.below(of.len() as u64)).unwrap()]
-    }
-
     fn taints(&self) -> Value {
         let one = |_| {
             let effect = self.pick(&["NoSchedule", "PreferNoSchedule", "PreferNoSchedule", "NoExecute"]);
@@ -237,7 +226,9 @@ fn check(seed: u64) {
         place(&mut world, &mut snapshot, pod, &format!("n{node}"));
     }
     let mut decider = Decider::new(Profile::new("default-scheduler"));
-    let defaults = DefaultConstraints::default();
+    // As if the cluster were large: nodes in order, evictions kept.
+    let mut orderly = Decider::new(Profile::new("default-scheduler")).sampling_up_to(0);
+    let (defaults, promises) = (DefaultConstraints::default(), Promises::new());
     for step in 0..STEPS {
         let pod = next();
         let info = Arc::new(PodInfo::new(Arc::new(pod.clone())));
@@ -246,7 +237,8 @@ fn check(seed: u64) {
             defaults: &defaults,
             volumes: None,
             devices: None,
-            nominated: &[],
+            promises: &promises,
+            fellows: &[],
             domain: None,
             asked: None,
         };
@@ -257,10 +249,19 @@ fn check(seed: u64) {
         want.sort_unstable();
         got.sort_unstable();
         assert_eq!(got, want, "feasible nodes; seed {seed}, step {step}, pod {}", json!(pod));
+        let orderly_outcome = orderly.decide(&snapshot, &request, &mut |n| dice.below(n));
         let Ok(row) = outcome else {
             assert!(want.is_empty(), "seed {seed}, step {step}");
-            let mut rejected = outcome.unwrap_err();
-            preempts(&world, &snapshot, &mut rejected, &pod, &format!("seed {seed}, step {step}"));
+            let at = format!("seed {seed}, step {step}");
+            let (mut rejected, mut orderly_rejected) = (outcome.unwrap_err(), orderly_outcome.unwrap_err());
+            let (message, orderly_message) = (rejected.diagnosis.message(), orderly_rejected.diagnosis.message());
+            assert_eq!(message, orderly_message, "{at}");
+            let found = decider.evictions(&snapshot, &mut rejected, &[], &promises, false);
+            preempts(&world, &snapshot, found.first(), &pod, &at);
+            let best = orderly.evictions(&snapshot, &mut orderly_rejected, &[], &promises, false);
+            let shown = |c: &Candidate| (c.row, c.victims.iter().map(|v| v.uid.clone()).collect::<Vec<_>>());
+            assert_eq!(best.first().map(shown), found.first().map(shown), "{at}");
+            assert_eq!(rejected.diagnosis.message(), orderly_rejected.diagnosis.message(), "{at}");
             change(&dice, &mut world, &mut snapshot);
             continue;
         };
@@ -274,6 +275,9 @@ fn check(seed: u64) {
             format!("{named:?} against {ours:#?}")
         };
         assert_eq!(scores[at], *best, "{chosen} of {}; seed {seed}, step {step}, pod {}", all(), json!(pod));
+        let orderly_chosen = &snapshot.names[orderly_outcome.unwrap()];
+        let orderly_at = feasible.iter().position(|n| name(n) == orderly_chosen).unwrap();
+        assert_eq!(scores[orderly_at], *best, "in order; seed {seed}, step {step}, pod {}", json!(pod));
         for ranked in decider.ranked() {
             let at = feasible.iter().position(|n| name(n) == snapshot.names[ranked.row]).unwrap();
             assert_eq!(ranked.parts.total(), scores[at], "{}; seed {seed}, step {step}, pod {}", all(), json!(pod));
@@ -289,13 +293,12 @@ fn priority(pod: &Pod) -> i32 {
 
 /// Preemption finds a node where and only where one would be feasible without its pods of lower priority; who is evicted
 /// is of those, and enough.
-fn preempts(world: &World, snapshot: &Snapshot, rejected: &mut Rejected, pod: &Pod, at: &str) {
+fn preempts(world: &World, snapshot: &Snapshot, found: Option<&Candidate>, pod: &Pod, at: &str) {
     let without = |node: &str, gone: &dyn Fn(&Pod) -> bool| {
         let stays = |(p, on): &&(Pod, String)| on != node || !gone(p);
         let placed = world.placed.iter().filter(stays).cloned().collect();
         World { nodes: world.nodes.clone(), namespaces: world.namespaces.clone(), placed }
     };
-    let found = preempt::find(snapshot, &mut rejected.cycle, &mut rejected.diagnosis, &[], &|_| Vec::new());
     let Some(found) = found else {
         for node in &world.nodes {
             let rest = without(name(node), &|p| priority(p) < priority(pod));

@@ -4,6 +4,9 @@
 
 #![allow(missing_docs)]
 
+mod dice;
+
+use dice::Dice;
 use gantry_api::entropy::Entropy;
 use gantry_api::k8s_openapi::api::resource::v1::{
     AllocationResult, Device, DeviceClass, DeviceRequest, ResourceClaim, ResourceSlice,
@@ -20,21 +23,7 @@ const CLUSTERS: u64 = 200;
 const STEPS: usize = 6;
 const DRIVER: &str = "d.io";
 
-struct Dice(Entropy);
-
 impl Dice {
-    fn below(&self, n: u64) -> u64 {
-        self.0.below(n)
-    }
-
-    fn one_in(&self, n: u64) -> bool {
-        self.below(n) == 0
-    }
-
-    fn pick<'a>(&self, of: &[&'a str]) -> &'a str {
-        of[usize::try_from(self.below(of.len() as u64)).unwrap()]
-    }
-
     fn device(&self, name: &str, counters: bool) -> Value {
         let mut d = json!({"name": name, "attributes": {"model": {"string": self.pick(&["a", "b"])}}});
         if !self.one_in(4) {

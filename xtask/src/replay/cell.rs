@@ -6,8 +6,8 @@ use gantry_api::entropy::Entropy;
 use gantry_api::k8s_openapi::api::core::v1::{Node, Pod};
 use gantry_scheduler::decide::{Decider, Request};
 use gantry_scheduler::pod::PodInfo;
-use gantry_scheduler::preempt;
 use gantry_scheduler::profile::{Profile, Strategy};
+use gantry_scheduler::promises::Promises;
 use gantry_scheduler::snapshot::Snapshot;
 use gantry_scheduler::spread::DefaultConstraints;
 use serde_json::json;
@@ -102,12 +102,14 @@ impl Cell {
 
     fn place(&mut self, pod: &Arc<PodInfo>, preempts: bool) -> Outcome {
         let begin = Instant::now();
+        let promises = Promises::new();
         let request = Request {
             pod,
             defaults: &self.defaults,
             volumes: None,
             devices: None,
-            nominated: &[],
+            promises: &promises,
+            fellows: &[],
             domain: None,
             asked: None,
         };
@@ -119,8 +121,7 @@ impl Cell {
                 Outcome::Placed
             }
             Err(mut rejected) if preempts => {
-                let (cycle, diagnosis) = (&mut rejected.cycle, &mut rejected.diagnosis);
-                match preempt::find(snapshot, cycle, diagnosis, &[], &|_| Vec::new()) {
+                match decider.evictions(snapshot, &mut rejected, &[], &promises, false).into_iter().next() {
                     Some(found) => {
                         let name = snapshot.names[found.row].clone();
                         for victim in &found.victims {

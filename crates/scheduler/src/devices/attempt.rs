@@ -128,7 +128,7 @@ impl PodDevices {
     }
 
     fn look(&self, snapshot: &Snapshot, row: Row) -> Verdict {
-        let reject = |reason: &str| Rejection::one(PLUGIN, reason, true);
+        let reject = |reason: &str| Rejection::one(PLUGIN, reason.to_owned(), true);
         let extended = self.on_node(&snapshot.allocatable[row]).map_err(reject)?;
         let (name, labels) = (snapshot.names[row].as_str(), &snapshot.labels[row]);
         let is_out = |c: &Claimed| {
@@ -155,7 +155,7 @@ impl PodDevices {
         if wanted.is_empty() {
             return Ok(NodeAllocation::default());
         }
-        let reject = |reason: &str| Rejection::one(PLUGIN, reason, true);
+        let reject = |reason: &str| Rejection::one(PLUGIN, reason.to_owned(), true);
         let limit = self.limits.filter;
         let deadline = Instant::now() + limit;
         let mut steps = 0_u32;

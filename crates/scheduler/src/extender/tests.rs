@@ -92,8 +92,8 @@ async fn nodes_are_filtered_and_scored() {
     let asked = ask(&extenders, &pod("cpu").pod, nodes(&["a", "b", "c", "d"])).await.unwrap();
     assert_eq!(asked.kept, HashMap::from([("a".to_owned(), 20), ("b".to_owned(), 200)]));
     let (warm, gone) = (asked.check("c").unwrap_err(), asked.check("d").unwrap_err());
-    assert_eq!((warm.reasons[0].as_str(), warm.unresolvable), ("too warm", false));
-    assert_eq!((gone.reasons[0].as_str(), gone.unresolvable), ("gone", true));
+    assert_eq!((warm.reasons[0].as_ref(), warm.unresolvable), ("too warm", false));
+    assert_eq!((gone.reasons[0].as_ref(), gone.unresolvable), ("gone", true));
     assert!(asked.check("a").is_ok() && asked.check("e").is_err());
 }
 

@@ -9,21 +9,51 @@ use crate::profile::{Filter, Profile};
 use crate::reach::Reach;
 use crate::snapshot::{Row, Snapshot};
 use gantry_api::core::placement::HostPort;
+use std::borrow::Cow;
+use std::ops::Deref;
+
+/// Reasons, as events word them. Nearly always it is one that is the same for all nodes; that takes no memory.
+#[derive(Clone, Debug)]
+pub enum Reasons {
+    /// The only one.
+    One(Cow<'static, str>),
+    /// Any number of them.
+    Several(Vec<Cow<'static, str>>),
+}
+
+impl Deref for Reasons {
+    type Target = [Cow<'static, str>];
+
+    fn deref(&self) -> &Self::Target {
+        match self {
+            Reasons::One(reason) => std::slice::from_ref(reason),
+            Reasons::Several(reasons) => reasons,
+        }
+    }
+}
+
+impl PartialEq for Reasons {
+    fn eq(&self, other: &Self) -> bool {
+        **self == **other
+    }
+}
+
+impl Eq for Reasons {}
 
 /// Why a node was rejected.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rejection {
     /// The plugin, as upstream names it.
     pub plugin: &'static str,
-    /// One or more reasons, as events word them.
-    pub reasons: Vec<String>,
+    /// One or more reasons.
+    pub reasons: Reasons,
     /// Whether evicting pods from the node cannot help.
     pub unresolvable: bool,
 }
 
 impl Rejection {
-    pub(crate) fn one(plugin: &'static str, reason: &str, unresolvable: bool) -> Self {
-        Self { plugin, reasons: vec![reason.to_owned()], unresolvable }
+    pub(crate) fn one(plugin: &'static str, reason: impl Into<Cow<'static, str>>, unresolvable: bool) -> Self {
+        Self { plugin, reasons: Reasons::One(reason.into()), unresolvable }
     }
 }
 

@@ -1,8 +1,9 @@
 //! NodeResourcesFit.
 
-use super::Rejection;
+use super::{Reasons, Rejection};
 use crate::pod::Amounts;
 use crate::profile::Profile;
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 
 /// Whether what a pod requests is free. What is `backed` by devices is for DynamicResources to say where the node has none
@@ -17,15 +18,15 @@ pub fn fits(
     backed: &BTreeSet<String>,
     profile: &Profile,
 ) -> Result<(), Rejection> {
-    let mut reasons = Vec::new();
+    let mut reasons: Vec<Cow<'static, str>> = Vec::new();
     let mut unresolvable = false;
     if requested.pods + 1 > allocatable.pods {
-        reasons.push("Too many pods".to_owned());
+        reasons.push("Too many pods".into());
         unresolvable |= allocatable.pods < 1;
     }
     let mut check = |name: &str, want: i64, have: i64, taken: i64| {
         if want > 0 && want > have - taken {
-            reasons.push(format!("Insufficient {name}"));
+            reasons.push(format!("Insufficient {name}").into());
             unresolvable |= want > have;
         }
     };
@@ -38,7 +39,10 @@ pub fn fits(
             check(name, *want, of(allocatable), of(requested));
         }
     }
-    if reasons.is_empty() { Ok(()) } else { Err(Rejection { plugin: "NodeResourcesFit", reasons, unresolvable }) }
+    if reasons.is_empty() {
+        return Ok(());
+    }
+    Err(Rejection { plugin: "NodeResourcesFit", reasons: Reasons::Several(reasons), unresolvable })
 }
 
 #[cfg(test)]
@@ -53,11 +57,12 @@ mod tests {
         let none = BTreeSet::new();
         let mut profile = Profile::new("p");
         let e = fits(&node, &used, &pod, &none, &profile).unwrap_err();
-        assert_eq!(e.reasons, ["Too many pods", "Insufficient cpu", "Insufficient memory"]);
+        assert_eq!(*e.reasons, ["Too many pods", "Insufficient cpu", "Insufficient memory"]);
         assert!(!e.unresolvable);
         let gpu = Amounts { scalars: [("example.com/gpu".into(), 1)].into(), ..Default::default() };
         let e = fits(&node, &Amounts::default(), &gpu, &none, &profile).unwrap_err();
-        assert_eq!((e.reasons, e.unresolvable), (vec!["Insufficient example.com/gpu".to_owned()], true));
+        assert_eq!(*e.reasons, ["Insufficient example.com/gpu"]);
+        assert!(e.unresolvable);
         assert!(fits(&node, &Amounts::default(), &pod, &none, &profile).is_ok());
         let backed = BTreeSet::from(["example.com/gpu".to_owned()]);
         let free = Amounts { pods: 1, ..Default::default() };

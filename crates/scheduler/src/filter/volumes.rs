@@ -138,7 +138,7 @@ pub(crate) fn filter(
 }
 
 fn bindable(snapshot: &Snapshot, row: Row, volumes: &PodVolumes) -> Result<(), Rejection> {
-    let reject = |reason: &str| Err(Rejection::one("VolumeBinding", reason, true));
+    let reject = |reason: &'static str| Err(Rejection::one("VolumeBinding", reason, true));
     if volumes.bound.iter().any(Option::is_none) {
         return reject("node(s) unavailable due to one or more pvc(s) bound to non-existent pv(s)");
     }

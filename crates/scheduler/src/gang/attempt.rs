@@ -148,7 +148,9 @@ impl Scheduler {
         let mut failed = Vec::new();
         let mut plugins = BTreeSet::new();
         for (pod, rejected) in rejected {
-            let failure = self.failure(&state.snapshot, &state.queue, &state.groups, rejected);
+            let State { snapshot, queue, groups, deciders, .. } = &mut *state;
+            let decider = deciders.get_mut(pod.scheduler()).expect("only pods of a profile are queued");
+            let failure = self.failure(snapshot, queue, groups, decider, rejected);
             plugins.extend(failure.diagnosis.plugins());
             failed.push((pod, failure));
         }
@@ -271,8 +273,8 @@ impl State {
             let step = steps.remove(&pod.uid);
             let gives_up = step.is_none() && !promises_stay && pod.nominated_node().is_some();
             let preemption = step.map(|s| {
-                let losers = self.queue.nominated_for(&s.node, &pod.uid);
-                let losers = losers.into_iter().filter(|p| p.priority < pod.priority).collect();
+                let losers = self.queue.promises().on(&s.node).filter(|p| p.priority < pod.priority);
+                let losers = losers.cloned().collect();
                 Preemption { victims: s.victims, node: s.node, losers, budget_violations: 0 }
             });
             (pod, Failure { diagnosis, preemption, alternatives: Vec::new(), gives_up })

@@ -4,7 +4,6 @@ use crate::decide::Domain;
 use crate::pod::PodInfo;
 use crate::preempt::{self, Budget};
 use crate::run::{Scheduler, State};
-use std::collections::HashMap;
 use std::sync::Arc;
 
 /// Where a pod of the group goes once its victims are gone.
@@ -88,13 +87,9 @@ fn attempt(
             let under_way = pod.nominated_node().is_some();
             return Err(Nothing { reason: reason.trim_end_matches('.').to_owned(), under_way });
         }
-        let mut promised: HashMap<String, Vec<Arc<PodInfo>>> = HashMap::new();
         let own = |uid: &str| pods.iter().any(|p| p.uid == uid);
-        for (node, other) in state.queue.nominations().into_iter().filter(|(_, p)| !own(&p.uid)) {
-            promised.entry(node).or_default().push(other);
-        }
-        let nominated = |node: &str| promised.get(node).cloned().unwrap_or_default();
-        let candidate = preempt::find(&state.snapshot, &mut cycle, &mut diagnosis, &budgets, &nominated);
+        let rivals = |node: &str| state.queue.promises().rivals(node, pod, pods);
+        let candidate = preempt::find(&state.snapshot, &mut cycle, &mut diagnosis, &budgets, &rivals);
         let Some(candidate) = candidate else { continue };
         let node = state.snapshot.names[candidate.row].clone();
         let mut victims: Vec<Arc<PodInfo>> = Vec::new();

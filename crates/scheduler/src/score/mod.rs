@@ -26,13 +26,19 @@ pub struct Raw {
 }
 
 /// The greatest raw values among the feasible nodes.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Greatest {
     disliked: i64,
     preference: i64,
 }
 
 impl Greatest {
+    /// These.
+    #[must_use]
+    pub fn of(disliked: u16, preference: i32) -> Self {
+        Self { disliked: i64::from(disliked), preference: i64::from(preference).max(0) }
+    }
+
     /// Looks at one more node.
     pub fn note(&mut self, raw: &Raw) {
         self.disliked = self.disliked.max(i64::from(raw.disliked));

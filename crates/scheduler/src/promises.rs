@@ -1,0 +1,135 @@
+//! Waiting pods that were promised a node, because others were evicted from it for them.
+
+use crate::pod::PodInfo;
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
+
+/// Changes that are remembered; who is further behind starts anew.
+const JOURNAL: usize = 4096;
+
+/// See the module.
+#[derive(Debug, Default)]
+pub struct Promises {
+    /// By node and UID.
+    on: HashMap<String, BTreeMap<String, Arc<PodInfo>>>,
+    /// The node of each pod, by UID.
+    of: HashMap<String, String>,
+    /// Nodes about which there is something else to know, the latest last.
+    journal: VecDeque<String>,
+    written: u64,
+}
+
+impl Promises {
+    /// None.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Takes in what the pod's status says.
+    pub(crate) fn put(&mut self, pod: &Arc<PodInfo>) {
+        let node = pod.nominated_node();
+        if self.of.get(&pod.uid).map(String::as_str) != node {
+            self.remove(&pod.uid);
+        }
+        let Some(node) = node else { return };
+        self.of.insert(pod.uid.clone(), node.to_owned());
+        if self.on.entry(node.to_owned()).or_default().insert(pod.uid.clone(), pod.clone()).is_none() {
+            self.note(node.to_owned());
+        }
+    }
+
+    /// The pod waits no longer.
+    pub(crate) fn remove(&mut self, uid: &str) {
+        let Some(node) = self.of.remove(uid) else { return };
+        if let Some(there) = self.on.get_mut(&node) {
+            there.remove(uid);
+            if there.is_empty() {
+                self.on.remove(&node);
+            }
+        }
+        self.note(node);
+    }
+
+    fn note(&mut self, node: String) {
+        if self.journal.len() == JOURNAL {
+            self.journal.pop_front();
+        }
+        self.journal.push_back(node);
+        self.written += 1;
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.of.is_empty()
+    }
+
+    /// Who was promised the node, by UID.
+    pub fn on(&self, node: &str) -> impl Iterator<Item = &Arc<PodInfo>> {
+        self.on.get(node).into_iter().flat_map(BTreeMap::values)
+    }
+
+    /// Those of them that `pod` does not displace, `fellows` aside.
+    #[must_use]
+    pub fn rivals(&self, node: &str, pod: &PodInfo, fellows: &[Arc<PodInfo>]) -> Vec<Arc<PodInfo>> {
+        let counts = |p: &&Arc<PodInfo>| {
+            p.uid != pod.uid && p.priority >= pod.priority && !fellows.iter().any(|f| f.uid == p.uid)
+        };
+        self.on(node).filter(counts).cloned().collect()
+    }
+
+    /// How many changes there have been.
+    pub(crate) fn written(&self) -> u64 {
+        self.written
+    }
+
+    /// The nodes of the changes since there had been `seen`; `None` where they are no longer all held.
+    pub(crate) fn since(&self, seen: u64) -> Option<impl Iterator<Item = &str>> {
+        let missed = usize::try_from(self.written - seen).ok().filter(|n| *n <= self.journal.len())?;
+        Some(self.journal.range(self.journal.len() - missed..).map(String::as_str))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use gantry_api::k8s_openapi::api::core::v1::{Pod, PodSpec, PodStatus};
+
+    fn pod(uid: &str, priority: i32, node: Option<&str>) -> Arc<PodInfo> {
+        let mut pod = Pod::default();
+        pod.metadata.uid = Some(uid.into());
+        pod.spec = Some(PodSpec { priority: Some(priority), ..Default::default() });
+        pod.status = Some(PodStatus { nominated_node_name: node.map(str::to_owned), ..Default::default() });
+        Arc::new(PodInfo::new(Arc::new(pod)))
+    }
+
+    #[test]
+    fn a_promise_follows_its_pod() {
+        let mut promises = Promises::new();
+        let uids = |promises: &Promises, node: &str| promises.on(node).map(|p| p.uid.clone()).collect::<Vec<_>>();
+        promises.put(&pod("b", 0, Some("n1")));
+        promises.put(&pod("a", 5, Some("n1")));
+        promises.put(&pod("c", 0, None));
+        assert_eq!(uids(&promises, "n1"), ["a", "b"]);
+        let seen = promises.written();
+        promises.put(&pod("b", 0, Some("n1")));
+        assert_eq!(promises.written(), seen, "that is known");
+        promises.put(&pod("b", 0, Some("n2")));
+        assert_eq!((uids(&promises, "n1"), uids(&promises, "n2")), (vec!["a".to_owned()], vec!["b".to_owned()]));
+        assert_eq!(promises.since(seen).unwrap().collect::<Vec<_>>(), ["n1", "n2"]);
+        promises.put(&pod("b", 0, None));
+        promises.remove("a");
+        assert!(promises.is_empty());
+    }
+
+    #[test]
+    fn rivals_are_others_that_are_as_important() {
+        let mut promises = Promises::new();
+        for (uid, priority) in [("low", 1), ("same", 5), ("own", 5), ("fellow", 9)] {
+            promises.put(&pod(uid, priority, Some("n")));
+        }
+        let rivals = promises.rivals("n", &pod("own", 5, Some("n")), &[pod("fellow", 9, None)]);
+        assert_eq!(rivals.iter().map(|p| p.uid.as_str()).collect::<Vec<_>>(), ["same"]);
+    }
+}
