@@ -9,7 +9,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 
-/// Answers a request by its path and JSON body (null where there is none).
+/// Answers a request by its path, with the query, and JSON body (null where there is none).
 pub type Answer = dyn Fn(&str, &Value) -> Value + Send + Sync;
 
 /// A server that is there until the test ends.
@@ -22,8 +22,19 @@ pub struct Https {
 impl Https {
     /// Starts one whose certificate is for 127.0.0.1.
     pub fn start(cluster: &Cluster, answer: impl FnOnce(u16) -> Arc<Answer>) -> Self {
+        Self::listen(cluster, "127.0.0.1:0", &[], answer)
+    }
+
+    /// Starts one at this address whose certificate is for 127.0.0.1 and these names.
+    pub fn listen(
+        cluster: &Cluster,
+        address: &'static str,
+        names: &[&str],
+        answer: impl FnOnce(u16) -> Arc<Answer>,
+    ) -> Self {
         let key = rcgen::KeyPair::generate().unwrap();
-        let params = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
+        let names: Vec<String> = names.iter().chain(&["127.0.0.1"]).map(|n| (*n).to_owned()).collect();
+        let params = rcgen::CertificateParams::new(names).unwrap();
         let ca_pem = params.self_signed(&key).unwrap().pem();
         let chain = vec![CertificateDer::from_pem_slice(ca_pem.as_bytes()).unwrap()];
         let key = PrivateKeyDer::from_pem_slice(key.serialize_pem().as_bytes()).unwrap();
@@ -37,7 +48,7 @@ impl Https {
         let network = cluster.network();
         let listener = std::thread::spawn(move || {
             enter(&network);
-            TcpListener::bind("127.0.0.1:0").unwrap()
+            TcpListener::bind(address).unwrap()
         });
         let listener = listener.join().unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -52,6 +63,11 @@ impl Https {
             }
         });
         Self { port, ca_pem }
+    }
+
+    /// The port it listens at.
+    pub fn port(&self) -> u16 {
+        self.port
     }
 
     /// The URL of a path.

@@ -5,6 +5,7 @@ use crate::issue::{Issues, Phase};
 use crate::lexer::{Tok, Token, tokens};
 use crate::macros::{self, Macro};
 use crate::value::Value;
+use gantry_api::meta::expression::RESERVED_IDENTIFIERS;
 
 /// The longest expression, in code points.
 const MAX_LENGTH: usize = 100_000;
@@ -12,27 +13,6 @@ const MAX_LENGTH: usize = 100_000;
 const MAX_DEPTH: u32 = 250;
 /// After so many syntax errors parsing ends.
 const MAX_RECOVERIES: u32 = 30;
-
-/// Identifiers that are kept for later versions of the language.
-const RESERVED: [&str; 17] = [
-    "as",
-    "break",
-    "const",
-    "continue",
-    "else",
-    "for",
-    "function",
-    "if",
-    "import",
-    "let",
-    "loop",
-    "package",
-    "namespace",
-    "return",
-    "var",
-    "void",
-    "while",
-];
 
 const EXPR_START: [Tok; 15] = [
     Tok::LBracket,
@@ -616,7 +596,7 @@ impl Parser<'_> {
         }
         let token = self.advance();
         let start = dot.as_ref().map_or(token.offset, |dot| dot.offset);
-        let reserved = RESERVED.contains(&token.text.as_str());
+        let reserved = RESERVED_IDENTIFIERS.contains(&token.text.as_str());
         let name = format!("{leading}{}", token.text);
         if self.kind() == Tok::LParen {
             let open = self.token().offset;

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use base64::Engine;
+use gantry_api::meta::expression::is_reserved;
 use serde_json::Value as Json;
 
 use crate::cost::{Node, SizeHints, SizeRange};
@@ -21,38 +22,13 @@ const MAX_DURATION: u64 = 32;
 /// The octets of a date's text.
 const DATE: u64 = 12;
 
-/// Words that no field may be called; such fields are written `__word__`.
-const RESERVED: [&str; 21] = [
-    "true",
-    "false",
-    "null",
-    "in",
-    "as",
-    "break",
-    "const",
-    "continue",
-    "else",
-    "for",
-    "function",
-    "if",
-    "import",
-    "let",
-    "loop",
-    "package",
-    "namespace",
-    "return",
-    "var",
-    "void",
-    "while",
-];
-
 /// The name by which expressions refer to a field, `None` when they cannot.
 #[must_use]
 pub fn escape(name: &str) -> Option<Cow<'_, str>> {
     if name.is_empty() || name.starts_with(|c: char| c.is_ascii_digit()) {
         return None;
     }
-    if RESERVED.contains(&name) {
+    if is_reserved(name) {
         return Some(Cow::Owned(format!("__{name}__")));
     }
     if !name.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-./".contains(&b)) {
@@ -95,7 +71,7 @@ pub fn unescape(name: &str) -> Option<Cow<'_, str>> {
             "dash" => out.push('-'),
             "slash" => out.push('/'),
             // Reserved words are escaped only as a whole.
-            _ if RESERVED.contains(&word) && word.len() + 4 == name.len() => out.push_str(word),
+            _ if is_reserved(word) && word.len() + 4 == name.len() => out.push_str(word),
             _ => return None,
         }
         rest = &after[end + 2..];

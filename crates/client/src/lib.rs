@@ -2,12 +2,15 @@
 //! typed [`Api<K>`]. Components use nothing else to reach the API.
 
 pub mod api;
+pub mod connection;
 mod frames;
 pub mod https;
 pub mod kubeconfig;
 pub mod metadata;
 mod path;
 mod query;
+#[cfg(feature = "testing")]
+pub mod testing;
 pub mod transport;
 
 pub use api::{

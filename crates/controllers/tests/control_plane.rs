@@ -6,9 +6,7 @@ use cluster::Cluster;
 use gantry_api::meta::object::Meta;
 use gantry_client::{Api, DeleteParams};
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
-use k8s_openapi::api::core::v1::{
-    ConfigMap, Endpoints, Event, Namespace, Node, Pod, ReplicationController, Service, ServiceAccount,
-};
+use k8s_openapi::api::core::v1::{ConfigMap, Endpoints, Event, Namespace, Node, Pod, ReplicationController, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use serde_json::{Value, json};
@@ -44,27 +42,16 @@ async fn ready(c: &Cluster, replicas: i32) {
     .await;
 }
 
-async fn begin() -> Cluster {
-    let c = begin_silent().await;
-    c.heartbeat("node");
-    c
-}
-
+/// A cluster with a node that has not reported yet.
 async fn begin_silent() -> Cluster {
-    let c = Cluster::start().await;
-    c.namespace().await;
-    c.until("the namespace is furnished", || async {
-        let account = c.api::<ServiceAccount>().get("default").await.is_ok();
-        account && c.api::<ConfigMap>().get("kube-root-ca.crt").await.is_ok()
-    })
-    .await;
+    let c = Cluster::furnished().await;
     c.node("node").await;
     c
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_deployment_rolls_out_updates_scales_and_is_found_behind_its_service() {
-    let c = begin().await;
+    let c = Cluster::with_node().await;
     let ca = c.api::<ConfigMap>().get("kube-root-ca.crt").await.unwrap();
     assert_eq!(ca.data.unwrap()["ca.crt"], "CA");
     c.create::<Service>(json!({
@@ -125,7 +112,7 @@ async fn a_deployment_rolls_out_updates_scales_and_is_found_behind_its_service()
 
 #[tokio::test(start_paused = true)]
 async fn a_broken_update_stops_and_tells_of_its_deadline() {
-    let c = begin().await;
+    let c = Cluster::with_node().await;
     c.create::<Deployment>(deployment(4, "one")).await;
     ready(&c, 4).await;
     c.patch::<Deployment>("web", json!({"spec": {"progressDeadlineSeconds": 60, "template": {"spec": {"containers": [{"name": "c", "image": "broken"}]}}}}))
@@ -141,7 +128,7 @@ async fn a_broken_update_stops_and_tells_of_its_deadline() {
 
 #[tokio::test(start_paused = true)]
 async fn deletion_background_foreground_and_orphan() {
-    let c = begin().await;
+    let c = Cluster::with_node().await;
     for policy in ["Background", "Foreground", "Orphan"] {
         c.create::<Deployment>(deployment(2, "one")).await;
         ready(&c, 2).await;
@@ -171,7 +158,7 @@ async fn deletion_background_foreground_and_orphan() {
 
 #[tokio::test(start_paused = true)]
 async fn lost_pods_are_replaced_and_a_replication_controller_adopts() {
-    let c = begin().await;
+    let c = Cluster::with_node().await;
     c.create::<Pod>(json!({
         "metadata": {"name": "lonely", "labels": {"app": "rc"}},
         "spec": {"containers": [{"name": "c", "image": "i"}]},
@@ -206,7 +193,7 @@ async fn lost_pods_are_replaced_and_a_replication_controller_adopts() {
 
 #[tokio::test(start_paused = true)]
 async fn a_budget_counts_healthy_pods() {
-    let c = begin().await;
+    let c = Cluster::with_node().await;
     c.create::<PodDisruptionBudget>(json!({
         "metadata": {"name": "pdb"},
         "spec": {"minAvailable": 2, "selector": {"matchLabels": {"app": "web"}}},
@@ -222,7 +209,7 @@ async fn a_budget_counts_healthy_pods() {
 
 #[tokio::test(start_paused = true)]
 async fn a_namespace_goes_with_all_that_is_in_it() {
-    let c = begin().await;
+    let c = Cluster::with_node().await;
     c.create::<Deployment>(deployment(2, "one")).await;
     c.create::<ConfigMap>(json!({"metadata": {"name": "held", "finalizers": ["example.com/hold"]}})).await;
     ready(&c, 2).await;
@@ -274,7 +261,7 @@ async fn a_silent_node_is_tainted_and_its_pods_leave_and_those_of_a_deleted_node
 
 /// Everything in the namespace and all events, as text.
 async fn trace() -> String {
-    let c = begin().await;
+    let c = Cluster::with_node().await;
     c.create::<Deployment>(deployment(5, "one")).await;
     ready(&c, 5).await;
     c.patch::<Deployment>(

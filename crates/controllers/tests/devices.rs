@@ -6,26 +6,12 @@ use cluster::Cluster;
 use gantry_api::kind::Kind;
 use gantry_api::meta::object::Meta;
 use gantry_client::{Api, DeleteParams, Patch, PatchParams, PostParams};
-use k8s_openapi::api::core::v1::{ConfigMap, Event, Pod, ServiceAccount};
+use k8s_openapi::api::core::v1::{Event, Pod};
 use k8s_openapi::api::resource::v1::{DeviceTaintRule, ResourceClaim, ResourceClaimTemplate};
 use serde_json::{Value, json};
 use std::time::Duration;
 
 const FINALIZER: &str = "resource.kubernetes.io/delete-protection";
-
-/// A cluster with a node that runs, in name only, every pod there is.
-async fn begin() -> Cluster {
-    let c = Cluster::start().await;
-    c.namespace().await;
-    c.until("the namespace is furnished", || async {
-        let account = c.api::<ServiceAccount>().get("default").await.is_ok();
-        account && c.api::<ConfigMap>().get("kube-root-ca.crt").await.is_ok()
-    })
-    .await;
-    c.node("node").await;
-    c.heartbeat("node");
-    c
-}
 
 fn devices() -> Value {
     json!({"devices": {"requests": [{"name": "gpu", "exactly": {"deviceClassName": "gpus"}}]}})
@@ -61,7 +47,7 @@ async fn events(c: &Cluster, reason: &str) -> Vec<String> {
 
 #[tokio::test(start_paused = true)]
 async fn a_claim_lives_as_long_as_its_pod_runs() {
-    let c = begin().await;
+    let c = Cluster::with_node().await;
     let claims = json!([{"name": "gpu", "resourceClaimTemplateName": "t"}]);
     c.create::<Pod>(pod("p", claims)).await;
     c.until("the missing template is told", async || !events(&c, "FailedResourceClaimCreation").await.is_empty()).await;
@@ -97,7 +83,7 @@ async fn a_claim_lives_as_long_as_its_pod_runs() {
 
 #[tokio::test(start_paused = true)]
 async fn a_shared_claim_gives_its_devices_back_with_its_last_user() {
-    let c = begin().await;
+    let c = Cluster::with_node().await;
     c.create::<ResourceClaim>(json!({"metadata": {"name": "shared"}, "spec": devices()})).await;
     let uses = json!([{"name": "gpu", "resourceClaimName": "shared"}]);
     for name in ["one", "two"] {
@@ -122,7 +108,7 @@ async fn a_shared_claim_gives_its_devices_back_with_its_last_user() {
 
 #[tokio::test(start_paused = true)]
 async fn pods_leave_tainted_devices() {
-    let c = begin().await;
+    let c = Cluster::with_node().await;
     for name in ["plain", "patient"] {
         c.create::<ResourceClaim>(json!({"metadata": {"name": name}, "spec": devices()})).await;
         c.create::<Pod>(pod(name, json!([{"name": "gpu", "resourceClaimName": name}]))).await;

@@ -6,23 +6,10 @@ use cluster::Cluster;
 use gantry_api::meta::object::Meta;
 use gantry_client::{DeleteParams, Patch, PatchParams};
 use k8s_openapi::api::batch::v1::{CronJob, Job, JobStatus};
-use k8s_openapi::api::core::v1::{ConfigMap, Event, Pod, ServiceAccount};
+use k8s_openapi::api::core::v1::{Event, Pod};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::time::Duration;
-
-async fn begin() -> Cluster {
-    let c = Cluster::start().await;
-    c.namespace().await;
-    c.until("the namespace is furnished", || async {
-        let account = c.api::<ServiceAccount>().get("default").await.is_ok();
-        account && c.api::<ConfigMap>().get("kube-root-ca.crt").await.is_ok()
-    })
-    .await;
-    c.node("node").await;
-    c.heartbeat("node");
-    c
-}
 
 fn spec(image: &str, x: Value) -> Value {
     let mut spec =
@@ -65,7 +52,7 @@ async fn no_finalizers(c: &Cluster) {
 
 #[tokio::test(start_paused = true)]
 async fn a_job_completes_and_goes_when_its_time_is_up() {
-    let c = begin().await;
+    let c = Cluster::with_node().await;
     let wanted = json!({"completions": 5, "parallelism": 2, "ttlSecondsAfterFinished": 100});
     c.create::<Job>(job("exit-0", wanted)).await;
     let s = ended(&c, "Complete").await;
@@ -83,7 +70,7 @@ async fn a_job_completes_and_goes_when_its_time_is_up() {
 
 #[tokio::test(start_paused = true)]
 async fn failures_are_counted_and_waited_for() {
-    let c = begin().await;
+    let c = Cluster::with_node().await;
     c.create::<Job>(job("exit-7", json!({"backoffLimit": 3}))).await;
     let s = ended(&c, "Failed").await;
     assert_eq!((s.succeeded, s.failed), (None, Some(4)));
@@ -102,7 +89,7 @@ async fn failures_are_counted_and_waited_for() {
 
 #[tokio::test(start_paused = true)]
 async fn an_indexed_job_gives_each_pod_its_index_and_grows() {
-    let c = begin().await;
+    let c = Cluster::with_node().await;
     let wanted = json!({"completions": 3, "parallelism": 3, "completionMode": "Indexed"});
     c.create::<Job>(job("runs", wanted)).await;
     c.until("three ready", || async { status(&c).await.ready == Some(3) }).await;
@@ -130,7 +117,7 @@ async fn an_indexed_job_gives_each_pod_its_index_and_grows() {
 
 #[tokio::test(start_paused = true)]
 async fn indexes_fail_by_themselves() {
-    let c = begin().await;
+    let c = Cluster::with_node().await;
     let wanted = json!({"completions": 2, "parallelism": 2, "completionMode": "Indexed", "backoffLimitPerIndex": 1});
     c.create::<Job>(job("exit-1", wanted)).await;
     let s = ended(&c, "Failed").await;
@@ -148,7 +135,7 @@ async fn indexes_fail_by_themselves() {
 
 #[tokio::test(start_paused = true)]
 async fn policies_end_a_job_early() {
-    let c = begin().await;
+    let c = Cluster::with_node().await;
     let rule = json!({"action": "FailJob", "onExitCodes": {"operator": "In", "values": [42]}});
     c.create::<Job>(job("exit-42", json!({"podFailurePolicy": {"rules": [rule]}}))).await;
     let s = ended(&c, "Failed").await;
@@ -176,7 +163,7 @@ async fn policies_end_a_job_early() {
 
 #[tokio::test(start_paused = true)]
 async fn a_deadline_ends_a_job_and_suspension_stops_it() {
-    let c = begin().await;
+    let c = Cluster::with_node().await;
     c.create::<Job>(job("runs", json!({"parallelism": 2, "activeDeadlineSeconds": 60}))).await;
     c.until("two ready", || async { status(&c).await.ready == Some(2) }).await;
     c.patch::<Job>("j", json!({"spec": {"suspend": true}})).await;
@@ -196,7 +183,7 @@ async fn a_deadline_ends_a_job_and_suspension_stops_it() {
 
 #[tokio::test(start_paused = true)]
 async fn pods_are_adopted_let_go_and_replaced() {
-    let c = begin().await;
+    let c = Cluster::with_node().await;
     c.create::<Job>(job("runs", json!({"parallelism": 2, "completions": 2, "backoffLimit": 9}))).await;
     c.until("two ready", || async { status(&c).await.ready == Some(2) }).await;
     let pods = c.list::<Pod>().await;
@@ -243,7 +230,7 @@ async fn pods_are_adopted_let_go_and_replaced() {
 
 #[tokio::test(start_paused = true)]
 async fn another_manages_his_own_jobs() {
-    let c = begin().await;
+    let c = Cluster::with_node().await;
     c.create::<Job>(job("exit-0", json!({"managedBy": "example.com/mine"}))).await;
     tokio::time::sleep(Duration::from_secs(30)).await;
     assert!(c.list::<Pod>().await.is_empty());
@@ -264,7 +251,7 @@ async fn active(c: &Cluster) -> Vec<String> {
 
 #[tokio::test(start_paused = true)]
 async fn a_cron_job_makes_jobs_in_time_and_keeps_the_latest() {
-    let c = begin().await;
+    let c = Cluster::with_node().await;
     c.create::<CronJob>(cron_job("exit-0", json!({"successfulJobsHistoryLimit": 2}))).await;
     c.until("four jobs were made", || async { told(&c, "SuccessfulCreate", "Created job tick-").await == 4 }).await;
     c.until("two are kept", || async {
@@ -302,7 +289,7 @@ async fn a_cron_job_makes_jobs_in_time_and_keeps_the_latest() {
 
 #[tokio::test(start_paused = true)]
 async fn concurrent_jobs_are_allowed_forbidden_or_replaced() {
-    let c = begin().await;
+    let c = Cluster::with_node().await;
     c.create::<CronJob>(cron_job("runs", json!({"concurrencyPolicy": "Allow"}))).await;
     c.until("two at once", || async { active(&c).await.len() == 2 }).await;
     c.patch::<CronJob>("tick", json!({"spec": {"concurrencyPolicy": "Forbid"}})).await;

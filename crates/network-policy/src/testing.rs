@@ -1,30 +1,15 @@
 //! A node with pods, in network namespaces of the tests' own.
 
-use gantry_network::{AttachOptions, NodeNetwork, NodeNetworkConfig, in_network_namespace};
-use nix::sched::{CloneFlags, unshare};
-use std::fs::File;
+use gantry_network::testing::Namespace;
+use gantry_network::{AttachOptions, NodeNetwork, NodeNetworkConfig};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
-use std::sync::mpsc;
+use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
 /// How long a connection that nobody answers is waited for.
 const SILENCE: Duration = Duration::from_millis(600);
-
-/// Runs a future in a network namespace of its own.
-pub(crate) fn isolated(work: impl Future<Output = ()> + Send + 'static) {
-    let done = thread::spawn(|| {
-        unshare(CloneFlags::CLONE_NEWNET).expect("network namespaces need root");
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
-        runtime.block_on(work);
-    })
-    .join();
-    if let Err(panic) = done {
-        std::panic::resume_unwind(panic);
-    }
-}
 
 /// Ranges of this node's pods.
 pub(crate) const POD_CIDRS: [&str; 2] = ["10.203.0.0/24", "fd00:203::/64"];
@@ -48,29 +33,19 @@ pub(crate) async fn node(dir: &Path) -> NodeNetwork {
 
 /// A pod, as a thread in a network namespace.
 pub(crate) struct Pod {
-    path: PathBuf,
+    namespace: Namespace,
     pub addresses: Vec<IpAddr>,
-    _alive: mpsc::Sender<()>,
 }
 
 impl Pod {
     pub(crate) async fn new(network: &NodeNetwork, key: &str) -> Pod {
-        let (alive, until) = mpsc::channel::<()>();
-        let (tell, told) = mpsc::channel();
-        thread::spawn(move || {
-            unshare(CloneFlags::CLONE_NEWNET).expect("network namespaces need root");
-            tell.send(nix::unistd::gettid()).expect("tell");
-            let _ = until.recv();
-        });
-        let tid = told.recv().expect("thread");
-        let path = PathBuf::from(format!("/proc/{}/task/{tid}/ns/net", std::process::id()));
-        let addresses = network.attach(key, &path, AttachOptions::default()).await.expect("attach").ips;
-        Pod { path, addresses, _alive: alive }
+        let namespace = Namespace::held();
+        let addresses = network.attach(key, namespace.path(), AttachOptions::default()).await.expect("attach").ips;
+        Pod { namespace, addresses }
     }
 
     pub(crate) fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
-        let file = File::open(&self.path).expect("namespace");
-        in_network_namespace(&file, || Ok(work())).expect("enter")
+        self.namespace.run(work)
     }
 
     /// Repeats what it is told on a port, one line at a time.

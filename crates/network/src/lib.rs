@@ -23,8 +23,8 @@ mod node_table;
 mod pod;
 mod state;
 mod sysctl;
-#[cfg(test)]
-mod testing;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 
 pub use error::NetworkError;
 pub use hostport::{HostPort, Protocol};

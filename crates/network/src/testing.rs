@@ -13,7 +13,10 @@ use nix::sched::{CloneFlags, unshare};
 use crate::in_network_namespace;
 
 /// Runs a future in a network namespace of its own, on a thread of its own.
-pub(crate) fn isolated(work: impl Future<Output = ()> + Send + 'static) {
+///
+/// # Panics
+/// Where the future does, and without the right to make namespaces.
+pub fn isolated(work: impl Future<Output = ()> + Send + 'static) {
     let done = thread::spawn(|| {
         unshare(CloneFlags::CLONE_NEWNET).expect("network namespaces need root");
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
@@ -26,13 +29,18 @@ pub(crate) fn isolated(work: impl Future<Output = ()> + Send + 'static) {
 }
 
 /// A network namespace held by a sleeping thread.
-pub(crate) struct Namespace {
+pub struct Namespace {
     path: PathBuf,
     _alive: mpsc::Sender<()>,
 }
 
 impl Namespace {
-    pub(crate) fn new() -> Namespace {
+    /// One with nothing in it but a loopback interface that is down.
+    ///
+    /// # Panics
+    /// Without the right to make namespaces.
+    #[must_use]
+    pub fn held() -> Namespace {
         let (alive, until) = mpsc::channel::<()>();
         let (tell, told) = mpsc::channel();
         thread::spawn(move || {
@@ -45,12 +53,17 @@ impl Namespace {
         Namespace { path, _alive: alive }
     }
 
-    pub(crate) fn path(&self) -> &Path {
+    /// Where others find it.
+    #[must_use]
+    pub fn path(&self) -> &Path {
         &self.path
     }
 
     /// Runs something inside.
-    pub(crate) fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+    ///
+    /// # Panics
+    /// Where the namespace cannot be entered.
+    pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         let file = File::open(&self.path).expect("namespace");
         in_network_namespace(&file, || Ok(work())).expect("enter")
     }

@@ -2,7 +2,7 @@
 
 use super::match_rules::{FAILURE_POLICIES, validate_choice, validate_conditions, validate_match};
 use crate::kind::ResourceInfo;
-use crate::meta::expression::{Expression, Role};
+use crate::meta::expression::{Expression, Role, is_reserved};
 use crate::meta::field::{ErrorList, Path};
 use crate::meta::labels::{SelectorOptions, validate_label_selector};
 use crate::meta::{names, text};
@@ -10,30 +10,6 @@ use k8s_openapi::api::admissionregistration::v1::{MatchCondition, MatchResources
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement};
 
 const NOT_FOUND_ACTIONS: &[&str] = &["Deny", "Allow"];
-/// Words CEL keeps for itself.
-const RESERVED: &[&str] = &[
-    "true",
-    "false",
-    "null",
-    "in",
-    "as",
-    "break",
-    "const",
-    "continue",
-    "else",
-    "for",
-    "function",
-    "if",
-    "import",
-    "let",
-    "loop",
-    "package",
-    "namespace",
-    "return",
-    "var",
-    "void",
-    "while",
-];
 
 /// The facts of the four kinds.
 pub(super) const fn info(kind: &'static str, plural: &'static str, singular: &'static str) -> ResourceInfo {
@@ -79,7 +55,7 @@ pub(super) fn validate_common(c: &Common<'_>, conditions: bool, path: &Path, err
 
 fn validate_variable(v: &Variable, path: &Path, errors: &mut ErrorList) {
     let at = path.child("name");
-    let fine = names::c_identifier(&v.name).is_empty() && !RESERVED.contains(&v.name.as_str());
+    let fine = names::c_identifier(&v.name).is_empty() && !is_reserved(&v.name);
     if v.name.trim().is_empty() {
         errors.required(&at, "name is not specified");
     } else if !fine {

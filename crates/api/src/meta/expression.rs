@@ -4,6 +4,33 @@
 use crate::meta::field::Path;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::JSONSchemaProps;
 
+/// Identifiers that CEL keeps for later versions of the language.
+pub const RESERVED_IDENTIFIERS: [&str; 17] = [
+    "as",
+    "break",
+    "const",
+    "continue",
+    "else",
+    "for",
+    "function",
+    "if",
+    "import",
+    "let",
+    "loop",
+    "package",
+    "namespace",
+    "return",
+    "var",
+    "void",
+    "while",
+];
+
+/// Whether CEL keeps a word for itself: no variable and no field may be called so.
+#[must_use]
+pub fn is_reserved(word: &str) -> bool {
+    matches!(word, "true" | "false" | "null" | "in") || RESERVED_IDENTIFIERS.contains(&word)
+}
+
 /// What an expression is for, which decides its variables and the type it must have.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Role {

@@ -19,7 +19,7 @@ use gantry_store::MemoryStore;
 use http::{Request, Response};
 use http_body_util::BodyExt;
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{Binding, Namespace, Node, Pod};
+use k8s_openapi::api::core::v1::{Binding, ConfigMap, Namespace, Node, Pod, ServiceAccount};
 use k8s_openapi::api::rbac::v1::PolicyRule;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use serde_json::{Value, json};
@@ -94,6 +94,26 @@ fn server_config() -> ServerConfig {
 }
 
 impl Cluster {
+    /// A cluster with a namespace in which everything is that controllers put into each, and no nodes.
+    pub async fn furnished() -> Self {
+        let c = Self::start().await;
+        c.namespace().await;
+        c.until("the namespace is furnished", || async {
+            let account = c.api::<ServiceAccount>().get("default").await.is_ok();
+            account && c.api::<ConfigMap>().get("kube-root-ca.crt").await.is_ok()
+        })
+        .await;
+        c
+    }
+
+    /// The same with a node that runs, in name only, every pod there is.
+    pub async fn with_node() -> Self {
+        let c = Self::furnished().await;
+        c.node("node").await;
+        c.heartbeat("node");
+        c
+    }
+
     /// Starts server and controllers.
     pub async fn start() -> Self {
         let clock = Clock::starting_at(Timestamp::from_second(1_800_000_000).unwrap());

@@ -2,46 +2,33 @@
 
 use std::time::Duration;
 
-use async_trait::async_trait;
-use bytes::Bytes;
-use gantry_client::{Body, Transport, TransportError};
+use gantry_client::testing::Tables;
 use hickory_proto::{
     op::{Message, Query},
     rr::{Name, RecordType},
 };
-use http::{Request, Response};
-use http_body_util::{BodyExt, Full, StreamBody};
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::net::UdpSocket;
 
 use super::*;
 
-/// Answers lists; watches stay silent.
-struct Api;
-
-#[async_trait]
-impl Transport for Api {
-    async fn send(&self, request: Request<Bytes>) -> Result<Response<Body>, TransportError> {
-        if request.uri().query().unwrap_or_default().contains("watch=true") {
-            return Ok(Response::new(BodyExt::boxed(StreamBody::new(futures::stream::pending()))));
-        }
-        let items: Vec<Value> = match request.uri().path().rsplit('/').next().unwrap_or_default() {
-            "namespaces" => vec![json!({"metadata": {"name": "ns"}})],
-            "services" => vec![json!({
-                "metadata": {"name": "web", "namespace": "ns"},
-                "spec": {"clusterIP": "None", "ports": [{"name": "http", "port": 80}]},
-            })],
-            "endpointslices" => vec![json!({
-                "metadata": {"name": "web-1", "namespace": "ns", "labels": {SERVICE_NAME_LABEL: "web"}},
-                "addressType": "IPv4",
-                "endpoints": [{"addresses": ["10.244.0.5"], "hostname": "web-0"}],
-                "ports": [],
-            })],
-            other => panic!("nobody should ask for {other}"),
-        };
-        let list = json!({"metadata": {"resourceVersion": "1"}, "items": items}).to_string();
-        Ok(Response::new(BodyExt::boxed(Full::new(Bytes::from(list)).map_err(|never| match never {}))))
-    }
+fn api() -> Client {
+    let service = json!({
+        "metadata": {"name": "web", "namespace": "ns"},
+        "spec": {"clusterIP": "None", "ports": [{"name": "http", "port": 80}]},
+    });
+    let slice = json!({
+        "metadata": {"name": "web-1", "namespace": "ns", "labels": {SERVICE_NAME_LABEL: "web"}},
+        "addressType": "IPv4",
+        "endpoints": [{"addresses": ["10.244.0.5"], "hostname": "web-0"}],
+        "ports": [],
+    });
+    let tables = Tables::of([
+        ("namespaces", vec![json!({"metadata": {"name": "ns"}})]),
+        ("services", vec![service]),
+        ("endpointslices", vec![slice]),
+    ]);
+    Client::new(Arc::new(tables), "test")
 }
 
 #[tokio::test]
@@ -51,7 +38,7 @@ async fn names_come_from_the_api() {
     drop(free);
     let config = DnsConfig { bind: vec![address], cluster_domain: "cluster.local".into(), upstream: None };
     let shutdown = CancellationToken::new();
-    let server = tokio::spawn(run(Client::new(Arc::new(Api), "test"), config.clone(), shutdown.clone()));
+    let server = tokio::spawn(run(api(), config.clone(), shutdown.clone()));
     let ask = async |name: &str, kind: RecordType| {
         let mut question = Message::query();
         question.add_query(Query::query(Name::from_ascii(name).expect("name"), kind));
@@ -75,7 +62,7 @@ async fn names_come_from_the_api() {
     assert_eq!(ask("web-0.web.ns.svc.cluster.local.", RecordType::A).await, ["10.244.0.5"]);
     assert_eq!(ask("1-2-3-4.ns.pod.cluster.local.", RecordType::A).await, ["1.2.3.4"]);
 
-    let taken = run(Client::new(Arc::new(Api), "test"), config, CancellationToken::new()).await;
+    let taken = run(api(), config, CancellationToken::new()).await;
     let error = taken.expect_err("taken").to_string();
     assert!(error.starts_with(&format!("serve DNS on {address}: ")), "{error}");
     shutdown.cancel();

@@ -3,7 +3,8 @@
 use super::*;
 use crate::compile::{self, Endpoint, Labels};
 use crate::model::Local;
-use crate::testing::{POD_CIDRS, Pod, answers, connect, isolated, node, reaches};
+use crate::testing::{POD_CIDRS, Pod, answers, connect, node, reaches};
+use gantry_network::testing::isolated;
 use gantry_network::{NodeNetwork, Protocol};
 use serde_json::{Value, json};
 use std::process::Command;

@@ -1,58 +1,11 @@
 //! Policies from an API server of the tests' own to connections between pods.
 
 use super::*;
-use crate::testing::{POD_CIDRS, isolated, node};
-use async_trait::async_trait;
-use bytes::Bytes;
-use futures::StreamExt;
-use futures::channel::mpsc;
-use gantry_client::{Body, Client, Transport, TransportError};
-use http::{Request, Response};
-use http_body_util::{BodyExt, Full, StreamBody};
+use crate::testing::{POD_CIDRS, node};
+use gantry_client::Client;
+use gantry_client::testing::Tables;
+use gantry_network::testing::isolated;
 use serde_json::{Value, json};
-
-/// Answers lists from a table, by resource; watches give what is sent for them.
-#[derive(Default)]
-struct Api {
-    lists: Mutex<BTreeMap<&'static str, Vec<Value>>>,
-    watches: Mutex<BTreeMap<String, mpsc::UnboundedSender<Bytes>>>,
-    asked: Mutex<BTreeSet<String>>,
-    /// Whether lists are answered.
-    up: Mutex<bool>,
-}
-
-impl Api {
-    async fn tell(&self, resource: &str, kind: &str, object: Value) {
-        let event = json!({"type": kind, "object": object}).to_string() + "\n";
-        loop {
-            if let Some(watch) = self.watches.lock().get(resource) {
-                watch.unbounded_send(event.into()).expect("watch");
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    }
-}
-
-#[async_trait]
-impl Transport for Api {
-    async fn send(&self, request: Request<Bytes>) -> Result<Response<Body>, TransportError> {
-        let resource = request.uri().path().rsplit('/').next().unwrap_or_default().to_owned();
-        self.asked.lock().insert(resource.clone());
-        if request.uri().query().unwrap_or_default().contains("watch=true") {
-            let (tell, events) = mpsc::unbounded();
-            self.watches.lock().insert(resource, tell);
-            let frames = events.map(|bytes| Ok(http_body::Frame::data(bytes)));
-            return Ok(Response::new(BodyExt::boxed(StreamBody::new(frames))));
-        }
-        while !*self.up.lock() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        let items = self.lists.lock().get(resource.as_str()).cloned().unwrap_or_default();
-        let list = json!({"metadata": {"resourceVersion": "1"}, "items": items}).to_string();
-        Ok(Response::new(BodyExt::boxed(Full::new(Bytes::from(list)).map_err(|never| match never {}))))
-    }
-}
 
 fn object(name: &str, app: &str, rest: &Value) -> Value {
     let mut object = json!({"metadata": {"name": name, "namespace": "ns", "resourceVersion": "2", "uid": name,
@@ -76,7 +29,7 @@ async fn enforcer(attached: BTreeMap<String, Vec<IpAddr>>) -> Enforcer {
     Enforcer::open(Config { instance: "t2".into(), pod_cidrs, attached }).await.expect("open")
 }
 
-fn start(enforcer: &Enforcer, api: &Arc<Api>) -> (CancellationToken, tokio::task::JoinHandle<()>) {
+fn start(enforcer: &Enforcer, api: &Arc<Tables>) -> (CancellationToken, tokio::task::JoinHandle<()>) {
     let informers = Informers::new(Client::new(api.clone(), "test"));
     let shutdown = CancellationToken::new();
     let (running, stop) = (enforcer.clone(), shutdown.clone());
@@ -102,8 +55,7 @@ fn a_pod_starts_behind_its_policies_and_they_outlive_the_agent() {
     isolated(async {
         let dir = tempfile::tempdir().expect("directory");
         let network = node(dir.path()).await;
-        let api = Arc::new(Api::default());
-        *api.up.lock() = true;
+        let api = Arc::new(Tables::default());
         let enforcer_1 = enforcer(BTreeMap::new()).await;
         let (shutdown, task) = start(&enforcer_1, &api);
         let a = crate::testing::Pod::new(&network, "ns/a/a").await;
@@ -129,7 +81,7 @@ fn a_pod_starts_behind_its_policies_and_they_outlive_the_agent() {
         api.watches.lock().clear();
         assert!(!c.reaches(&b, 80) && a.reaches(&b, 80), "rules outlive the agent");
         let attached = network.addresses().await.into_iter().map(|(key, pod)| (key, pod.ips)).collect();
-        *api.up.lock() = false;
+        *api.down.lock() = true;
         let up = |name: &str, app: &str, pod: &crate::testing::Pod| {
             let ips: Vec<Value> = pod.addresses.iter().map(|ip| json!({"ip": ip.to_string()})).collect();
             object(name, app, &json!({"spec": {"containers": []}, "status": {"phase": "Running", "podIPs": ips}}))
@@ -139,7 +91,7 @@ fn a_pod_starts_behind_its_policies_and_they_outlive_the_agent() {
         let enforcer_2 = enforcer(attached).await;
         let (shutdown, task) = start(&enforcer_2, &api);
         assert!(!c.reaches(&b, 80) && a.reaches(&b, 80), "as before until it is known what is to be");
-        *api.up.lock() = true;
+        *api.down.lock() = false;
         // A change of labels shows that the second agent is at work.
         let mut relabelled = up("c", "a", &c);
         relabelled["metadata"]["resourceVersion"] = "3".into();
@@ -162,7 +114,8 @@ fn without_an_api_server_new_pods_start_closed() {
     isolated(async {
         let dir = tempfile::tempdir().expect("directory");
         let network = node(dir.path()).await;
-        let api = Arc::new(Api::default());
+        let api = Arc::new(Tables::default());
+        *api.down.lock() = true;
         let enforcer = enforcer(BTreeMap::new()).await;
         let (_shutdown, _task) = start(&enforcer, &api);
         let a = crate::testing::Pod::new(&network, "ns/a/a").await;
@@ -172,7 +125,7 @@ fn without_an_api_server_new_pods_start_closed() {
             enforcer.attached(&format!("ns/{name}/{name}"), &pod(name, name), &pod_.addresses).await.expect("in time");
         }
         assert!(!a.reaches(&b, 80));
-        *api.up.lock() = true;
+        *api.down.lock() = false;
         until("the API server's answer", || a.reaches(&b, 80)).await;
     });
 }

@@ -75,7 +75,7 @@ mod tests {
     fn routes_follow_the_nodes() {
         isolated(async {
             let dir = tempfile::tempdir().expect("directory");
-            let far = Namespace::new();
+            let far = Namespace::held();
             let tid = far.path().iter().nth(4).expect("thread").to_string_lossy().into_owned();
             sh(&format!(
                 "ip link add cable type veth peer name far; ip link set far netns {tid}; \

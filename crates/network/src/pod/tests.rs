@@ -44,7 +44,7 @@ fn pods_reach_each_other_and_the_node() {
     isolated(async {
         let dir = tempfile::tempdir().expect("directory");
         let network = NodeNetwork::open(config(dir.path())).await.expect("open");
-        let (a, b) = (Namespace::new(), Namespace::new());
+        let (a, b) = (Namespace::held(), Namespace::held());
         let pa = network.attach("ns/a", a.path(), AttachOptions::default()).await.expect("attach a");
         let pb = network.attach("ns/b", b.path(), AttachOptions::default()).await.expect("attach b");
         assert_eq!(pa.ips[0].to_string(), "10.201.0.2");
@@ -77,11 +77,11 @@ fn attaching_and_detaching_repeat_and_survive_restarts() {
     isolated(async {
         let dir = tempfile::tempdir().expect("directory");
         let network = NodeNetwork::open(config(dir.path())).await.expect("open");
-        let (a, b) = (Namespace::new(), Namespace::new());
+        let (a, b) = (Namespace::held(), Namespace::held());
         let first = network.attach("ns/a", a.path(), AttachOptions::default()).await.expect("attach");
         network.attach("ns/b", b.path(), AttachOptions::default()).await.expect("attach");
         // again, into a new namespace, as after a lost sandbox: same address
-        let again = Namespace::new();
+        let again = Namespace::held();
         assert_eq!(network.attach("ns/a", again.path(), AttachOptions::default()).await.expect("attach"), first);
         let none = network.reconcile(&HashSet::new()).await.expect("reconcile");
         assert!(none.is_empty(), "what this run attached is no leftover");
@@ -93,7 +93,7 @@ fn attaching_and_detaching_repeat_and_survive_restarts() {
         let gone = network.reconcile(&HashSet::from(["ns/b".to_owned()])).await.expect("reconcile");
         assert_eq!(gone, ["ns/a"]);
         network.detach("ns/a").await.expect("detach again");
-        let c = Namespace::new();
+        let c = Namespace::held();
         let pc = network.attach("ns/c", c.path(), AttachOptions::default()).await.expect("attach");
         assert_eq!(pc.ips[0].to_string(), "10.201.0.4", "a freed address waits its turn");
 
@@ -173,7 +173,7 @@ fn host_ports_lead_to_the_pod_from_everywhere() {
     isolated(async {
         let dir = tempfile::tempdir().expect("directory");
         let network = NodeNetwork::open(config(dir.path())).await.expect("open");
-        let (a, b) = (Namespace::new(), Namespace::new());
+        let (a, b) = (Namespace::held(), Namespace::held());
         let options =
             AttachOptions { host_ports: vec![host_port(None, 8080, 80), host_port(Some("127.0.0.1"), 8081, 80)] };
         network.attach("ns/a", a.path(), options).await.expect("attach");
@@ -218,7 +218,7 @@ fn pods_do_not_reach_the_loopback_of_the_node() {
     isolated(async {
         let dir = tempfile::tempdir().expect("directory");
         let network = NodeNetwork::open(config(dir.path())).await.expect("open");
-        let a = Namespace::new();
+        let a = Namespace::held();
         network.attach("ns/a", a.path(), AttachOptions::default()).await.expect("attach");
         let _secret = TcpListener::bind("127.0.0.1:9000").expect("bind");
         // The pod routes 127.0.0.2 to the node on purpose.
@@ -239,7 +239,7 @@ fn traffic_to_the_outside_takes_the_address_of_the_node() {
     isolated(async {
         let dir = tempfile::tempdir().expect("directory");
         let network = NodeNetwork::open(config(dir.path())).await.expect("open");
-        let (a, outside) = (Namespace::new(), Namespace::new());
+        let (a, outside) = (Namespace::held(), Namespace::held());
         network.attach("ns/a", a.path(), AttachOptions::default()).await.expect("attach");
         // An outside that knows the node but no pod.
         let file = link::open_namespace(outside.path()).expect("namespace");
@@ -266,7 +266,7 @@ fn how_long_attaching_takes() {
     isolated(async {
         let dir = tempfile::tempdir().expect("directory");
         let network = NodeNetwork::open(config(dir.path())).await.expect("open");
-        let pods: Vec<Namespace> = (0..20).map(|_| Namespace::new()).collect();
+        let pods: Vec<Namespace> = (0..20).map(|_| Namespace::held()).collect();
         let start = std::time::Instant::now();
         for (n, pod) in pods.iter().enumerate() {
             network.attach(&format!("ns/p{n}"), pod.path(), AttachOptions::default()).await.expect("attach");
@@ -285,7 +285,7 @@ fn two_instances_do_not_share_ranges() {
     isolated(async {
         let (dir, other) = (tempfile::tempdir().expect("directory"), tempfile::tempdir().expect("directory"));
         let network = NodeNetwork::open(config(dir.path())).await.expect("open");
-        let pod = Namespace::new();
+        let pod = Namespace::held();
         network.attach("ns/a", pod.path(), AttachOptions::default()).await.expect("attach");
         let second = |pods: &str, services: &str| NodeNetworkConfig {
             instance: "t2".into(),

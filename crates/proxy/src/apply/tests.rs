@@ -2,21 +2,18 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    fs::File,
-    future::Future,
     io::{ErrorKind, Read, Write},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
-    path::PathBuf,
     process::Command,
-    sync::mpsc,
     thread,
     time::Duration,
 };
 
 use gantry_network::{
-    AttachOptions, NodeNetwork, NodeNetworkConfig, Protocol, conntrack::Conntrack, in_network_namespace,
+    AttachOptions, NodeNetwork, NodeNetworkConfig, Protocol,
+    conntrack::Conntrack,
+    testing::{Namespace, isolated},
 };
-use nix::sched::{CloneFlags, unshare};
 use tokio::time::Instant;
 
 use super::*;
@@ -152,43 +149,18 @@ fn a_frontend_has_one_owner_and_passes_on() {
     assert_eq!(step(swap), Some(1), "within one set of changes, too");
 }
 
-/// Runs a future in a network namespace of its own.
-pub(crate) fn isolated(work: impl Future<Output = ()> + Send + 'static) {
-    let done = thread::spawn(|| {
-        unshare(CloneFlags::CLONE_NEWNET).expect("network namespaces need root");
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
-        runtime.block_on(work);
-    })
-    .join();
-    if let Err(panic) = done {
-        std::panic::resume_unwind(panic);
-    }
-}
-
 /// A pod whose servers answer with its name.
-pub(crate) struct Pod {
-    path: PathBuf,
-    _alive: mpsc::Sender<()>,
-}
+pub(crate) struct Pod(Namespace);
 
 impl Pod {
     pub(crate) async fn new(network: &NodeNetwork, name: &str) -> Pod {
-        let (alive, until) = mpsc::channel::<()>();
-        let (tell, told) = mpsc::channel();
-        thread::spawn(move || {
-            unshare(CloneFlags::CLONE_NEWNET).expect("network namespaces need root");
-            tell.send(nix::unistd::gettid()).expect("tell");
-            let _ = until.recv();
-        });
-        let tid = told.recv().expect("thread");
-        let path = PathBuf::from(format!("/proc/{}/task/{tid}/ns/net", std::process::id()));
-        network.attach(name, &path, AttachOptions::default()).await.expect("attach");
-        Pod { path, _alive: alive }
+        let namespace = Namespace::held();
+        network.attach(name, namespace.path(), AttachOptions::default()).await.expect("attach");
+        Pod(namespace)
     }
 
     pub(crate) fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
-        let file = File::open(&self.path).expect("namespace");
-        in_network_namespace(&file, || Ok(work())).expect("enter")
+        self.0.run(work)
     }
 
     /// Serves on port 80: answers with the name and the address the client was seen as.

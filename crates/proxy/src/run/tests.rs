@@ -1,51 +1,11 @@
 //! The whole proxy, from an API server of the tests' own to connections between pods.
 
-use async_trait::async_trait;
-use bytes::Bytes;
-use futures::{StreamExt, channel::mpsc};
-use gantry_client::{Body, Transport, TransportError};
-use http::{Request, Response};
-use http_body_util::{BodyExt, Full, StreamBody};
+use gantry_client::testing::Tables;
+use gantry_network::testing::isolated;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::apply::tests::{Pod, ask, isolated, node};
-
-/// Answers lists from a table, by resource; watches give what is sent for them.
-#[derive(Default)]
-struct Api {
-    lists: BTreeMap<&'static str, Vec<Value>>,
-    watches: Mutex<BTreeMap<String, mpsc::UnboundedSender<Bytes>>>,
-}
-
-impl Api {
-    async fn tell(&self, resource: &str, kind: &str, object: Value) {
-        let event = json!({"type": kind, "object": object}).to_string() + "\n";
-        loop {
-            if let Some(watch) = self.watches.lock().get(resource) {
-                watch.unbounded_send(event.into()).expect("watch");
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    }
-}
-
-#[async_trait]
-impl Transport for Api {
-    async fn send(&self, request: Request<Bytes>) -> Result<Response<Body>, TransportError> {
-        let resource = request.uri().path().rsplit('/').next().unwrap_or_default().to_owned();
-        if request.uri().query().unwrap_or_default().contains("watch=true") {
-            let (tell, events) = mpsc::unbounded();
-            self.watches.lock().insert(resource, tell);
-            let frames = events.map(|bytes| Ok(http_body::Frame::data(bytes)));
-            return Ok(Response::new(BodyExt::boxed(StreamBody::new(frames))));
-        }
-        let items = self.lists.get(resource.as_str()).cloned().unwrap_or_default();
-        let list = json!({"metadata": {"resourceVersion": "1"}, "items": items}).to_string();
-        Ok(Response::new(BodyExt::boxed(Full::new(Bytes::from(list)).map_err(|never| match never {}))))
-    }
-}
+use crate::apply::tests::{Pod, ask, node};
 
 fn slice(version: u32, addresses: &[&str]) -> Value {
     let endpoints: Vec<Value> = addresses.iter().map(|a| json!({"addresses": [a]})).collect();
@@ -86,13 +46,10 @@ fn rules_follow_the_api() {
                 "ports": [{"name": "http", "port": 80, "protocol": "TCP"}],
             },
         });
-        let api = Arc::new(Api {
-            lists: BTreeMap::from([
-                ("services", vec![service.clone()]),
-                ("endpointslices", vec![slice(1, &["10.201.0.2"])]),
-            ]),
-            ..Api::default()
-        });
+        let api = Arc::new(Tables::of([
+            ("services", vec![service.clone()]),
+            ("endpointslices", vec![slice(1, &["10.201.0.2"])]),
+        ]));
         let shutdown = CancellationToken::new();
         let config = ProxyConfig {
             node_name: "n".into(),
@@ -126,10 +83,7 @@ fn a_deleted_service_is_gone() {
             "metadata": {"name": "web", "namespace": "ns", "resourceVersion": "1"},
             "spec": {"clusterIP": "10.202.0.80", "ports": [{"name": "http", "port": 80}]},
         });
-        let api = Arc::new(Api {
-            lists: BTreeMap::from([("endpointslices", vec![slice(1, &["10.201.0.2"])])]),
-            ..Api::default()
-        });
+        let api = Arc::new(Tables::of([("endpointslices", vec![slice(1, &["10.201.0.2"])])]));
         let config = ProxyConfig {
             node_name: "n".into(),
             instance: "t1".into(),

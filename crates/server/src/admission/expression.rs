@@ -22,7 +22,8 @@ pub const BUDGET: u64 = gantry_cel::RUNTIME_COST_BUDGET;
 /// What match conditions may cost together.
 pub const MATCH_CONDITIONS_BUDGET: u64 = BUDGET / 4;
 
-const OUT_OF_BUDGET: &str =
+/// What is said where the expressions of one object, policy or webhook cost too much together.
+pub(crate) const OUT_OF_BUDGET: &str =
     "validation failed due to running out of cost budget, no further validation rules will be run";
 const VARIABLES_TYPE: &str = "kubernetes.variables";
 const REQUEST: &str = "kubernetes.AdmissionRequest";

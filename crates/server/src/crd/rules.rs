@@ -3,6 +3,7 @@
 //! Source: KEP-2876, and `k8s.io/apiextensions-apiserver/pkg/apiserver/schema/cel` for texts and order.
 
 use super::schema::{Additional, Node};
+use crate::admission::expression::OUT_OF_BUDGET;
 use gantry_api::meta::field::{ErrorList, ErrorType, FieldError};
 use gantry_cel::{
     Activation, Environment, Issue, JsonView, Limits, Phase, Program, RUNTIME_COST_BUDGET, Schema, SchemaProvider,
@@ -307,10 +308,8 @@ impl Rules {
         run: &mut Run,
     ) -> Result<(), Exhausted> {
         let Some(scope) = self.scope.as_ref().filter(|_| !self.own.is_empty()) else { return Ok(()) };
-        const OUT: &str =
-            "validation failed due to running out of cost budget, no further validation rules will be run";
         if run.budget == 0 {
-            self.add(run, path, OUT);
+            self.add(run, path, OUT_OF_BUDGET);
             return Err(Exhausted);
         }
         let value = |view: &JsonView| scope.schema.value(view.clone());
@@ -344,7 +343,7 @@ impl Rules {
             }
             let outcome = program.run(&variables, Limits::PER_CALL);
             if outcome.cost > run.budget {
-                self.add(run, path, OUT);
+                self.add(run, path, OUT_OF_BUDGET);
                 return Err(Exhausted);
             }
             run.budget -= outcome.cost;

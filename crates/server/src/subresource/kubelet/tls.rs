@@ -1,7 +1,7 @@
 //! TLS towards kubelets and towards pods that are proxied to over HTTPS.
 
 use crate::config::ServerConfig;
-use crate::outbound::Unverified;
+use gantry_client::connection::Unverified;
 use rustls::crypto::aws_lc_rs;
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::pem::PemObject;
