@@ -6,6 +6,7 @@ use crate::roles;
 use clap::{Parser, Subcommand};
 use std::io::IsTerminal;
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
 
@@ -217,17 +218,16 @@ pub fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let result = runtime.block_on(async {
-        match cli.command {
-            Command::Up(options) => roles::up::run(*options).await,
-            Command::Down(options) => roles::down::run(options).await,
-            Command::Server(command) => roles::server::run(*command).await,
-            Command::Agent(command) => roles::agent::run(*command).await,
-            Command::Image(command) => roles::image::run(command).await,
-            Command::Explain(command) => roles::explain::run(command).await,
-        }
-    });
-    match result {
+    // Boxed: the runtime has several ways to drive what it is given, and each would hold a copy of all there is to do.
+    let work: Pin<Box<dyn Future<Output = anyhow::Result<()>>>> = match cli.command {
+        Command::Up(options) => Box::pin(roles::up::run(*options)),
+        Command::Down(options) => Box::pin(roles::down::run(options)),
+        Command::Server(command) => Box::pin(roles::server::run(*command)),
+        Command::Agent(command) => Box::pin(roles::agent::run(*command)),
+        Command::Image(command) => Box::pin(roles::image::run(command)),
+        Command::Explain(command) => Box::pin(roles::explain::run(command)),
+    };
+    match runtime.block_on(work) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("gantry: {error:#}");

@@ -290,7 +290,7 @@ pub trait Kind: Clone + Debug + Default + PartialEq + Send + Sync + 'static {
 pub const NAME_AND_CREATED: &[Column] = &[crate::meta::table::NAME, crate::meta::table::CREATED_AT];
 
 /// An object of any kind, owned by the generic registry. Downcast with [`Object::as_any`] or [`downcast`].
-pub trait Object: Any + Debug + Send + Sync {
+pub trait Object: Any + Send + Sync {
     /// Object metadata.
     fn meta(&self) -> &ObjectMeta;
     /// Object metadata, mutable.
@@ -305,6 +305,15 @@ pub trait Object: Any + Debug + Send + Sync {
     fn as_any(&self) -> &dyn Any;
     /// For downcasting.
     fn as_any_mut(&mut self) -> &mut dyn Any;
+}
+
+/// Only what it is called: text of every field of every kind would be a large part of the binary, and objects hold
+/// secrets.
+impl Debug for dyn Object {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let ObjectMeta { namespace, name, .. } = self.meta();
+        f.debug_struct("Object").field("namespace", namespace).field("name", name).finish_non_exhaustive()
+    }
 }
 
 impl<T: Kind> Object for T {
@@ -409,11 +418,17 @@ impl<T> Default for Erased<T> {
 }
 
 fn of<T: Kind>(object: &dyn Object) -> &T {
-    downcast(object).unwrap_or_else(|| panic!("object is not a {}: {object:?}", T::INFO.kind))
+    downcast(object).unwrap_or_else(|| of_another_kind(T::INFO.kind))
 }
 
 fn of_mut<T: Kind>(object: &mut dyn Object) -> &mut T {
-    downcast_mut(object).unwrap_or_else(|| panic!("object is not a {}", T::INFO.kind))
+    downcast_mut(object).unwrap_or_else(|| of_another_kind(T::INFO.kind))
+}
+
+#[cold]
+#[inline(never)]
+fn of_another_kind(kind: &str) -> ! {
+    panic!("object is not a {kind}")
 }
 
 impl<T: Kind> Resource for Erased<T> {

@@ -4,16 +4,18 @@ use crate::api::{ObjectList, WatchEvent, WatchStream};
 use crate::transport::{Body, SharedMemory};
 use crate::{ApiError, Error};
 use bytes::{Buf, Bytes, BytesMut};
-use futures::StreamExt;
-use futures::stream;
+use futures::{Stream, StreamExt};
 use gantry_api::ObjectMeta;
 use gantry_api::kind::Kind;
 use http::Response;
-use http_body_util::BodyExt;
+use http_body::Body as _;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ListMeta, Status};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use std::collections::BTreeMap;
+use std::marker::PhantomData;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
 
 /// One line of a watch may be no longer than this: far above the largest object a server stores (some MiB).
 const MAX_FRAME: usize = 64 << 20;
@@ -102,8 +104,7 @@ pub(crate) fn is_status(bytes: &[u8]) -> bool {
 
 /// Decodes a list answer.
 pub(crate) fn list<T: Item>(bytes: &[u8], plural: &str) -> Result<ObjectList<T>, Error> {
-    let frame: ListFrame<'_> =
-        serde_json::from_slice(bytes).map_err(|e| undecodable(&format!("list of {plural}"), &e))?;
+    let frame = list_frame(bytes, plural)?;
     let raw = frame.items.unwrap_or_default();
     let mut items = Vec::with_capacity(raw.len());
     for (n, r) in raw.into_iter().enumerate() {
@@ -118,27 +119,52 @@ pub(crate) fn list<T: Item>(bytes: &[u8], plural: &str) -> Result<ObjectList<T>,
     })
 }
 
+fn list_frame<'a>(bytes: &'a [u8], plural: &str) -> Result<ListFrame<'a>, Error> {
+    serde_json::from_slice(bytes).map_err(|e| undecodable(&format!("list of {plural}"), &e))
+}
+
+fn undecodable_event(plural: &str, e: &serde_json::Error) -> Error {
+    undecodable(&format!("watch event of {plural}"), e)
+}
+
 /// Decodes one line of a watch. A `shared` line may be kept as it is.
 fn event<T: Item>(line: &Bytes, shared: bool, plural: &str) -> Result<WatchEvent<T>, Error> {
-    let what = || format!("watch event of {plural}");
-    let frame: EventFrame<'_> = serde_json::from_slice(line).map_err(|e| undecodable(&what(), &e))?;
+    let item = |object: &[u8]| {
+        let keep = || if shared { line.slice_ref(object) } else { Bytes::copy_from_slice(object) };
+        T::read_kept(object, &keep).map_err(|e| undecodable_event(plural, &e))
+    };
+    Ok(match event_frame(line, plural)? {
+        WatchEvent::Added(object) => WatchEvent::Added(item(object)?),
+        WatchEvent::Modified(object) => WatchEvent::Modified(item(object)?),
+        WatchEvent::Deleted(object) => WatchEvent::Deleted(item(object)?),
+        WatchEvent::Bookmark { resource_version, initial_events_end } => {
+            WatchEvent::Bookmark { resource_version, initial_events_end }
+        }
+    })
+}
+
+/// What one line of a watch tells of, its object as text.
+fn event_frame<'a>(line: &'a [u8], plural: &str) -> Result<WatchEvent<&'a [u8]>, Error> {
+    let failed = |e| undecodable_event(plural, &e);
+    let frame: EventFrame<'_> = serde_json::from_slice(line).map_err(failed)?;
     let object = frame.object.get().as_bytes();
-    let keep = || if shared { line.slice_ref(object) } else { Bytes::copy_from_slice(object) };
-    let item = || T::read_kept(object, &keep).map_err(|e| undecodable(&what(), &e));
     match frame.r#type.as_str() {
-        "ADDED" => Ok(WatchEvent::Added(item()?)),
-        "MODIFIED" => Ok(WatchEvent::Modified(item()?)),
-        "DELETED" => Ok(WatchEvent::Deleted(item()?)),
+        "ADDED" => Ok(WatchEvent::Added(object)),
+        "MODIFIED" => Ok(WatchEvent::Modified(object)),
+        "DELETED" => Ok(WatchEvent::Deleted(object)),
         "BOOKMARK" => {
-            let b: BookmarkFrame = serde_json::from_slice(object).map_err(|e| undecodable(&what(), &e))?;
+            let b: BookmarkFrame = serde_json::from_slice(object).map_err(failed)?;
             let end = b.metadata.annotations.is_some_and(|a| a.get(INITIAL_EVENTS_END).is_some_and(|v| v == "true"));
             Ok(WatchEvent::Bookmark { resource_version: b.metadata.resource_version, initial_events_end: end })
         }
         "ERROR" => {
-            let status: Status = serde_json::from_slice(object).map_err(|e| undecodable(&what(), &e))?;
+            let status: Status = serde_json::from_slice(object).map_err(failed)?;
             Err(ApiError::from_status(500, status).into())
         }
-        other => Err(Error::Decode { what: what(), message: format!("unknown event type {other:?}") }),
+        other => {
+            let message = format!("unknown event type {other:?}");
+            Err(Error::Decode { what: format!("watch event of {plural}"), message })
+        }
     }
 }
 
@@ -153,7 +179,7 @@ struct Lines {
 
 impl Lines {
     /// The next line without its end, None at the end of the stream. A line within one frame is a part of that frame.
-    async fn next(&mut self, plural: &str) -> Option<Result<Bytes, Error>> {
+    fn poll_next(&mut self, context: &mut Context<'_>, plural: &str) -> Poll<Option<Result<Bytes, Error>>> {
         loop {
             if let Some(at) = self.frame.iter().position(|b| *b == b'\n') {
                 let rest = self.frame.split_to(at);
@@ -167,28 +193,28 @@ impl Lines {
                 if line.iter().all(u8::is_ascii_whitespace) {
                     continue;
                 }
-                return Some(Ok(line));
+                return Poll::Ready(Some(Ok(line)));
             }
             self.begun.extend_from_slice(&self.frame);
             self.frame.clear();
             if self.ended {
                 // What follows the last line end is a frame cut off by a broken connection, never a whole event.
-                return None;
+                return Poll::Ready(None);
             }
             if self.begun.len() > MAX_FRAME {
                 self.ended = true;
                 self.begun.clear();
-                return Some(Err(Error::Decode {
+                return Poll::Ready(Some(Err(Error::Decode {
                     what: format!("watch event of {plural}"),
                     message: format!("longer than {MAX_FRAME} bytes"),
-                }));
+                })));
             }
-            match self.body.frame().await {
+            match ready!(Pin::new(&mut self.body).poll_frame(context)) {
                 None => self.ended = true,
                 Some(Err(e)) => {
                     self.ended = true;
                     self.begun.clear();
-                    return Some(Err(e.into()));
+                    return Poll::Ready(Some(Err(e.into())));
                 }
                 Some(Ok(frame)) => self.frame = frame.into_data().unwrap_or_default(),
             }
@@ -196,27 +222,42 @@ impl Lines {
     }
 }
 
+struct Events<T> {
+    /// None after the end and after a failure.
+    lines: Option<Lines>,
+    shared: bool,
+    plural: String,
+    item: PhantomData<fn() -> T>,
+}
+
+impl<T: Item> Stream for Events<T> {
+    type Item = Result<WatchEvent<T>, Error>;
+
+    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = self.get_mut();
+        let Some(lines) = &mut this.lines else { return Poll::Ready(None) };
+        let line = ready!(lines.poll_next(context, &this.plural));
+        let event = line.map(|line| event(&line?, this.shared, &this.plural));
+        if !matches!(event, Some(Ok(_))) {
+            this.lines = None;
+        }
+        Poll::Ready(event)
+    }
+}
+
 /// The events of a watch's answer. Ends after the first failure.
 pub(crate) fn watch<T: Item>(response: Response<Body>, plural: String) -> WatchStream<T> {
     let shared = response.extensions().get::<SharedMemory>().is_some();
     let lines = Lines { body: response.into_body(), frame: Bytes::new(), begun: BytesMut::new(), ended: false };
-    stream::unfold(Some((lines, plural)), move |state| async move {
-        let (mut lines, plural) = state?;
-        let item = match lines.next(&plural).await? {
-            Ok(line) => event(&line, shared, &plural),
-            Err(e) => Err(e),
-        };
-        let next = item.is_ok().then_some((lines, plural));
-        Some((item, next))
-    })
-    .boxed()
+    Events { lines: Some(lines), shared, plural, item: PhantomData }.boxed()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::TransportError;
-    use http_body_util::StreamBody;
+    use futures::stream;
+    use http_body_util::{BodyExt, StreamBody};
     use k8s_openapi::api::core::v1::ConfigMap;
 
     fn body(chunks: Vec<Result<&'static str, TransportError>>) -> Body {

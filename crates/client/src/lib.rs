@@ -27,6 +27,7 @@ pub use query::Query;
 pub use transport::{Body, Transport, TransportError};
 
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use http::{HeaderValue, Method, Request, Response, header};
 use http_body_util::BodyExt;
 use std::sync::Arc;
@@ -146,15 +147,18 @@ impl Client {
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn call(
-        &self,
+    // Boxed, as is `open`: every typed call goes through here, and each would carry a copy of the whole.
+    pub fn call<'a>(
+        &'a self,
         method: Method,
-        path_and_query: &str,
-        content_type: Option<&str>,
+        path_and_query: &'a str,
+        content_type: Option<&'a str>,
         body: Bytes,
-    ) -> Result<Bytes, Error> {
-        let response = self.send(method, path_and_query, content_type, None, body).await?;
-        read(response).await
+    ) -> BoxFuture<'a, Result<Bytes, Error>> {
+        Box::pin(async move {
+            let response = self.send(method, path_and_query, content_type, None, body).await?;
+            read(response).await
+        })
     }
 
     /// Sends a request and hands out the answer's body as it streams; a failure `Status` is an error.
@@ -172,21 +176,25 @@ impl Client {
     }
 
     /// [`Client::stream`] with the head of the answer.
-    pub(crate) async fn open(
-        &self,
+    pub(crate) fn open<'a>(
+        &'a self,
         method: Method,
-        path_and_query: &str,
-        accept: Option<&str>,
+        path_and_query: &'a str,
+        accept: Option<&'a str>,
         body: Bytes,
-    ) -> Result<Response<Body>, Error> {
-        let response = self.send(method, path_and_query, None, accept, body).await?;
-        if response.status().is_success() {
-            return Ok(response);
-        }
-        match read(response).await {
-            Err(e) => Err(e),
-            Ok(_) => Err(Error::Decode { what: path_and_query.to_owned(), message: "an answer without a body".into() }),
-        }
+    ) -> BoxFuture<'a, Result<Response<Body>, Error>> {
+        Box::pin(async move {
+            let response = self.send(method, path_and_query, None, accept, body).await?;
+            if response.status().is_success() {
+                return Ok(response);
+            }
+            match read(response).await {
+                Err(e) => Err(e),
+                Ok(_) => {
+                    Err(Error::Decode { what: path_and_query.to_owned(), message: "an answer without a body".into() })
+                }
+            }
+        })
     }
 }
 

@@ -10,7 +10,8 @@
 use crate::backoff::Backoff;
 use crate::store::{Index, Kept, Store, key_of};
 use async_trait::async_trait;
-use futures::StreamExt;
+use futures::future::BoxFuture;
+use futures::{FutureExt, StreamExt};
 use gantry_api::kind::Kind;
 use gantry_client::{
     Api, Client, Error, Item, ListParams, MetadataApi, ObjectList, PartialObject, ResourceRef, WatchEvent, WatchParams,
@@ -390,7 +391,7 @@ struct Registry {
 struct RegistryState {
     by_kind: HashMap<InformerKey, Box<dyn Any + Send>>,
     all: Vec<Arc<dyn Synced>>,
-    waiting: Vec<Box<dyn FnOnce(CancellationToken) + Send>>,
+    waiting: Vec<Box<dyn FnOnce(CancellationToken) -> BoxFuture<'static, ()> + Send>>,
     started: Option<CancellationToken>,
 }
 
@@ -451,14 +452,14 @@ impl Informers {
         let informer = Informer::new(source(), watch_seconds);
         state.by_kind.insert(key, Box::new(informer.clone()));
         state.all.push(Arc::new(informer.clone()));
+        // Boxed, so that the runtime sees one type of task and not one for each kind.
         let run = informer.clone();
+        let begin = move |cancel| run.run(cancel).boxed();
         match &state.started {
             Some(cancel) => {
-                tokio::spawn(run.run(cancel.clone()));
+                tokio::spawn(begin(cancel.clone()));
             }
-            None => state.waiting.push(Box::new(move |cancel| {
-                tokio::spawn(run.run(cancel));
-            })),
+            None => state.waiting.push(Box::new(begin)),
         }
         informer
     }
@@ -474,7 +475,7 @@ impl Informers {
             std::mem::take(&mut state.waiting)
         };
         for begin in waiting {
-            begin(cancel.clone());
+            tokio::spawn(begin(cancel.clone()));
         }
     }
 

@@ -5,6 +5,7 @@
 use super::version::State;
 use crate::cluster::Cluster;
 use crate::webhook_client::{Destination, WebhookClient};
+use futures::future::BoxFuture;
 use gantry_api::k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
     CustomResourceDefinition, WebhookConversion,
 };
@@ -46,14 +47,22 @@ impl Converter {
     ///
     /// # Errors
     /// 500 with upstream's sentence where the webhook cannot be asked or answers what it may not.
-    pub async fn convert(&self, cluster: &Cluster, objects: Vec<Value>, to: &str) -> Result<Vec<Value>, ApiError> {
-        let mut out = Vec::with_capacity(objects.len());
-        let mut left = objects.into_iter().peekable();
-        while left.peek().is_some() {
-            let part: Vec<Value> = left.by_ref().take(OBJECTS_MAX).collect();
-            out.extend(self.convert_part(cluster, part, to).await.map_err(|why| ApiError::new(500, "", why))?);
-        }
-        Ok(out)
+    // Boxed, for every read and write may have to convert, and each would carry a copy of the call.
+    pub fn convert<'a>(
+        &'a self,
+        cluster: &'a Cluster,
+        objects: Vec<Value>,
+        to: &'a str,
+    ) -> BoxFuture<'a, Result<Vec<Value>, ApiError>> {
+        Box::pin(async move {
+            let mut out = Vec::with_capacity(objects.len());
+            let mut left = objects.into_iter().peekable();
+            while left.peek().is_some() {
+                let part: Vec<Value> = left.by_ref().take(OBJECTS_MAX).collect();
+                out.extend(self.convert_part(cluster, part, to).await.map_err(|why| ApiError::new(500, "", why))?);
+            }
+            Ok(out)
+        })
     }
 
     async fn convert_part(&self, cluster: &Cluster, mut all: Vec<Value>, to: &str) -> Result<Vec<Value>, String> {

@@ -9,6 +9,7 @@ use crate::flow::{self, Seats};
 use crate::request::{RequestContext, Response};
 use crate::server::Server;
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use gantry_api::meta::status::ApiError;
 use gantry_schema::protobuf::{self, ProtobufError};
 use gantry_schema::strict;
@@ -100,7 +101,12 @@ impl Incoming {
 }
 
 /// Answers a request.
-pub async fn handle(server: &Arc<Server>, mut parts: Parts, body: Incoming, caller: Caller) -> Response {
+// Boxed, so that there is one copy of the whole way and not one for each kind of connection.
+pub fn handle(server: &Arc<Server>, parts: Parts, body: Incoming, caller: Caller) -> BoxFuture<'_, Response> {
+    Box::pin(answer(server, parts, body, caller))
+}
+
+async fn answer(server: &Arc<Server>, mut parts: Parts, body: Incoming, caller: Caller) -> Response {
     let started = tokio::time::Instant::now();
     let audit_id = parts.headers.get(&AUDIT_ID).filter(|id| !id.is_empty()).cloned();
     let audit_id = audit_id.unwrap_or_else(|| {
