@@ -518,7 +518,8 @@ fn a_definition_takes_its_instances_along(api: &Api<'_>) {
         (api.send("POST", path, &json!({"metadata": {"name": "late"}})).code != 201).then_some(())
     });
     let late = api.send("POST", path, &json!({"metadata": {"name": "late"}}));
-    assert_eq!(late.expect(405)["message"], "create not allowed while custom resource definition is terminating");
+    let why = "create not allowed while custom resource definition is terminating";
+    assert_eq!(late.expect(403)["message"], format!("leaves.going.example.com \"late\" is forbidden: {why}"));
     api.patch(&format!("{path}/held"), MERGE, &json!({"metadata": {"finalizers": null}}));
     api.gone(&crd);
     assert_eq!(api.try_get(path).code, 404);

@@ -77,6 +77,20 @@ impl Status {
         Self { code, message: message.into() }
     }
 
+    /// What a server says of a method (`/package.Service/Method`) that it does not have, where `services` are those it
+    /// has.
+    #[must_use]
+    pub fn unknown_method(path: &str, services: &[&str]) -> Self {
+        let message = match path.trim_start_matches('/').rsplit_once('/') {
+            None => format!("malformed method name: {path:?}"),
+            Some((service, method)) if services.contains(&service) => {
+                format!("unknown method {method} for service {service}")
+            }
+            Some((service, _)) => format!("unknown service {service}"),
+        };
+        Self::new(Code::UNIMPLEMENTED, message)
+    }
+
     /// What the trailers (or, where there is no body, the headers) of an answer say; None where they say nothing.
     pub(crate) fn of(headers: &HeaderMap) -> Option<Self> {
         let text = |name: &str| headers.get(name).and_then(|v| v.to_str().ok());

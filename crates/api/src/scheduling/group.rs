@@ -19,9 +19,8 @@ pub(super) fn immutable<T: PartialEq>(errors: &mut ErrorList, path: &Path, new: 
 
 /// Adds the error where not exactly one of the members is set.
 fn exactly_one(errors: &mut ErrorList, path: &Path, members: &[(&str, bool)]) {
-    let quoted = |m: &(&str, bool)| format!("`{}`", m.0);
-    let all: Vec<String> = members.iter().map(quoted).collect();
-    let set: Vec<String> = members.iter().filter(|m| m.1).map(quoted).collect();
+    let all: Vec<String> = members.iter().map(|m| format!("`{}`", m.0)).collect();
+    let set: Vec<&str> = members.iter().filter(|m| m.1).map(|m| m.0).collect();
     match set.as_slice() {
         [_] => {}
         [] => errors.invalid(path, "", &format!("must specify one of: {}", all.join(", "))),

@@ -108,8 +108,8 @@ mod tests {
             (
                 json!({"schedulingPolicy": {"basic": {}, "gang": {"minCount": -1}}}),
                 vec![
-                    "spec.schedulingPolicy: Invalid value: \"{`basic`, `gang`}\": must specify exactly one of: \
-                     `basic`, `gang`",
+                    "spec.schedulingPolicy: Invalid value: \"{basic, gang}\": must specify exactly one of: `basic`, \
+                     `gang`",
                     "spec.schedulingPolicy.gang.minCount: Invalid value: -1: must be greater than or equal to 1",
                 ],
             ),

@@ -8,6 +8,7 @@ use gantry_client::{Api, Client};
 use k8s_openapi::api::core::v1::{
     NFSVolumeSource, PersistentVolume, PersistentVolumeClaim, PersistentVolumeSpec, Pod, Volume,
 };
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -187,19 +188,18 @@ pub(super) fn mount_nfs(nfs: &NFSVolumeSource, options: &[String], target: &Path
     if device(target)? != device(parent)? {
         return Ok(());
     }
-    let mut options = options.to_vec();
-    if nfs.read_only == Some(true) {
-        options.push("ro".into());
-    }
+    let read_only = (nfs.read_only == Some(true)).then_some("ro");
+    // In order and each once, as upstream joins them.
+    let options: BTreeSet<&str> = options.iter().map(String::as_str).chain(read_only).filter(|o| !o.is_empty()).collect();
     let source = format!("{}:{}", nfs.server, nfs.path);
     let mut arguments = vec!["-t".to_owned(), "nfs".to_owned()];
     if !options.is_empty() {
-        arguments.extend(["-o".to_owned(), options.join(",")]);
+        arguments.extend(["-o".to_owned(), Vec::from_iter(options).join(",")]);
     }
     arguments.extend([source, target.display().to_string()]);
     let told = |status: String, output: &str| {
         let arguments = arguments.join(" ");
-        format!("mount failed: {status}\nMounting command: mount\nMounting arguments: {arguments}\nOutput: {output}\n")
+        format!("mount failed: {status}\nMounting command: mount\nMounting arguments: {arguments}\nOutput: {output}")
     };
     match Command::new("mount").args(&arguments).output() {
         Ok(done) if done.status.success() => Ok(()),

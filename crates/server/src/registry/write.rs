@@ -103,7 +103,8 @@ impl Registry {
             check_versions(target, object.as_mut(), old)?;
             if old.is_none() && crate::crd::custom(target.resource).is_some_and(|c| c.state().terminating) {
                 let why = "create not allowed while custom resource definition is terminating";
-                return Err(ApiError::new(405, "MethodNotAllowed", why));
+                let (info, name) = (target.resource.info(), object.meta().name.clone().unwrap_or_default());
+                return Err(ApiError::forbidden(info.group, info.plural, &name, why));
             }
 
             // mutating admission

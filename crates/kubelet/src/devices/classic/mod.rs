@@ -74,7 +74,7 @@ struct Registrar(Weak<Classic>);
 impl Service for Registrar {
     async fn call(&self, method: &str, request: Bytes) -> Result<Answer, Status> {
         if method != "/v1beta1.Registration/Register" {
-            return Err(Status::new(Code::UNIMPLEMENTED, format!("unknown method {method}")));
+            return Err(Status::unknown_method(method, &["v1beta1.Registration"]));
         }
         let request = RegisterRequest::decode(request).map_err(|e| Status::new(Code::INTERNAL, e.to_string()))?;
         let Some(classic) = self.0.upgrade() else {
