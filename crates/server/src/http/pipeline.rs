@@ -1,5 +1,6 @@
 //! The way of every request, in reading order.
 
+use super::time_limit::{self, REQUEST_WITHIN};
 use super::{dispatch, negotiate, nonresource, respond, route};
 use crate::aggregate::{self, PeerAddress};
 use crate::audit::{self, Arrival, Part};
@@ -148,7 +149,7 @@ async fn answer(server: &Arc<Server>, mut parts: Parts, body: Incoming, caller: 
         seats.class.mark(response.headers_mut());
         // What is still to be written of a list takes its seats; what a watch sends later does not.
         if !long_running && !response.headers().contains_key(http::header::CONTENT_LENGTH) {
-            response = response.map(|body| respond::holding(body, seats));
+            response = response.map(|body| time_limit::held(body, seats, REQUEST_WITHIN));
         }
     }
     response.headers_mut().insert(AUDIT_ID, audit_id);
@@ -224,7 +225,8 @@ async fn steps(
     let body = if upgrade || flow::is_long_running(&cx.info) && cx.parts.method == Method::GET {
         Bytes::new()
     } else {
-        body.read(server.config.request_body_bytes_max).await?
+        let read = body.read(server.config.request_body_bytes_max);
+        tokio::time::timeout(REQUEST_WITHIN, read).await.map_err(|_| time_limit::timed_out())??
     };
 
     // What another server serves goes on as it came.

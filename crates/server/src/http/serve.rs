@@ -1,5 +1,6 @@
 //! Connections: TLS with optional client certificates, HTTP/1.1 and HTTP/2, upgrades, graceful shutdown.
 
+use super::gather::{Streams, gathering};
 use super::pipeline::{self, Caller, Connection, Incoming};
 use crate::authn::Peer;
 use crate::config::ServerConfig;
@@ -28,6 +29,10 @@ const DRAIN_WITHIN: Duration = Duration::from_secs(10);
 /// How long a connection may stay without a request: longer than clients keep idle ones, so that they close first and no
 /// request crosses the closing.
 const IDLE_WITHIN: Duration = Duration::from_secs(180);
+/// Bytes of an answer that wait for its reader: of each of up to a thousand answers of a connection that nobody reads.
+const SENT_AHEAD_MAX: usize = 64 * 1024;
+/// HTTP/2, as TLS names it.
+const H2: &[u8] = b"h2";
 /// How long to wait after the operating system refused a connection (no file descriptors left).
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 
@@ -110,13 +115,15 @@ async fn connection(
     };
     let peer = trust.peer(address, stream.get_ref().1.peer_certificates().unwrap_or_default());
     let peer = Arc::new(Connection::new(peer));
+    let open = Streams::default();
+    let counting = open.clone();
     let service = service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
-        let (server, peer) = (server.clone(), peer.clone());
+        let (server, peer, open) = (server.clone(), peer.clone(), counting.clone());
         async move {
             // hyper leaves `OnUpgrade` in the extensions, where connect subresources find it.
             let (parts, body) = request.into_parts();
             let response = pipeline::handle(&server, parts, Incoming::Wire(body), Caller::Remote(peer)).await;
-            Ok::<_, Infallible>(response)
+            Ok::<_, Infallible>(response.map(|body| open.count(body)))
         }
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
@@ -128,9 +135,17 @@ async fn connection(
         .initial_stream_window_size(256 * 1024)
         .initial_connection_window_size(1024 * 1024)
         .max_header_list_size(64 * 1024)
+        .max_send_buf_size(SENT_AHEAD_MAX)
         .keep_alive_interval(Some(Duration::from_secs(30)));
-    let serving = builder.serve_connection_with_upgrades(TokioIo::new(stream), service).into_owned();
-    if let Err(e) = watcher.watch(serving).await {
+    let served = if stream.get_ref().1.alpn_protocol() == Some(H2) {
+        // Its streams are never handed out, as those of an upgrade are, so nothing is written behind its back.
+        let builder = builder.http2_only();
+        gathering(stream, open, |s| watcher.watch(builder.serve_connection(TokioIo::new(s), service).into_owned()))
+            .await
+    } else {
+        watcher.watch(builder.serve_connection_with_upgrades(TokioIo::new(stream), service).into_owned()).await
+    };
+    if let Err(e) = served {
         tracing::debug!(%address, error = %e, "connection ended");
     }
 }
@@ -202,6 +217,6 @@ fn tls_config(server: &Server, trust: &ClientTrust) -> Result<TlsConfig, StartEr
         .with_client_cert_verifier(trust.any.clone())
         .with_single_cert(chain, key)
         .map_err(|e| tls("serving certificate", e.to_string()))?;
-    out.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    out.alpn_protocols = vec![H2.to_vec(), b"http/1.1".to_vec()];
     Ok(out)
 }

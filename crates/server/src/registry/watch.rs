@@ -6,7 +6,9 @@ use super::options::ListOptions;
 use crate::http::negotiate::Form;
 use crate::http::respond::not_marshalable;
 use crate::table;
-use crate::watch_cache::{Entry, Event, EventType, Next, Selection, Snapshot, Subscription};
+use crate::watch_cache::{
+    Encoding, Entry, Event, EventType, Next, Selection, Shown, Snapshot, Subscription, WatchCache,
+};
 use bytes::Bytes;
 use gantry_api::clock::Clock;
 use gantry_api::kind::Resource;
@@ -143,7 +145,10 @@ struct Conversion {
 }
 
 enum Step {
+    /// A line of JSON, which the watch may have in another encoding.
     Send(Bytes),
+    /// What is in the encoding of the watch.
+    SendAsIs(Bytes),
     Wait,
     /// Until the webhook has answered.
     Convert,
@@ -250,16 +255,8 @@ impl WatchBody {
             match next {
                 Poll::Ready(Next::Event(event, _)) if event.revision() <= self.floor => {}
                 Poll::Ready(Next::Event(event, shown)) => {
-                    let frame = event.frame(shown);
-                    if self.form == Form::Object {
-                        return Ok(Step::Send(frame));
-                    }
-                    let kind = match shown {
-                        crate::watch_cache::Shown::AsIs => event.entry.event(),
-                        crate::watch_cache::Shown::Added => EventType::Added,
-                        crate::watch_cache::Shown::Deleted => EventType::Deleted,
-                    };
-                    return self.shaped(kind, &event.entry.clone(), frame).map(Step::Send);
+                    let cache = subscription.cache().clone();
+                    return self.change(&cache, &event, shown).map(Step::SendAsIs);
                 }
                 Poll::Ready(Next::Closed(why)) => {
                     tracing::debug!(resource = self.resource.info().plural, ?why, "watch closed by the server");
@@ -282,6 +279,32 @@ impl WatchBody {
             return Ok(Step::Send(self.bookmark(applied.max(self.floor), false)));
         }
         Ok(Step::Wait)
+    }
+
+    /// A change in the form and the encoding of the watch.
+    fn change(&mut self, cache: &WatchCache, event: &Arc<Event>, shown: Shown) -> Result<Bytes, ApiError> {
+        let kind = match shown {
+            Shown::AsIs => event.entry.event(),
+            Shown::Added => EventType::Added,
+            Shown::Deleted => EventType::Deleted,
+        };
+        let encoding = match self.form {
+            // It was converted for this watch alone.
+            _ if self.conversion.is_some() => None,
+            // Rows tell ages, and only the first one brings the columns.
+            Form::Table(..) => None,
+            Form::Object if !self.protobuf => None,
+            Form::Object => Some(Encoding { protobuf: true, metadata: None }),
+            Form::Metadata(version) => Some(Encoding { protobuf: self.protobuf, metadata: Some(version) }),
+        };
+        let mut make = || {
+            let line = self.shaped(kind, &event.entry, event.frame(shown))?;
+            self.framed(line)
+        };
+        match encoding {
+            Some(encoding) => cache.encoded(event, shown, encoding, make),
+            None => make(),
+        }
     }
 
     fn bookmark(&self, revision: u64, initial_end: bool) -> Bytes {
@@ -361,11 +384,11 @@ impl Body for WatchBody {
         let this = self.get_mut();
         loop {
             let step = this.step(cx).and_then(|step| match step {
-                Step::Send(line) => this.framed(line).map(Step::Send),
+                Step::Send(line) => this.framed(line).map(Step::SendAsIs),
                 step => Ok(step),
             });
             match step {
-                Ok(Step::Send(bytes)) => return Poll::Ready(Some(Ok(Frame::data(bytes)))),
+                Ok(Step::Send(bytes) | Step::SendAsIs(bytes)) => return Poll::Ready(Some(Ok(Frame::data(bytes)))),
                 Ok(Step::End) => return Poll::Ready(None),
                 Ok(Step::Convert) => return Poll::Pending,
                 Ok(Step::Wait) => match this.timer.as_mut().poll(cx) {

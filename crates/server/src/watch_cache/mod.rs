@@ -5,17 +5,20 @@
 //! process has caught up: a read is linearizable once that number has reached the store's revision.
 
 pub(crate) mod dispatch;
+mod encoded;
 mod entry;
 #[cfg(test)]
 mod tests;
 mod watcher;
 
 pub use dispatch::{Applied, Dispatcher};
+pub use encoded::Encoding;
 pub use entry::{ByPath, Entry, EventType, MetaField, Selectable, Selection, type_prefix, with_version};
 pub use watcher::{Closed, Next, Shown, Subscription};
 
 use crate::encryption::Transformer;
 use bytes::Bytes;
+use encoded::Encodings;
 use gantry_api::kind::Resource;
 use gantry_api::kinds;
 use gantry_api::meta::fields::{FieldSelector, unsupported_field};
@@ -179,6 +182,7 @@ pub struct WatchCache {
     /// Objects that are stored but cannot be decrypted, by path, and why.
     unreadable: RwLock<BTreeMap<String, String>>,
     generation: AtomicU64,
+    encodings: Encodings,
 }
 
 impl WatchCache {
@@ -207,6 +211,7 @@ impl WatchCache {
             }),
             unreadable: RwLock::default(),
             generation: AtomicU64::new(0),
+            encodings: Encodings::default(),
         }
     }
 

@@ -87,12 +87,63 @@ fn events_of_all_watchers_are_the_same_bytes() {
 }
 
 #[test]
+fn other_forms_of_an_event_are_made_once() {
+    let cache = pods();
+    let watchers: Vec<_> = (0..3).map(|_| cache.subscribe(selection(&cache, ""), None).unwrap().1).collect();
+    let made = std::cell::Cell::new(0);
+    let bytes = |watcher: &Subscription, encoding: Encoding| match watcher.try_next() {
+        Some(Next::Event(event, shown)) => cache.encoded(&event, shown, encoding, || {
+            made.set(made.get() + 1);
+            Ok::<_, ()>(Bytes::from(event.revision().to_string()))
+        }),
+        other => panic!("{other:?}"),
+    };
+    let protobuf = Encoding { protobuf: true, metadata: None };
+    let metadata = Encoding { protobuf: true, metadata: Some("v1") };
+    for revision in 1..=100 {
+        put(&cache, revision, EventType::Modified, pod("a", ""));
+        for (watcher, encoding) in watchers.iter().zip([protobuf, metadata, protobuf]) {
+            assert_eq!(bytes(watcher, encoding).unwrap(), revision.to_string());
+        }
+    }
+    assert_eq!(made.get(), 200, "each in two forms, for three watchers");
+
+    let large = Bytes::from(vec![0; 1 << 20]);
+    put(&cache, 101, EventType::Modified, pod("a", ""));
+    for watcher in &watchers {
+        let Some(Next::Event(event, shown)) = watcher.try_next() else { panic!("no event") };
+        let got = cache.encoded(&event, shown, metadata, || Ok::<_, ()>(large.clone())).unwrap();
+        assert_eq!(got.as_ptr(), large.as_ptr());
+    }
+    // The first watcher's is all that is kept, large as it is, and it goes with the next.
+    put(&cache, 102, EventType::Modified, pod("a", ""));
+    watchers.iter().for_each(|w| assert_eq!(bytes(w, protobuf).unwrap(), "102"));
+    assert!(large.is_unique());
+}
+
+#[test]
 fn a_watcher_that_does_not_read_is_closed() {
     let cache = pods();
     let (_, slow) = cache.subscribe(selection(&cache, ""), None).unwrap();
     put(&cache, 1, EventType::Added, pod("a", ""));
     for revision in 2..6000 {
         put(&cache, revision, EventType::Modified, pod("a", &format!("n{revision}")));
+    }
+    assert!(matches!(slow.try_next(), Some(Next::Closed(Closed::TooSlow))));
+}
+
+#[test]
+fn a_watcher_of_large_objects_is_closed_earlier() {
+    let cache = pods();
+    let (_, slow) = cache.subscribe(selection(&cache, ""), None).unwrap();
+    let large = "x".repeat(1 << 20);
+    let events = |s: &Subscription| std::iter::from_fn(|| s.try_next()).take(1000).collect::<Vec<_>>();
+    for revision in 1..=64 {
+        put(&cache, revision, EventType::Modified, pod("a", &large));
+    }
+    assert_eq!(events(&slow).len(), 64, "so many are kept in any case");
+    for revision in 65..=129 {
+        put(&cache, revision, EventType::Modified, pod("a", &large));
     }
     assert!(matches!(slow.try_next(), Some(Next::Closed(Closed::TooSlow))));
 }

@@ -9,6 +9,10 @@ use std::task::{Context, Poll};
 
 /// Events a watcher may lag behind before it is closed.
 const QUEUE_MAX: usize = 4096;
+/// Bytes of objects it may lag behind: where nobody else holds them any more, they are kept for it alone.
+const QUEUE_BYTES_MAX: usize = 32 << 20;
+/// Events it may lag behind however large they are.
+const QUEUE_MIN: usize = 64;
 
 /// How a watcher sees a change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,9 +43,42 @@ pub enum Next {
     Closed(Closed),
 }
 
+struct Queued {
+    event: Arc<Event>,
+    shown: Shown,
+    /// What it was counted as: what an object takes changes when it is packed.
+    size: usize,
+}
+
+impl Queued {
+    fn new(event: Arc<Event>, shown: Shown) -> Self {
+        Self { size: event.entry.size(), event, shown }
+    }
+}
+
 struct Queue {
-    events: VecDeque<(Arc<Event>, Shown)>,
+    events: VecDeque<Queued>,
+    /// Size of the objects in `events`.
+    bytes: usize,
     closed: Option<Closed>,
+}
+
+impl Queue {
+    fn takes(&self, queued: &Queued) -> bool {
+        let large = self.bytes + queued.size > QUEUE_BYTES_MAX;
+        self.events.len() < if large { QUEUE_MIN } else { QUEUE_MAX }
+    }
+
+    fn push(&mut self, queued: Queued) {
+        self.bytes += queued.size;
+        self.events.push_back(queued);
+    }
+
+    fn pop(&mut self) -> Option<Queued> {
+        let queued = self.events.pop_front()?;
+        self.bytes -= queued.size;
+        Some(queued)
+    }
 }
 
 pub(super) struct Watcher {
@@ -60,11 +97,13 @@ impl Watcher {
             if queue.closed.is_some() {
                 return;
             }
-            if queue.events.len() >= QUEUE_MAX {
-                queue.events = VecDeque::new();
-                queue.closed = Some(Closed::TooSlow);
+            let queued = Queued::new(event.clone(), shown);
+            if queue.takes(&queued) {
+                queue.push(queued);
             } else {
-                queue.events.push_back((event.clone(), shown));
+                queue.events = VecDeque::new();
+                queue.bytes = 0;
+                queue.closed = Some(Closed::TooSlow);
             }
         }
         self.waker.wake();
@@ -129,11 +168,13 @@ impl Watchers {
         backlog: Vec<(Arc<Event>, Shown)>,
     ) -> Arc<Watcher> {
         self.next_id += 1;
+        let events: VecDeque<Queued> = backlog.into_iter().map(|(event, shown)| Queued::new(event, shown)).collect();
+        let bytes = events.iter().map(|q| q.size).sum();
         let watcher = Arc::new(Watcher {
             id: self.next_id,
             scope: scope.clone(),
             selection,
-            queue: Mutex::new(Queue { events: backlog.into(), closed: self.closed }),
+            queue: Mutex::new(Queue { events, bytes, closed: self.closed }),
             waker: AtomicWaker::new(),
         });
         self.scopes.insert(watcher.id, scope.clone());
@@ -224,8 +265,8 @@ impl Subscription {
     #[must_use]
     pub fn try_next(&self) -> Option<Next> {
         let mut queue = self.watcher.queue.lock();
-        match queue.events.pop_front() {
-            Some((event, shown)) => Some(Next::Event(event, shown)),
+        match queue.pop() {
+            Some(Queued { event, shown, .. }) => Some(Next::Event(event, shown)),
             None => {
                 if queue.events.capacity() > 64 {
                     queue.events.shrink_to(0);
