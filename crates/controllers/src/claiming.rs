@@ -10,7 +10,8 @@ use std::sync::Arc;
 /// Those of `candidates` that belong to `owner`, after adopting what `matches` and releasing what no longer does.
 ///
 /// # Errors
-/// Where the server refuses a patch; nothing is returned then, and all is tried again later.
+/// Where the server refuses a patch, or the owner is not there any more to adopt anything; nothing is returned then, and
+/// all is tried again later.
 pub async fn claim_all<O: Kind, T: Kind>(
     client: &Client,
     owner: &O,
@@ -21,19 +22,16 @@ pub async fn claim_all<O: Kind, T: Kind>(
     let api = Api::<T>::namespaced(client.clone(), meta.namespace());
     let params = PatchParams::default();
     let what = T::INFO.singular;
-    let (mut ours, mut errors, mut alive) = (Vec::new(), Vec::new(), None);
+    let (mut ours, mut errors, mut alive) = (Vec::new(), Vec::new(), false);
     for object in candidates {
         let (name, uid, key) = (object.meta().name(), object.meta().uid(), object.meta().key());
         match claim(meta, object.meta(), matches(&object)) {
             Claim::Ignore => {}
             Claim::Keep => ours.push(object),
             Claim::Adopt => {
-                let alive = match alive {
-                    Some(a) => a,
-                    None => *alive.insert(is_alive(client, owner).await?),
-                };
                 if !alive {
-                    continue;
+                    ensure_alive(client, owner).await?;
+                    alive = true;
                 }
                 match api.patch(name, &params, &adoption(owner, uid)).await {
                     Ok(adopted) => ours.push(Arc::new(adopted)),
@@ -53,11 +51,24 @@ pub async fn claim_all<O: Kind, T: Kind>(
     Ok(ours)
 }
 
-/// Whether the owner still exists and is not being deleted, by the server's word and not the cache's.
-async fn is_alive<O: Kind>(client: &Client, owner: &O) -> Result<bool, Error> {
-    let meta = owner.meta();
+/// Makes sure that the owner still exists and is not being deleted, by the server's word and not the cache's. One that may
+/// not adopt must not go on without what it would have adopted either: it would make up for what is not missing.
+///
+/// # Errors
+/// Where it is gone or going, or the server does not answer.
+pub async fn ensure_alive<O: Kind>(client: &Client, owner: &O) -> Result<(), Error> {
+    let (meta, kind) = (owner.meta(), O::INFO.kind);
     let api = Api::<O>::namespaced(client.clone(), meta.namespace());
-    let fresh = api.get_opt(meta.name()).await;
-    let fresh = fresh.map_err(|e| Error::api(format!("get {} {}", O::INFO.singular, meta.key()), e))?;
-    Ok(fresh.is_some_and(|f| f.meta().uid == meta.uid && f.meta().deletion_timestamp.is_none()))
+    let fresh = api.get(meta.name()).await;
+    let fresh =
+        fresh.map_err(|e| Error::api(format!("can't recheck DeletionTimestamp of {kind} {}", meta.key()), e))?;
+    let there = fresh.meta();
+    if there.uid != meta.uid {
+        let (got, wanted) = (there.uid(), meta.uid());
+        return Err(Error::Other(format!("original {kind} {} is gone: got uid {got}, wanted {wanted}", meta.key())));
+    }
+    match &there.deletion_timestamp {
+        Some(at) => Err(Error::Other(format!("{} has just been deleted at {}", meta.key(), at.0))),
+        None => Ok(()),
+    }
 }

@@ -8,6 +8,7 @@ mod scale;
 pub use plan::{Inputs, RolloutPlan, plan};
 pub use revision::{POD_TEMPLATE_HASH, REVISION, template_hash};
 
+use crate::claiming::claim_all;
 use crate::config::Setup;
 use crate::pod_state;
 use crate::replicas::is_namespace_terminating;
@@ -15,8 +16,8 @@ use crate::rules::{EVENTS, Rule};
 use async_trait::async_trait;
 use gantry_api::meta::labels::Selector;
 use gantry_api::meta::object::Meta;
-use gantry_client::{Api, DeleteParams, PatchParams, PostParams};
-use gantry_reconcile::owner::{Claim, adoption, claim, controller_of, release};
+use gantry_client::{Api, DeleteParams, PostParams};
+use gantry_reconcile::owner::controller_of;
 use gantry_reconcile::store::key_of;
 use gantry_reconcile::{
     Change, Controller, Error, EventRecorder, Index, Informer, Outcome, Queue, Store, runner, wait_synced,
@@ -173,46 +174,8 @@ impl Deployments {
     async fn claim(&self, d: &Arc<Deployment>, selector: &Selector) -> Result<Vec<Arc<ReplicaSet>>, Error> {
         let mut candidates = self.sets_by_controller.get(d.metadata.uid());
         candidates.extend(self.sets_by_controller.get(&pod_state::orphans_of(d.metadata.namespace())));
-        let api = self.sets_api(d);
-        let (mut ours, mut errors, mut alive) = (Vec::new(), Vec::new(), None);
-        for set in candidates {
-            let matches = selector.matches_optional(set.metadata.labels.as_ref());
-            let (name, key) = (set.metadata.name(), set.metadata.key());
-            let params = PatchParams::default();
-            match claim(&d.metadata, &set.metadata, matches) {
-                Claim::Ignore => {}
-                Claim::Keep => ours.push(set),
-                Claim::Adopt => {
-                    let alive = match alive {
-                        Some(a) => a,
-                        None => *alive.insert(self.is_alive(d).await?),
-                    };
-                    if !alive {
-                        continue;
-                    }
-                    match api.patch(name, &params, &adoption(&**d, set.metadata.uid())).await {
-                        Ok(adopted) => ours.push(Arc::new(adopted)),
-                        Err(e) if e.is("NotFound") => {}
-                        Err(e) => errors.push(Error::api(format!("adopt replicaset {key}"), e)),
-                    }
-                }
-                Claim::Release => {
-                    match api.patch(name, &params, &release(d.metadata.uid(), set.metadata.uid())).await {
-                        Ok(_) => {}
-                        Err(e) if e.is("NotFound") || e.is("Invalid") => {}
-                        Err(e) => errors.push(Error::api(format!("release replicaset {key}"), e)),
-                    }
-                }
-            }
-        }
-        Error::collect(errors)?;
-        Ok(ours)
-    }
-
-    async fn is_alive(&self, d: &Deployment) -> Result<bool, Error> {
-        let fresh = self.api(d).get_opt(d.metadata.name()).await;
-        let fresh = fresh.map_err(|e| Error::api(format!("get deployment {}", d.metadata.key()), e))?;
-        Ok(fresh.is_some_and(|f| f.metadata.uid == d.metadata.uid && f.metadata.deletion_timestamp.is_none()))
+        let matches = |set: &ReplicaSet| selector.matches_optional(set.metadata.labels.as_ref());
+        claim_all(&self.setup.client, &**d, candidates, matches).await
     }
 
     async fn execute(&self, d: &Arc<Deployment>, plan: &RolloutPlan) -> Result<(), Error> {

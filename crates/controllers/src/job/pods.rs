@@ -3,6 +3,7 @@
 use super::indexed::{FAILURES, IGNORED, INDEX, add_environment, failures_with};
 use super::survey::{Survey, is_tracked};
 use super::{FINALIZER, Jobs, is_indexed};
+use crate::claiming::ensure_alive;
 use crate::pod_state;
 use crate::replicas::is_namespace_terminating;
 use futures::future::join_all;
@@ -57,7 +58,7 @@ impl Jobs {
         candidates.extend(self.pods_by_controller.get(&pod_state::orphans_of(meta.namespace())));
         let api = pods_api(self, meta.namespace());
         let params = PatchParams::default();
-        let (mut pods, mut errors, mut alive) = (Vec::new(), Vec::new(), None);
+        let (mut pods, mut errors, mut alive) = (Vec::new(), Vec::new(), false);
         for pod in candidates {
             let (name, uid) = (pod.metadata.name(), pod.metadata.uid());
             let matches = !selector.is_empty() && selector.matches_optional(pod.metadata.labels.as_ref());
@@ -65,12 +66,9 @@ impl Jobs {
                 Claim::Ignore => {}
                 Claim::Keep => pods.push(pod),
                 Claim::Adopt => {
-                    let alive = match alive {
-                        Some(a) => a,
-                        None => *alive.insert(self.is_alive(job).await?),
-                    };
                     if !alive {
-                        continue;
+                        ensure_alive(&self.setup.client, job).await?;
+                        alive = true;
                     }
                     match api.patch(name, &params, &with_finalizer(adoption(job, uid), "finalizers")).await {
                         Ok(adopted) => pods.push(Arc::new(adopted)),
@@ -94,14 +92,6 @@ impl Jobs {
         Ok(pods)
     }
 
-    /// Whether the Job still exists and is not being deleted, by the server's word and not the cache's.
-    async fn is_alive(&self, job: &Job) -> Result<bool, Error> {
-        let meta = &job.metadata;
-        let api = Api::<Job>::namespaced(self.setup.client.clone(), meta.namespace());
-        let fresh = api.get_opt(meta.name()).await.map_err(|e| Error::api(format!("get job {}", meta.key()), e))?;
-        Ok(fresh.is_some_and(|f| f.metadata.uid == meta.uid && !f.metadata.is_deleting()))
-    }
-
     /// Deletes the pods of a Job that is to end. Their finalizers stay: they are to be counted.
     pub(super) async fn delete_to_end(&self, job: &Job, pods: &[Arc<Pod>]) -> Gone {
         let api = pods_api(self, job.metadata.namespace());
@@ -116,7 +106,17 @@ impl Jobs {
         let one = |pod: &Arc<Pod>| {
             let (api, pod) = (&api, pod.clone());
             async move {
-                let freed = if is_tracked(&pod) { self.free(api, &pod).await } else { Ok(()) };
+                let freed = if is_tracked(&pod) {
+                    // What a cache that is behind shows of it from now on counts for nothing.
+                    self.removals.expect(key, pod.metadata.uid());
+                    let freed = self.free(api, &pod).await;
+                    if freed.is_err() {
+                        self.removals.observed(key, pod.metadata.uid());
+                    }
+                    freed
+                } else {
+                    Ok(())
+                };
                 let result = match freed {
                     Ok(()) => self.delete(job, api, &pod).await,
                     Err(e) => Err(e),
@@ -169,12 +169,11 @@ impl Jobs {
                 let api = pods_api(self, pod.metadata.namespace());
                 match api.patch(pod.metadata.name(), &PatchParams::default(), &untracked()).await {
                     Ok(_) => Ok(pod.metadata.uid().to_owned()),
+                    // The cache will show that it is gone, and until then it must not be counted again.
+                    Err(e) if e.is("NotFound") => Ok(pod.metadata.uid().to_owned()),
                     Err(e) => {
-                        // No change of the pod will tell of it.
+                        // No change of the pod may tell of it.
                         self.removals.observed(key, pod.metadata.uid());
-                        if e.is("NotFound") {
-                            return Ok(pod.metadata.uid().to_owned());
-                        }
                         Err(Error::api(format!("remove the finalizer of pod {}", pod.metadata.key()), e))
                     }
                 }

@@ -7,6 +7,7 @@ pub(crate) mod watch;
 pub use owner::{Failure, ReplicaOwner, ReplicaStatus};
 pub use plan::{Decision, decide, rank, status};
 
+use crate::claiming::ensure_alive;
 use crate::config::Setup;
 use crate::pod_state;
 use crate::rules::{EVENTS, Rule};
@@ -148,7 +149,7 @@ impl<O: ReplicaOwner> Replicas<O> {
         let mut candidates = self.pods_by_controller.get(meta.uid());
         candidates.extend(self.pods_by_controller.get(&pod_state::orphans_of(meta.namespace())));
         let api = self.pods_api(owner);
-        let (mut active, mut terminating, mut errors, mut alive) = (Vec::new(), 0, Vec::new(), None);
+        let (mut active, mut terminating, mut errors, mut alive) = (Vec::new(), 0, Vec::new(), false);
         for pod in candidates {
             let matches = selector.matches_optional(pod.metadata.labels.as_ref());
             let decision = claim(meta, &pod.metadata, matches);
@@ -163,12 +164,9 @@ impl<O: ReplicaOwner> Replicas<O> {
                 Claim::Ignore => {}
                 Claim::Keep => active.push(pod),
                 Claim::Adopt => {
-                    let alive = match alive {
-                        Some(a) => a,
-                        None => *alive.insert(self.is_alive(owner).await?),
-                    };
                     if !alive {
-                        continue;
+                        ensure_alive(&self.setup.client, &**owner).await?;
+                        alive = true;
                     }
                     match api.patch(pod.metadata.name(), &params, &adoption(&**owner, pod.metadata.uid())).await {
                         Ok(_) => active.push(pod),
@@ -188,17 +186,6 @@ impl<O: ReplicaOwner> Replicas<O> {
         }
         Error::collect(errors)?;
         Ok((active, terminating))
-    }
-
-    /// Whether the owner still exists and is not being deleted, by the server's word and not the cache's.
-    async fn is_alive(&self, owner: &O) -> Result<bool, Error> {
-        let meta = owner.meta();
-        let api = Api::<O>::namespaced(self.setup.client.clone(), meta.namespace());
-        let fresh = api
-            .get_opt(meta.name())
-            .await
-            .map_err(|e| Error::api(format!("get {} {}", O::INFO.singular, meta.key()), e))?;
-        Ok(fresh.is_some_and(|f| f.meta().uid == meta.uid && f.meta().deletion_timestamp.is_none()))
     }
 
     /// Active pods of all owners that share this one's controller (the ReplicaSets of one Deployment), counted by node.
