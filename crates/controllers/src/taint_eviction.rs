@@ -106,10 +106,16 @@ impl Evictions {
     }
 }
 
-/// When a pod must go because of these taints: None for never, a time in the past or present for now. `since` stands for
-/// when a taint was added where it does not say.
+/// When a pod must go because of these taints: None for never, a time in the past or present for now. A pod begins to bear
+/// a taint when that was added, or when the pod was `bound` to the node that had it; `since` stands for what is not known
+/// of these.
 #[must_use]
-pub fn deadline(tolerations: &[Toleration], taints: &[&Taint], since: Timestamp) -> Option<Timestamp> {
+pub fn deadline(
+    tolerations: &[Toleration],
+    taints: &[&Taint],
+    bound: Option<Timestamp>,
+    since: Timestamp,
+) -> Option<Timestamp> {
     let mut earliest: Option<Timestamp> = None;
     for taint in taints {
         let matching: Vec<&Toleration> = tolerations.iter().filter(|t| tolerates(t, taint)).collect();
@@ -118,13 +124,20 @@ pub fn deadline(tolerations: &[Toleration], taints: &[&Taint], since: Timestamp)
         }
         let seconds = matching.iter().filter_map(|t| t.toleration_seconds).min();
         if let Some(seconds) = seconds {
-            let added = taint.time_added.as_ref().map_or(since, |t| t.0);
+            let begin = taint.time_added.as_ref().zip(bound).map_or(since, |(added, bound)| added.0.max(bound));
             let bearable = k8s_openapi::jiff::SignedDuration::from_secs(seconds.max(0));
-            let end = added.saturating_add(bearable).unwrap_or(Timestamp::MAX);
+            let end = begin.saturating_add(bearable).unwrap_or(Timestamp::MAX);
             earliest = Some(earliest.map_or(end, |e| e.min(end)));
         }
     }
     earliest
+}
+
+/// When the pod was bound to its node.
+fn bound_at(pod: &Pod) -> Option<Timestamp> {
+    let conditions = pod.status.as_ref()?.conditions.as_deref()?;
+    let scheduled = conditions.iter().find(|c| c.type_ == "PodScheduled" && c.status == "True")?;
+    scheduled.last_transition_time.as_ref().map(|t| t.0)
 }
 
 #[async_trait]
@@ -146,13 +159,12 @@ impl Controller for Evictions {
         let clock = &self.setup.config.clock;
         let tolerations = pod.spec.as_ref().and_then(|s| s.tolerations.as_deref()).unwrap_or_default();
         let since = self.pending.lock().get(key).copied().unwrap_or_else(|| clock.now());
-        let Some(end) = deadline(tolerations, &taints, since) else { return Ok(self.call_off(key)) };
+        let Some(end) = deadline(tolerations, &taints, bound_at(&pod), since) else { return Ok(self.call_off(key)) };
         let left = Duration::try_from(end.duration_since(clock.now())).unwrap_or(Duration::ZERO);
         if !left.is_zero() {
             self.pending.lock().insert(key.to_owned(), since);
             return Ok(Outcome::after(left));
         }
-        self.pending.lock().remove(key);
         self.recorder.normal(&*pod, "TaintManagerEviction", &format!("Marking for deletion Pod {key}"));
         let api = Api::<Pod>::namespaced(self.setup.client.clone(), pod.metadata.namespace());
         let mark = json!({
@@ -164,16 +176,20 @@ impl Controller for Evictions {
             }]},
         });
         let name = pod.metadata.name();
-        match api.patch_status(name, &PatchParams::default(), &Patch::Strategic(mark)).await {
-            Ok(_) => {}
-            Err(e) if e.is("NotFound") || e.is("Conflict") => return Ok(Outcome::done()),
-            Err(e) => return Err(Error::api(format!("mark pod {key} for eviction"), e)),
-        }
-        let params = DeleteParams { precondition_uid: pod.metadata.uid.clone(), ..Default::default() };
-        match api.delete(name, &params).await {
-            Ok(_) => Ok(Outcome::done()),
-            Err(e) if e.is("NotFound") || e.is("Conflict") => Ok(Outcome::done()),
-            Err(e) => Err(Error::api(format!("evict pod {key}"), e)),
+        let evicted = match api.patch_status(name, &PatchParams::default(), &Patch::Strategic(mark)).await {
+            Ok(_) => {
+                let params = DeleteParams { precondition_uid: pod.metadata.uid.clone(), ..Default::default() };
+                api.delete(name, &params).await.map(drop)
+            }
+            Err(e) => Err(e),
+        };
+        match evicted {
+            Err(e) if !e.is("NotFound") && !e.is("Conflict") => Err(Error::api(format!("evict pod {key}"), e)),
+            // Not before: what failed is tried again without bearing the taint anew.
+            _ => {
+                self.pending.lock().remove(key);
+                Ok(Outcome::done())
+            }
         }
     }
 }
@@ -202,7 +218,7 @@ mod tests {
             value: None,
         };
         let (a, b) = (taint("a"), taint("b"));
-        let now = at(150);
+        let (bound, now) = (Some(at(90)), at(150));
         type Case<'a> = (Vec<Toleration>, Vec<&'a Taint>, Option<i64>);
         let cases: Vec<Case<'_>> = vec![
             (vec![], vec![&a], Some(150)),
@@ -215,7 +231,10 @@ mod tests {
             (vec![], vec![], None),
         ];
         for (tolerations, taints, want) in cases {
-            assert_eq!(deadline(&tolerations, &taints, now).map(|t| t.as_second()), want, "{tolerations:?}");
+            assert_eq!(deadline(&tolerations, &taints, bound, now).map(|t| t.as_second()), want, "{tolerations:?}");
         }
+        let bears = [toleration("a", Some(60))];
+        assert_eq!(deadline(&bears, &[&a], Some(at(130)), now), Some(at(190)), "it came after the taint");
+        assert_eq!(deadline(&bears, &[&a], None, now), Some(at(210)), "nothing is known but that it is there now");
     }
 }
