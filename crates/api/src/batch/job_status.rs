@@ -16,6 +16,11 @@ pub(super) fn is_true(status: &JobStatus, condition: &str) -> bool {
     status.conditions.iter().flatten().any(|c| c.type_ == condition && c.status == "True")
 }
 
+/// The status of the condition `Suspended`.
+fn suspension(status: &JobStatus) -> Option<&str> {
+    status.conditions.iter().flatten().find(|c| c.type_ == "Suspended").map(|c| c.status.as_str())
+}
+
 fn is_finished(status: &JobStatus) -> bool {
     is_true(status, "Complete") || is_true(status, "Failed")
 }
@@ -233,8 +238,11 @@ fn validate_steps(job: &Job, new: &View<'_>, old: &View<'_>, path: &Path, e: &mu
         e.invalid(&path.child("completionTime"), json!(now), "completionTime cannot be mutated");
     }
     let suspended = spec.suspend == Some(true);
-    if old.s.start_time.is_some() && old.s.start_time != new.s.start_time && !suspended {
-        e.required(&path.child("startTime"), "startTime cannot be removed for unsuspended job");
+    // The active deadline of a Job that goes on begins anew.
+    let resumes = suspension(old.s) == Some("True") && suspension(new.s) == Some("False");
+    if old.s.start_time.is_some() && old.s.start_time != new.s.start_time && !suspended && !resumes {
+        let given = new.s.start_time.as_ref().map_or_else(|| json!("null"), |time| json!(time));
+        e.invalid(&path.child("startTime"), given, "field is immutable for unsuspended job once set");
     }
     if old.success_criteria && !new.success_criteria {
         e.invalid_unshown(&conditions, "cannot disable the SuccessCriteriaMet=True condition");

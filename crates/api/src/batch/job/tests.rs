@@ -267,10 +267,27 @@ fn a_status_tells_a_possible_story() {
         [
             "status.conditions: Invalid value: cannot disable the terminal Complete=True condition",
             "status.succeeded: Invalid value: 0: cannot decrease the succeeded counter",
-            "status.startTime: Required value: startTime cannot be removed for unsuspended job",
+            "status.startTime: Invalid value: \"null\": field is immutable for unsuspended job once set",
             "status.conditions: Invalid value: cannot disable the SuccessCriteriaMet=True condition",
         ]
     );
+}
+
+#[test]
+fn the_start_time_changes_only_when_a_job_resumes() {
+    let at = |start: &str, suspended: &str| {
+        let condition = json!({"type": "Suspended", "status": suspended});
+        with_status(&job(&json!({})), json!({"startTime": start, "conditions": [condition]}))
+    };
+    let (first, second) = ("2026-01-01T00:00:00Z", "2026-01-01T00:01:00Z");
+    let old = at(first, "True");
+    assert!(at(second, "False").validate_status_update(&old).is_empty());
+    let immutable =
+        "status.startTime: Invalid value: \"2026-01-01T00:01:00Z\": field is immutable for unsuspended job once set";
+    assert_eq!(texts(&at(second, "True").validate_status_update(&old)), [immutable]);
+    assert_eq!(texts(&at(second, "False").validate_status_update(&at(first, "False"))), [immutable]);
+    let suspended = with_status(&job(&json!({"suspend": true})), json!({"startTime": first}));
+    assert!(with_status(&suspended, json!({})).validate_status_update(&suspended).is_empty());
 }
 
 #[test]
