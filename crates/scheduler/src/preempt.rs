@@ -133,9 +133,10 @@ pub fn find_all(
 pub(crate) fn hopeless(diagnosis: &Diagnosis) -> BTreeMap<String, usize> {
     let mut reasons = BTreeMap::new();
     for (rejection, nodes) in diagnosis.rejections.kinds() {
-        let reason = match rejection.unresolvable {
-            true => "Preemption is not helpful for scheduling",
-            false => "No preemption victims found for incoming pod",
+        let reason = if rejection.unresolvable {
+            "Preemption is not helpful for scheduling"
+        } else {
+            "No preemption victims found for incoming pod"
         };
         *reasons.entry(reason.to_owned()).or_default() += nodes;
     }
