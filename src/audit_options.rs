@@ -7,7 +7,7 @@ use clap::Args;
 use gantry_api::clock::Clock;
 use gantry_api::entropy::Entropy;
 use gantry_client::{Https, Kubeconfig, Transport};
-use gantry_server::audit::batch::{self, BatchConfig, Blocking, Delivery, Receiver};
+use gantry_server::audit::batch::{self, BatchConfig, Blocking, Delivery, Outlet, Receiver};
 use gantry_server::audit::log::{Format, Log, Rotation};
 use gantry_server::audit::modes::{Strict, Truncated};
 use gantry_server::audit::policy::Policy;
@@ -46,9 +46,28 @@ pub struct AuditOptions {
     /// Format of the audit log: json, or legacy for a line of text per event
     #[arg(long, value_name = "FORMAT", default_value = "json", value_parser = format)]
     pub audit_log_format: Format,
-    /// Whether requests wait for the log: blocking, or blocking-strict, which refuses what cannot be written
+    /// Whether requests wait for the log: batch for no, blocking, or blocking-strict, which refuses what cannot be written
     #[arg(long, value_name = "MODE", default_value = "blocking", value_parser = log_mode)]
     pub audit_log_mode: Mode,
+    /// Events that may wait to be written; further ones are lost
+    #[arg(long, value_name = "N", default_value_t = 10000)]
+    pub audit_log_batch_buffer_size: usize,
+    /// Events that are written together at most
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub audit_log_batch_max_size: usize,
+    /// How long an event may wait for others
+    #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = gantry_kubelet::duration)]
+    pub audit_log_batch_max_wait: Duration,
+    /// Bound how often events are written
+    #[arg(long, value_name = "BOOL", default_value_t = false, action = clap::ArgAction::Set, num_args = 0..=1,
+        default_missing_value = "true")]
+    pub audit_log_batch_throttle_enable: bool,
+    /// Batches per second on average
+    #[arg(long, value_name = "N", default_value_t = 0.0)]
+    pub audit_log_batch_throttle_qps: f64,
+    /// Batches at once after a pause
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub audit_log_batch_throttle_burst: u32,
     /// Take the objects off events that are too large for the log
     #[arg(long)]
     pub audit_log_truncate_enabled: bool,
@@ -65,7 +84,7 @@ pub struct AuditOptions {
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = gantry_kubelet::duration)]
     pub audit_webhook_initial_backoff: Duration,
     /// Whether requests wait for the webhook: batch for no, blocking, or blocking-strict, which refuses what is not taken
-    #[arg(long, value_name = "MODE", default_value = "batch", value_parser = mode)]
+    #[arg(long, value_name = "MODE", default_value = "batch", value_parser = webhook_mode)]
     pub audit_webhook_mode: Mode,
     /// Take the objects off events that are too large for the webhook
     #[arg(long)]
@@ -116,20 +135,21 @@ pub enum Mode {
     BlockingStrict,
 }
 
-fn mode(text: &str) -> Result<Mode, String> {
+fn mode(plugin: &str, text: &str) -> Result<Mode, String> {
     match text {
         "batch" => Ok(Mode::Batch),
         "blocking" => Ok(Mode::Blocking),
         "blocking-strict" => Ok(Mode::BlockingStrict),
-        _ => Err(format!("invalid audit mode {text}, allowed modes are \"batch,blocking,blocking-strict\"")),
+        _ => Err(format!("invalid audit {plugin} mode {text}, allowed modes are \"batch,blocking,blocking-strict\"")),
     }
 }
 
 fn log_mode(text: &str) -> Result<Mode, String> {
-    match mode(text)? {
-        Mode::Batch => Err("audit mode batch is not available for the log, which is written at once".into()),
-        other => Ok(other),
-    }
+    mode("log", text)
+}
+
+fn webhook_mode(text: &str) -> Result<Mode, String> {
+    mode("webhook", text)
 }
 
 /// The limits on the size of events, where they are on.
@@ -161,8 +181,8 @@ impl Truncation {
 pub struct Configured {
     /// For the API server; None where nothing is recorded.
     pub audit: Option<Arc<Audit>>,
-    /// The part that sends events, to be run beside the server.
-    pub delivery: Option<Delivery>,
+    /// The parts that send and write events, to be run beside the server.
+    pub deliveries: Vec<Delivery>,
 }
 
 impl AuditOptions {
@@ -181,6 +201,12 @@ impl AuditOptions {
         };
         let policy = read_policy(file).context("loading audit policy file")?;
         let mut sinks: Vec<Box<dyn Sink>> = Vec::new();
+        let mut deliveries = Vec::new();
+        let mut batched = |plugin: &str, flags: &BatchFlags, outlet: Outlet| -> Result<Box<dyn Sink>> {
+            let (batches, delivery) = batch::batches(flags.config(plugin)?, outlet);
+            deliveries.push(delivery);
+            Ok(Box::new(batches))
+        };
         if let Some(path) = &self.audit_log_path {
             let rotation = Rotation {
                 bytes_max: self.audit_log_maxsize * MEGABYTE,
@@ -195,9 +221,12 @@ impl AuditOptions {
                 batch_max: self.audit_log_truncate_max_batch_size,
                 event_max: self.audit_log_truncate_max_event_size,
             };
-            sinks.push(truncation.around("log", self.audit_log_mode, Box::new(log))?);
+            let sink: Box<dyn Sink> = match self.audit_log_mode {
+                Mode::Batch => batched("log", &self.log_batches(), Outlet::Log(Arc::new(log)))?,
+                _ => Box::new(log),
+            };
+            sinks.push(truncation.around("log", self.audit_log_mode, sink)?);
         }
-        let mut delivery = None;
         if let Some(path) = &self.audit_webhook_config_file {
             let what = || format!("--audit-webhook-config-file {}", path.display());
             let receiver = Arc::new(Webhook::open(path).with_context(what)?);
@@ -206,38 +235,69 @@ impl AuditOptions {
                 batch_max: self.audit_webhook_truncate_max_batch_size,
                 event_max: self.audit_webhook_truncate_max_event_size,
             };
-            let sink: Box<dyn Sink> = if self.audit_webhook_mode == Mode::Batch {
-                let (batches, deliver) = batch::batches(self.batch_config()?, receiver, entropy.clone());
-                delivery = Some(deliver);
-                Box::new(batches)
-            } else {
-                Box::new(Blocking::new(receiver, entropy.clone(), self.audit_webhook_initial_backoff))
+            let (entropy, initial_backoff) = (entropy.clone(), self.audit_webhook_initial_backoff);
+            let sink: Box<dyn Sink> = match self.audit_webhook_mode {
+                Mode::Batch => {
+                    let outlet = Outlet::Webhook { receiver, initial_backoff, entropy };
+                    batched("webhook", &self.webhook_batches(), outlet)?
+                }
+                _ => Box::new(Blocking::new(receiver, entropy, initial_backoff)),
             };
             sinks.push(truncation.around("webhook", self.audit_webhook_mode, sink)?);
         }
         let audit = (!sinks.is_empty()).then(|| Audit::new(policy, sinks, clock));
-        Ok(Configured { audit, delivery })
+        Ok(Configured { audit, deliveries })
     }
 
-    fn batch_config(&self) -> Result<BatchConfig> {
+    fn log_batches(&self) -> BatchFlags {
+        BatchFlags {
+            buffer_size: self.audit_log_batch_buffer_size,
+            size_max: self.audit_log_batch_max_size,
+            wait_max: self.audit_log_batch_max_wait,
+            throttle: self.audit_log_batch_throttle_enable,
+            rate: self.audit_log_batch_throttle_qps,
+            burst: self.audit_log_batch_throttle_burst,
+        }
+    }
+
+    fn webhook_batches(&self) -> BatchFlags {
+        BatchFlags {
+            buffer_size: self.audit_webhook_batch_buffer_size,
+            size_max: self.audit_webhook_batch_max_size,
+            wait_max: self.audit_webhook_batch_max_wait,
+            throttle: self.audit_webhook_batch_throttle_enable,
+            rate: self.audit_webhook_batch_throttle_qps,
+            burst: self.audit_webhook_batch_throttle_burst,
+        }
+    }
+}
+
+/// What the flags of a back end's batches say.
+struct BatchFlags {
+    buffer_size: usize,
+    size_max: usize,
+    wait_max: Duration,
+    throttle: bool,
+    rate: f64,
+    burst: u32,
+}
+
+impl BatchFlags {
+    fn config(&self, plugin: &str) -> Result<BatchConfig> {
         let positive = |ok: bool, what: &str, value: &dyn std::fmt::Display| {
-            if ok { Ok(()) } else { bail!("invalid audit batch webhook {what} {value}, must be a positive number") }
+            if ok { Ok(()) } else { bail!("invalid audit batch {plugin} {what} {value}, must be a positive number") }
         };
-        let (buffer_size, size_max) = (self.audit_webhook_batch_buffer_size, self.audit_webhook_batch_max_size);
-        positive(buffer_size > 0, "buffer size", &buffer_size)?;
-        positive(size_max > 0, "max batch size", &size_max)?;
-        let (rate, burst) = (self.audit_webhook_batch_throttle_qps, self.audit_webhook_batch_throttle_burst);
-        let throttle = self.audit_webhook_batch_throttle_enable.then_some((rate, burst));
-        if throttle.is_some() {
-            positive(rate > 0.0 && rate.is_finite(), "throttle QPS", &rate)?;
-            positive(burst > 0, "throttle burst", &burst)?;
+        positive(self.buffer_size > 0, "buffer size", &self.buffer_size)?;
+        positive(self.size_max > 0, "max batch size", &self.size_max)?;
+        if self.throttle {
+            positive(self.rate > 0.0 && self.rate.is_finite(), "throttle QPS", &self.rate)?;
+            positive(self.burst > 0, "throttle burst", &self.burst)?;
         }
         Ok(BatchConfig {
-            buffer_size,
-            size_max,
-            wait_max: self.audit_webhook_batch_max_wait,
-            throttle,
-            initial_backoff: self.audit_webhook_initial_backoff,
+            buffer_size: self.buffer_size,
+            size_max: self.size_max,
+            wait_max: self.wait_max,
+            throttle: self.throttle.then_some((self.rate, self.burst)),
         })
     }
 }

@@ -18,6 +18,9 @@ pub struct EncryptionOptions {
     /// File with an EncryptionConfiguration; without it Secrets are encrypted with a key kept in the data directory
     #[arg(long, value_name = "FILE")]
     pub encryption_provider_config: Option<PathBuf>,
+    /// Read that file again when it changes
+    #[arg(long)]
+    pub encryption_provider_config_automatic_reload: bool,
 }
 
 impl EncryptionOptions {
@@ -26,6 +29,11 @@ impl EncryptionOptions {
     /// # Errors
     /// Names the file, and in it the field.
     pub fn open(&self, data: &DataDir, clock: Clock, entropy: &Entropy) -> Result<Encryption> {
+        if self.encryption_provider_config_automatic_reload && self.encryption_provider_config.is_none() {
+            anyhow::bail!(
+                "--encryption-provider-config-automatic-reload must be set with --encryption-provider-config"
+            );
+        }
         let file = match &self.encryption_provider_config {
             Some(file) => file.clone(),
             None => {

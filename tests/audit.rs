@@ -309,8 +309,10 @@ fn bad_policies() {
         assert!(told.contains(wanted), "{told}");
     }
     for (flags, wanted) in [
-        (["--audit-log-mode", "batch"], "audit mode batch is not available for the log"),
-        (["--audit-log-mode", "now"], "invalid audit mode now, allowed modes are \"batch,blocking,blocking-strict\""),
+        (
+            ["--audit-log-mode", "now"],
+            "invalid audit log mode now, allowed modes are \"batch,blocking,blocking-strict\"",
+        ),
         (
             ["--audit-log-truncate-max-event-size", "0"],
             "invalid audit truncate log max event size 0, must be a positive number",
@@ -322,6 +324,16 @@ fn bad_policies() {
     ] {
         let told = failure_with("- level: None\n", &flags);
         assert!(told.contains(wanted), "{told}");
+    }
+    let batches = ["--audit-log-mode", "batch", "--audit-log-batch-throttle-enable"];
+    for (flags, wanted) in [
+        (&["--audit-log-mode", "batch", "--audit-log-batch-max-size", "0"][..], "log max batch size 0"),
+        (&["--audit-log-mode", "batch", "--audit-log-batch-buffer-size", "0"][..], "log buffer size 0"),
+        (&batches[..], "log throttle QPS 0"),
+        (&[&batches[..], &["--audit-log-batch-throttle-qps", "1"]].concat()[..], "log throttle burst 0"),
+    ] {
+        let told = failure_with("- level: None\n", flags);
+        assert!(told.contains(&format!("invalid audit batch {wanted}, must be a positive number")), "{told}");
     }
     let told = failure("- {level: None, verbs: get}\n");
     assert!(told.contains("rules[0].verbs: expected a list, got a string"), "{told}");
@@ -387,6 +399,34 @@ fn requests_wait_for_the_webhook() {
     for part in ["authentication", "authorization", "etcd", "total"] {
         let time = annotations[format!("apiserver.latency.k8s.io/{part}")].as_str();
         assert!(time.is_some_and(|t| t.ends_with('s')), "{part}: {annotations}");
+    }
+}
+
+/// The log takes events in batches where it is told to, and what is left when the server stops.
+#[test]
+fn the_log_in_batches() {
+    let mut cluster = Cluster::prepare_role("server", &[]);
+    let policy = file(&cluster, "policy.yaml", INSISTENT);
+    let log = cluster.data_dir().join("audit.log");
+    cluster.add_options(&["--audit-policy-file", &policy, "--audit-log-path", log.to_str().unwrap()]);
+    cluster.add_options(&["--audit-log-mode", "batch", "--audit-log-batch-max-size", "4"]);
+    cluster.add_options(&["--audit-log-batch-max-wait", "10m", "--audit-log-batch-throttle-enable=true"]);
+    cluster.add_options(&["--audit-log-batch-throttle-qps", "5", "--audit-log-batch-throttle-burst", "5"]);
+    cluster.up();
+    let api = Api::new(&cluster);
+    let maps = format!("/api/v1/namespaces/{}/configmaps", api.namespace("insistent"));
+    let write = |id: &str| {
+        let name = json!({"metadata": {"name": id}});
+        assert_eq!(known(&api, id).send("POST", &maps, &name).code, 201);
+    };
+    write("first");
+    write("second");
+    write("third");
+    cluster.wait_for("a full batch", || (events(&log).len() >= 4).then_some(()));
+    write("last");
+    cluster.interrupt();
+    for id in ["first", "second", "third", "last"] {
+        assert_eq!(stages(&with_id(&log, id)), ["RequestReceived", "ResponseComplete"], "{id}");
     }
 }
 

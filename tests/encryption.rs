@@ -193,6 +193,63 @@ fn keys_are_rotated() {
     cluster.forget_child();
 }
 
+/// With `--encryption-provider-config-automatic-reload` a changed file is taken over while the server runs.
+#[test]
+fn keys_are_rotated_without_a_restart() {
+    let mut cluster = Cluster::prepare_role("server", &[]);
+    // The flag means nothing without a file.
+    cluster.add_options(&["--encryption-provider-config-automatic-reload"]);
+    cluster.spawn();
+    let wanted = "--encryption-provider-config-automatic-reload must be set with --encryption-provider-config";
+    cluster.wait_for("the flag that is refused", || cluster.log().contains(wanted).then_some(()));
+    cluster.forget_child();
+
+    let directory = cluster.data_dir().join("encryption");
+    std::fs::create_dir(&directory).unwrap();
+    let (file, store) = (directory.join("configuration.yaml"), cluster.data_dir().join("store"));
+    let replace = |providers: &str| {
+        let new = directory.join("new.yaml");
+        configuration(&new, providers);
+        std::fs::rename(new, &file).unwrap();
+    };
+    let one = keys("aescbc", &[("one", KEY_1)]);
+    replace(&format!("[{one}, {{identity: {{}}}}]"));
+    cluster.add_options(&["--encryption-provider-config", file.to_str().unwrap()]);
+    cluster.up();
+    let api = Api::new(&cluster);
+    let plain = "written-with-the-first-key";
+    create(&api, "s", plain);
+    assert!(holds(&store, b"k8s:enc:aescbc:v1:one:"));
+    let count = |status: &str| {
+        let line = format!(
+            "apiserver_encryption_config_controller_automatic_reloads_total{{apiserver_id_hash=\"\",status=\"{status}\"}} "
+        );
+        let text = api.try_get("/metrics").text;
+        text.lines().find_map(|l| l.strip_prefix(&line)).map_or(0, |n| n.trim().parse::<u32>().unwrap())
+    };
+
+    let two = keys("secretbox", &[("two", KEY_2)]);
+    replace(&format!("[{two}, {one}]"));
+    cluster.wait_for("the second key", || (count("success") == 1).then_some(()));
+    assert_eq!(value(&api, "s"), plain);
+    let path = format!("{SECRETS}/s");
+    let present = api.get(&path);
+    assert_ne!(api.update(&path, &present)["metadata"]["resourceVersion"], present["metadata"]["resourceVersion"]);
+    assert!(holds(&store, b"k8s:enc:secretbox:v1:two:"));
+
+    // What cannot be used changes nothing.
+    replace("[]");
+    cluster.wait_for("the file that is refused", || (count("failure") > 0).then_some(()));
+    cluster.wait_for("why", || cluster.log().contains("resources[0].providers: Required value").then_some(()));
+    create(&api, "t", "written-with-the-second-key");
+
+    // The first key is not needed any more.
+    replace(&format!("[{two}]"));
+    cluster.wait_for("the first key to go", || (count("success") == 2).then_some(()));
+    api.edit(&path, |s| s["metadata"]["labels"] = json!({"a": "b"}));
+    assert_eq!((value(&api, "s").as_str(), value(&api, "t").as_str()), (plain, "written-with-the-second-key"));
+}
+
 #[derive(Clone, PartialEq, prost::Message)]
 struct ServiceStatus {
     #[prost(string, tag = "1")]

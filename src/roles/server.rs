@@ -135,7 +135,7 @@ pub async fn start(
     publish_ca(&server, &url, &pki).await?;
 
     let mut tasks = Vec::new();
-    tasks.extend(audit.delivery.map(|delivery| tokio::spawn(delivery.run(cancel.clone()))));
+    tasks.extend(audit.deliveries.into_iter().map(|delivery| tokio::spawn(delivery.run(cancel.clone()))));
     let (serving, stop) = (server.clone(), cancel.clone());
     tasks.push(tokio::spawn(async move {
         if let Err(error) = serving.serve(listeners, stop.clone()).await {
@@ -143,7 +143,7 @@ pub async fn start(
             stop.cancel();
         }
     }));
-    tasks.extend(crate::reload::start(&server, &options.access, cancel)?);
+    tasks.extend(crate::reload::start(&server, &options.access, &options.encryption, cancel)?);
     let components = Components {
         ca_cert_pem: pki.ca().cert_pem.clone(),
         ca_key_pem: pki.ca().key_pem.clone(),

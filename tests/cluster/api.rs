@@ -94,6 +94,13 @@ impl<'a> Api<'a> {
         Self { cluster: self.cluster, server: self.server.clone(), identity }
     }
 
+    /// The same over HTTP/2.
+    pub fn over_http2(&self) -> Self {
+        let mut other = self.clone();
+        other.identity.push("--http2".into());
+        other
+    }
+
     /// The same with one more header.
     pub fn with_header(&self, header: &str) -> Self {
         let mut other = self.clone();

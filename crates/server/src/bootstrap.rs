@@ -78,7 +78,7 @@ async fn service_range(server: &Server) -> Result<(), StartError> {
     let written = server.registry.update_as_server(resource, "", name, false, &mut change).await;
     written.map_err(failed(format!("servicecidrs {name}")))?;
     // The first Service finds it in the cache.
-    server.registry.caught_up().await;
+    server.registry.caught_up().await?;
     Ok(())
 }
 

@@ -1,11 +1,16 @@
-//! Measurements under the names Kubernetes uses, in the OpenMetrics text format.
+//! Measurements under the names Kubernetes uses, in the Prometheus text format.
 
+use crate::admission::Chain;
 use crate::audit::Audit;
+use crate::exposition;
 use crate::flow::{Flow, is_long_running, is_read_only};
 use crate::registry::Registry;
-use crate::request::RequestInfo;
+use crate::reloads::Reloads;
+use crate::request::{RequestInfo, Response};
 use bytes::Bytes;
+use gantry_api::kind::Resource;
 use http_body::{Body, Frame};
+use http_body_util::BodyExt;
 use parking_lot::Mutex;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
@@ -22,9 +27,13 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-/// Upstream's buckets of `apiserver_request_duration_seconds`, thinned to those that alerts and dashboards use.
-const LATENCY: &[f64] =
-    &[0.005, 0.025, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0, 30.0, 60.0];
+/// Upstream's buckets of `apiserver_request_duration_seconds`.
+const LATENCY: &[f64] = &[
+    0.005, 0.025, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 15.0, 20.0, 30.0,
+    45.0, 60.0,
+];
+/// Upstream's buckets of `apiserver_response_sizes`, in bytes.
+const SIZES: &[f64] = &[1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9];
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RequestLabels {
@@ -37,41 +46,75 @@ struct RequestLabels {
     component: &'static str,
 }
 
+/// The same, and whether the request is to be persisted.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct TimeLabels {
+    #[prometheus(flatten)]
+    request: RequestLabels,
+    dry_run: &'static str,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct CodeLabels {
-    verb: String,
+    #[prometheus(flatten)]
+    time: TimeLabels,
+    code: u16,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct DeprecatedLabels {
     group: String,
-    version: String,
+    removed_release: &'static str,
     resource: String,
     subresource: String,
-    scope: &'static str,
-    component: &'static str,
-    code: u16,
+    version: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CheckLabels {
+    name: &'static str,
+    r#type: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CheckedLabels {
+    name: &'static str,
+    status: &'static str,
+    r#type: &'static str,
 }
 
 /// The series of one kind of request, looked up once per request.
 struct Series {
     latency: Histogram,
     by_code: Mutex<Vec<(u16, Counter)>>,
-    long_running: Gauge,
+    /// Of reads alone, as upstream's.
+    sizes: Option<Histogram>,
 }
 
 /// What was counted at the start of a request.
 pub struct Record {
     series: Arc<Series>,
-    labels: RequestLabels,
+    labels: TimeLabels,
     in_flight: Option<bool>,
 }
+
+type Histograms<L> = Family<L, Histogram, fn() -> Histogram>;
 
 /// All measurements.
 pub struct Metrics {
     registry: Metered,
     requests: Family<CodeLabels, Counter>,
-    latency: Family<RequestLabels, Histogram, fn() -> Histogram>,
+    latency: Histograms<TimeLabels>,
+    sizes: Histograms<RequestLabels>,
     long_running: Family<RequestLabels, Gauge>,
-    series: Mutex<HashMap<RequestLabels, Arc<Series>>>,
+    deprecated: Family<DeprecatedLabels, Gauge>,
+    health: Family<CheckLabels, Gauge>,
+    checks: Family<CheckedLabels, Counter>,
+    series: Mutex<HashMap<TimeLabels, Arc<Series>>>,
     reading: AtomicI64,
     writing: AtomicI64,
+    /// Of configuration files.
+    pub reloads: Reloads,
 }
 
 impl Default for Metrics {
@@ -86,9 +129,16 @@ impl Metrics {
     pub fn new() -> Self {
         let mut registry = Metered::default();
         let requests = Family::default();
-        let latency: Family<_, Histogram, fn() -> Histogram> =
-            Family::new_with_constructor(|| Histogram::new(LATENCY.iter().copied()));
-        let long_running = Family::default();
+        let latency: Histograms<TimeLabels> = Family::new_with_constructor(|| Histogram::new(LATENCY.iter().copied()));
+        let sizes: Histograms<RequestLabels> = Family::new_with_constructor(|| Histogram::new(SIZES.iter().copied()));
+        let (long_running, deprecated) = (Family::default(), Family::default());
+        let (health, checks) = (Family::default(), Family::default());
+        let told = "Response size distribution in bytes of reads";
+        registry.register("apiserver_response_sizes", told, sizes.clone());
+        let told = "Gauge of deprecated APIs that have been requested";
+        registry.register("apiserver_requested_deprecated_apis", told, deprecated.clone());
+        registry.register("kubernetes_healthcheck", "The result of a single health check", health.clone());
+        registry.register("kubernetes_healthchecks", "The results of all health checks", checks.clone());
         registry.register(
             "apiserver_request",
             "Counter of apiserver requests by verb, resource, scope and HTTP code",
@@ -104,11 +154,18 @@ impl Metrics {
             "Gauge of all active long-running requests",
             long_running.clone(),
         );
+        let reloads = Reloads::default();
+        reloads.register(&mut registry);
         Self {
             registry,
+            reloads,
             requests,
             latency,
+            sizes,
             long_running,
+            deprecated,
+            health,
+            checks,
             series: Mutex::new(HashMap::new()),
             reading: AtomicI64::new(0),
             writing: AtomicI64::new(0),
@@ -122,22 +179,28 @@ impl Metrics {
         self
     }
 
-    fn series(&self, labels: &RequestLabels) -> Arc<Series> {
+    fn series(&self, labels: &TimeLabels) -> Arc<Series> {
         if let Some(found) = self.series.lock().get(labels) {
             return found.clone();
         }
         let made = Arc::new(Series {
             latency: self.latency.get_or_create_owned(labels),
             by_code: Mutex::new(Vec::new()),
-            long_running: self.long_running.get_or_create_owned(labels),
+            sizes: matches!(labels.request.verb.as_str(), "GET" | "LIST")
+                .then(|| self.sizes.get_or_create_owned(&labels.request)),
         });
         self.series.lock().entry(labels.clone()).or_insert(made).clone()
     }
 
-    /// Counts the start of a request.
+    /// Counts the start of a request, of the resource where there is one.
     #[must_use]
-    pub fn begin(&self, info: &RequestInfo) -> Record {
-        let labels = labels(info);
+    pub fn begin(
+        &self,
+        info: &RequestInfo,
+        resource: Option<&'static dyn Resource>,
+        query: &[(String, String)],
+    ) -> Record {
+        let labels = TimeLabels { request: labels(info, resource), dry_run: dry_run(query) };
         let in_flight = (!is_long_running(info)).then(|| is_read_only(info));
         if let Some(reads) = in_flight {
             if reads { &self.reading } else { &self.writing }.fetch_add(1, Ordering::Relaxed);
@@ -145,8 +208,28 @@ impl Metrics {
         Record { series: self.series(&labels), labels, in_flight }
     }
 
-    /// Counts its end.
-    pub fn end(&self, record: Record, code: u16, took: Duration) {
+    /// Counts its end, and the size of the answer to a read.
+    #[must_use]
+    pub fn end(&self, record: Record, response: Response, took: Duration) -> Response {
+        let code = response.status().as_u16();
+        let sizes = record.series.sizes.clone();
+        self.ended(record, code, took);
+        let Some(sizes) = sizes else { return response };
+        if let Some(bytes) = response.body().size_hint().exact() {
+            sizes.observe(float(bytes));
+            return response;
+        }
+        let mut size = Size { bytes: 0, sizes };
+        response.map(|body| {
+            body.map_frame(move |frame| {
+                size.add(&frame);
+                frame
+            })
+            .boxed()
+        })
+    }
+
+    fn ended(&self, record: Record, code: u16, took: Duration) {
         if let Some(reads) = record.in_flight {
             if reads { &self.reading } else { &self.writing }.fetch_sub(1, Ordering::Relaxed);
             record.series.latency.observe(took.as_secs_f64());
@@ -156,46 +239,55 @@ impl Metrics {
             counter.inc();
             return;
         }
-        let l = record.labels;
-        let labels = CodeLabels {
-            verb: l.verb,
-            group: l.group,
-            version: l.version,
-            resource: l.resource,
-            subresource: l.subresource,
-            scope: l.scope,
-            component: l.component,
-            code,
-        };
-        let counter = self.requests.get_or_create_owned(&labels);
+        let counter = self.requests.get_or_create_owned(&CodeLabels { time: record.labels, code });
         counter.inc();
         by_code.push((code, counter));
     }
 
     /// Counts a watch for as long as its body lives.
     #[must_use]
-    pub fn long_running<B>(&self, body: B, info: &RequestInfo) -> Counted<B> {
-        let series = self.series(&labels(info));
-        series.long_running.inc();
-        Counted { body, series }
+    pub fn long_running<B>(&self, body: B, info: &RequestInfo, resource: &'static dyn Resource) -> Counted<B> {
+        let gauge = self.long_running.get_or_create_owned(&labels(info, Some(resource)));
+        gauge.inc();
+        Counted { body, gauge }
+    }
+
+    /// Notes that what is deprecated was asked for.
+    pub fn deprecated(&self, info: &RequestInfo) {
+        let labels = DeprecatedLabels {
+            group: info.group.clone(),
+            removed_release: "",
+            resource: info.resource.clone(),
+            subresource: info.subresource.clone(),
+            version: info.version.clone(),
+        };
+        self.deprecated.get_or_create(&labels).set(1);
+    }
+
+    /// Notes how a health check went; `of` is the endpoint it was asked for at.
+    pub fn checked(&self, name: &'static str, of: &'static str, well: bool) {
+        self.health.get_or_create(&CheckLabels { name, r#type: of }).set(i64::from(well));
+        let status = if well { "success" } else { "error" };
+        self.checks.get_or_create(&CheckedLabels { name, status, r#type: of }).inc();
     }
 
     /// The text of `/metrics`.
     #[must_use]
-    pub fn render(&self, registry: &Registry, flow: &Flow, audit: Option<&Audit>) -> String {
+    pub fn render(&self, registry: &Registry, flow: &Flow, admission: &Chain, audit: Option<&Audit>) -> String {
         let mut out = String::new();
         if let Err(e) = encode(&mut out, &self.registry) {
             tracing::error!(error = %e, "metrics cannot be written");
         }
         let mut more = String::new();
         let written = self.render_gauges(&mut more, registry).and_then(|()| flow.render(&mut more));
+        let written = written.and_then(|()| admission.render(&mut more));
         let written = written.and_then(|()| audit.map_or(Ok(()), |audit| audit.render(&mut more)));
         if let Err(e) = written {
             tracing::error!(error = %e, "metrics cannot be written");
         }
         let end = out.rfind("# EOF").unwrap_or(out.len());
         out.insert_str(end, &more);
-        out
+        exposition::from_open_metrics(&out)
     }
 
     fn render_gauges(&self, out: &mut String, registry: &Registry) -> std::fmt::Result {
@@ -268,9 +360,10 @@ fn process(out: &mut String) -> std::fmt::Result {
 }
 
 /// Labels of a request. What clients choose freely (names, unknown resources) must not become series.
-fn labels(info: &RequestInfo) -> RequestLabels {
-    let known = info.is_resource && gantry_api::kinds::find(&info.group, &info.version, &info.resource).is_some();
-    let verb = if known || matches!(info.verb.as_str(), "get" | "post" | "put" | "patch" | "delete" | "head") {
+fn labels(info: &RequestInfo, resource: Option<&'static dyn Resource>) -> RequestLabels {
+    let known = resource.filter(|_| info.is_resource);
+    let verb = if known.is_some() || matches!(info.verb.as_str(), "get" | "post" | "put" | "patch" | "delete" | "head")
+    {
         match info.verb.as_str() {
             "create" => "POST".to_owned(),
             "update" => "PUT".to_owned(),
@@ -279,11 +372,10 @@ fn labels(info: &RequestInfo) -> RequestLabels {
     } else {
         "OTHER".to_owned()
     };
-    if !known {
+    let Some(resource) = known else {
         return RequestLabels { verb, component: "apiserver", ..Default::default() };
-    }
-    let subresources =
-        gantry_api::kinds::find(&info.group, &info.version, &info.resource).map_or(&[][..], |r| r.info().subresources);
+    };
+    let subresources = resource.info().subresources;
     let scope = match (info.name.is_empty(), info.namespace.is_empty()) {
         (false, _) => "resource",
         (true, false) => "namespace",
@@ -304,15 +396,48 @@ fn labels(info: &RequestInfo) -> RequestLabels {
     }
 }
 
+/// What `dryRun` says, as upstream's labels have it.
+fn dry_run(query: &[(String, String)]) -> &'static str {
+    let mut given = query.iter().filter(|(k, _)| k == "dryRun").map(|(_, v)| v.as_str()).peekable();
+    if given.peek().is_none() {
+        return "";
+    }
+    if given.all(|v| v == "All") { "All" } else { "invalid" }
+}
+
+/// Counts what is sent of an answer until it is sent or given up.
+struct Size {
+    bytes: u64,
+    sizes: Histogram,
+}
+
+impl Size {
+    // A method, so that who counts holds all of this, and not the number alone.
+    fn add(&mut self, frame: &Frame<Bytes>) {
+        self.bytes += frame.data_ref().map_or(0, |data| data.len() as u64);
+    }
+}
+
+impl Drop for Size {
+    fn drop(&mut self) {
+        self.sizes.observe(float(self.bytes));
+    }
+}
+
+#[allow(clippy::cast_precision_loss, reason = "no answer has so many bytes")]
+fn float(bytes: u64) -> f64 {
+    bytes as f64
+}
+
 /// A body that is counted while it lives.
 pub struct Counted<B> {
     body: B,
-    series: Arc<Series>,
+    gauge: Gauge,
 }
 
 impl<B> Drop for Counted<B> {
     fn drop(&mut self) {
-        self.series.long_running.dec();
+        self.gauge.dec();
     }
 }
 

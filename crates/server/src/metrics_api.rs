@@ -43,8 +43,7 @@ pub async fn answer(server: &Server, cx: &RequestContext) -> Result<Response, Ap
     let served = RESOURCES.iter().find(|r| r.plural == info.resource && info.subresource.is_empty());
     let served = served.ok_or_else(ApiError::no_such_path)?;
     if !matches!(info.verb.as_str(), "get" | "list") {
-        let message = "the server does not allow this method on the requested resource";
-        return Err(ApiError::new(405, "MethodNotAllowed", message));
+        return Err(ApiError::method_not_allowed());
     }
     let accepted = accept(&cx.parts.headers, &cx.query, false)?;
     let options = ListOptions::parse(&cx.query)?;
@@ -54,7 +53,7 @@ pub async fn answer(server: &Server, cx: &RequestContext) -> Result<Response, Ap
             && options.labels.matches_optional(meta.labels.as_ref())
             && options.fields.matches(&fields)
     };
-    server.registry.caught_up().await;
+    server.registry.caught_up().await?;
     let mut items = if served.namespaced {
         let pods = server.services.cluster.list::<Pod>(&info.namespace).await?;
         pod_metrics(server, pods.into_iter().filter(|p| wanted(&p.metadata)).collect()).await

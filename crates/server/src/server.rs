@@ -17,6 +17,7 @@ use crate::registry::hooks::Hook;
 use crate::request::Response;
 use crate::subresource::kubelet::KubeletClient;
 use crate::subresource::{ExplainSlot, Handler, Services};
+use crate::watch_cache::Halted;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use gantry_api::clock::Clock;
@@ -35,6 +36,9 @@ pub enum StartError {
     /// The store cannot be read.
     #[error("cannot read the store: {0}")]
     Store(#[from] StoreError),
+    /// What was written cannot be read.
+    #[error(transparent)]
+    Halted(#[from] Halted),
     /// The ServiceAccount key cannot be read.
     #[error("ServiceAccount signing key: {0}")]
     Key(#[from] crate::authn::service_account::KeyError),
@@ -171,14 +175,13 @@ impl Server {
         let object = "priority levels and flow schemas".to_owned();
         flow::keeper::sync(&server).await.map_err(|e| StartError::Bootstrap { object, message: e.message })?;
         // Nobody is asked who may do what before the policy just written is known.
-        server.registry.caught_up().await;
+        server.registry.caught_up().await?;
         crate::bootstrap::keep(&server);
         flow::keeper::keep(&server);
+        crate::policy_status::keep(&server);
         aggregate::start(&server);
         tokio::spawn(definitions.run(Arc::downgrade(&server), server.stop.clone()));
-        for i in 0..server.registry.encryption().services().len() {
-            tokio::spawn(crate::encryption::keep(server.registry.clone(), i, server.gone.clone()));
-        }
+        crate::encryption::keep(&server.registry, &server.gone);
         tokio::spawn(crate::registry::expire::run(server.registry.clone(), server.stop.clone()));
         server.ready.store(true, Ordering::Release);
         Ok(server)
@@ -209,6 +212,15 @@ impl Server {
         self.discovery.store(Arc::new(Discovery::new(&served, self.aggregator.discovered())));
         self.openapi.replace(&served, self.aggregator.documented());
         self.aggregator.versions_changed();
+    }
+
+    /// Stores from now on as another `EncryptionConfiguration` says.
+    ///
+    /// # Errors
+    /// What is wrong with it, or with which of its key management services; what was there before stays.
+    pub async fn replace_encryption(&self, text: &str) -> Result<(), String> {
+        let clock = self.services.cluster.clock;
+        crate::encryption::replace(&self.registry, text.as_bytes(), clock, &self.gone).await
     }
 
     /// Whether the server has started and is not stopping.

@@ -38,7 +38,7 @@ impl Kind for ConfigMap {
             total += value.0.len();
         }
         if total > MAX_BYTES {
-            errors.too_long(&Path::new(""), MAX_BYTES);
+            errors.too_long(&Path::new("[]"), MAX_BYTES);
         }
         errors
     }
@@ -91,7 +91,7 @@ mod tests {
             ]
         );
         let big = map(json!({"data": {"k": "x".repeat(MAX_BYTES + 1)}}));
-        assert_eq!(texts(&big.validate()), [": Too long: may not be more than 1048576 bytes"]);
+        assert_eq!(texts(&big.validate()), ["[]: Too long: may not be more than 1048576 bytes"]);
     }
 
     #[test]

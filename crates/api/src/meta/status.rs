@@ -173,7 +173,14 @@ impl ApiError {
         Self::new(401, "Unauthorized", "Unauthorized")
     }
 
-    /// 405.
+    /// 405 of a path that does not take the method.
+    #[must_use]
+    pub fn method_not_allowed() -> Self {
+        let message = "the server does not allow this method on the requested resource";
+        Self::of(405, "MethodNotAllowed", "", "", "", message.into())
+    }
+
+    /// 405 of a kind that does not know the action.
     #[must_use]
     pub fn method_not_supported(group: &str, resource: &str, action: &str) -> Self {
         let m = format!("{action} is not supported on resources of kind \"{}\"", Self::qualified(group, resource));

@@ -17,8 +17,10 @@ use serde_json::{Value, json};
 use std::collections::BTreeSet;
 
 impl Kind for RuntimeClass {
-    const INFO: ResourceInfo =
-        ResourceInfo::new("node.k8s.io", "v1", "RuntimeClass", "runtimeclasses", "runtimeclass", false);
+    const INFO: ResourceInfo = ResourceInfo {
+        create_on_update: true,
+        ..ResourceInfo::new("node.k8s.io", "v1", "RuntimeClass", "runtimeclasses", "runtimeclass", false)
+    };
     const COLUMNS: &'static [Column] = &[
         workload::NAME,
         workload::column("Handler", "string", "How the container runtime knows the way."),

@@ -7,8 +7,10 @@ use crate::meta::names;
 use k8s_openapi::api::rbac::v1::ClusterRole;
 
 impl Kind for ClusterRole {
-    const INFO: ResourceInfo =
-        ResourceInfo::new(super::GROUP, "v1", "ClusterRole", "clusterroles", "clusterrole", false);
+    const INFO: ResourceInfo = ResourceInfo {
+        create_on_update: true,
+        ..ResourceInfo::new(super::GROUP, "v1", "ClusterRole", "clusterroles", "clusterrole", false)
+    };
     crate::kind_codec!();
 
     fn validate(&self) -> ErrorList {

@@ -9,8 +9,10 @@ use k8s_openapi::jiff::Timestamp;
 use serde_json::Value;
 
 impl Kind for RoleBinding {
-    const INFO: ResourceInfo =
-        ResourceInfo::new(super::GROUP, "v1", "RoleBinding", "rolebindings", "rolebinding", true);
+    const INFO: ResourceInfo = ResourceInfo {
+        create_on_update: true,
+        ..ResourceInfo::new(super::GROUP, "v1", "RoleBinding", "rolebindings", "rolebinding", true)
+    };
     const COLUMNS: &'static [Column] = &[
         Column { name: "Name", r#type: "string", format: "name", description: "Name of the binding.", priority: 0 },
         Column { name: "Role", r#type: "string", format: "", description: "The role that is granted.", priority: 0 },

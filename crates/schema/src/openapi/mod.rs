@@ -19,6 +19,7 @@
 mod definitions;
 mod document;
 mod foreign;
+mod inline;
 mod operation;
 mod paths;
 mod protobuf;
@@ -29,6 +30,7 @@ mod v3;
 mod v3_protobuf;
 
 pub use foreign::{Foreign, ForeignV2};
+pub use inline::{inlined, inlined_metadata};
 
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};

@@ -10,7 +10,7 @@ use gantry_api::k8s_openapi::api::admissionregistration::v1::MatchCondition;
 use gantry_api::meta::expression::Role;
 use gantry_cel::{
     Authorizer, Decision, Environment, EvalError, Expected, Issue, Library, Limits, Map, MapView, Outcome, Program,
-    Subject, Type, TypeProvider, Value, Variables,
+    Schema, SchemaProvider, Subject, Type, TypeProvider, Value, Variables,
 };
 use parking_lot::Mutex;
 use serde_json::Value as Json;
@@ -203,6 +203,45 @@ impl Compiler {
             self.variables.insert(name.clone(), of);
         }
         Compiled { text: text.to_owned(), program }
+    }
+}
+
+/// Checks expressions about objects of one kind, whose schema is known.
+pub struct TypeChecker {
+    environment: Environment,
+    variables: BTreeMap<String, Type>,
+}
+
+impl TypeChecker {
+    /// A checker that knows the schemas of objects and, where given, of parameters.
+    #[must_use]
+    pub fn new(object: &Arc<Schema>, params: Option<&Arc<Schema>>) -> Self {
+        let mut schemas = SchemaProvider::new().with("object", object);
+        if let Some(params) = params {
+            schemas = schemas.with("params", params);
+        }
+        let declared = Declared { params: true, authorizer: true, patches: false };
+        // What is declared later counts.
+        let builder = environment(declared).extend().provider(Arc::new(schemas));
+        let builder = builder.variable("object", object.cel_type()).variable("oldObject", object.cel_type());
+        let params = params.map_or(Type::Dyn, |p| p.cel_type());
+        Self { environment: builder.variable("params", params).build(), variables: BTreeMap::new() }
+    }
+
+    /// Makes a variable known to the expressions after it.
+    pub fn declare(&mut self, name: &str, text: &str) {
+        let of = self.compile(text).map_or(Type::Dyn, |program| program.output_type().clone());
+        self.variables.insert(name.to_owned(), of);
+    }
+
+    /// Compiles an expression.
+    ///
+    /// # Errors
+    /// What does not fit in it.
+    pub fn compile(&self, text: &str) -> Result<Program, Vec<Issue>> {
+        let types = Arc::new(VariableTypes(self.variables.clone()));
+        let environment = self.environment.extend().provider(types);
+        environment.variable("variables", Type::object(VARIABLES_TYPE)).build().compile(text, Expected::Any)
     }
 }
 

@@ -15,6 +15,7 @@ mod image_policy;
 mod in_use_protection;
 mod limit_ranger;
 mod matching;
+pub mod measured;
 #[cfg(test)]
 pub mod memory_objects;
 mod mirror_pod;
@@ -60,8 +61,15 @@ use async_trait::async_trait;
 use gantry_api::kind::{Object, Resource};
 use gantry_api::meta::status::ApiError;
 use rounds::Rounds;
+use measured::{Measured, Step, Timed};
 use serde_json::Value;
 
+use tokio::time::Instant;
+
+/// Type checking of policies.
+pub mod policy_types {
+    pub use super::policy::{GroupVersionKind, check, kinds};
+}
 /// What is being done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
@@ -187,9 +195,11 @@ pub trait ValidatingPlugin: Send + Sync {
 #[derive(Default)]
 pub struct Chain {
     /// Mutating plugins, in order.
-    pub mutating: Vec<Box<dyn MutatingPlugin>>,
+    pub mutating: Vec<Timed<dyn MutatingPlugin>>,
     /// Validating plugins, in order.
-    pub validating: Vec<Box<dyn ValidatingPlugin>>,
+    pub validating: Vec<Timed<dyn ValidatingPlugin>>,
+    /// How long it all takes.
+    pub measured: Arc<Measured>,
 }
 
 impl Chain {
@@ -208,15 +218,22 @@ impl Chain {
     /// # Errors
     /// The first refusal.
     pub async fn admit(&self, attributes: &mut Attributes<'_>, cluster: &Cluster) -> Result<(), ApiError> {
-        for plugin in &self.mutating {
-            plugin.admit(attributes, cluster).await?;
+        let began = Instant::now();
+        let mut outcome = self.round(attributes, cluster).await;
+        if outcome.is_ok() && attributes.rounds.wanted {
+            attributes.rounds.again = true;
+            outcome = self.round(attributes, cluster).await;
         }
-        if !attributes.rounds.wanted {
-            return Ok(());
-        }
-        attributes.rounds.again = true;
-        for plugin in &self.mutating {
-            plugin.admit(attributes, cluster).await?;
+        self.measured.step(Step::Admit, attributes.operation, outcome.is_err(), began.elapsed());
+        outcome
+    }
+
+    async fn round(&self, attributes: &mut Attributes<'_>, cluster: &Cluster) -> Result<(), ApiError> {
+        let mut at = Instant::now();
+        for timed in &self.mutating {
+            let outcome = timed.plugin.admit(attributes, cluster).await;
+            timed.observe(attributes.operation, outcome.is_err(), &mut at);
+            outcome?;
         }
         Ok(())
     }
@@ -226,10 +243,28 @@ impl Chain {
     /// # Errors
     /// The first refusal.
     pub async fn validate(&self, attributes: &mut Attributes<'_>, cluster: &Cluster) -> Result<(), ApiError> {
-        for plugin in &self.validating {
-            plugin.validate(attributes, cluster).await?;
+        let began = Instant::now();
+        let mut at = began;
+        let mut outcome = Ok(());
+        for timed in &self.validating {
+            outcome = timed.plugin.validate(attributes, cluster).await;
+            timed.observe(attributes.operation, outcome.is_err(), &mut at);
+            if outcome.is_err() {
+                break;
+            }
         }
-        Ok(())
+        self.measured.step(Step::Validate, attributes.operation, outcome.is_err(), at.duration_since(began));
+        outcome
+    }
+
+    /// Appends the measurements, without an end mark.
+    ///
+    /// # Errors
+    /// None that a string can have.
+    pub fn render(&self, out: &mut String) -> std::fmt::Result {
+        let mutating = self.mutating.iter().map(|t| (t.plugin.name(), Step::Admit, &t.cells));
+        let validating = self.validating.iter().map(|t| (t.plugin.name(), Step::Validate, &t.cells));
+        self.measured.render(out, mutating.chain(validating))
     }
 }
 
@@ -237,6 +272,7 @@ impl Chain {
 #[must_use]
 pub fn chain(authorizer: Arc<dyn Authorizer>, config: &AdmissionConfig) -> Chain {
     let selector = || pod_node_selector::PodNodeSelector(config.node_selectors.clone());
+    let measured = Arc::new(Measured::default());
     let restriction = || pod_toleration_restriction::PodTolerationRestriction(config.tolerations.clone());
     let mutating: Vec<Box<dyn MutatingPlugin>> = vec![
         Box::new(namespace_exists::NamespaceAutoProvision),
@@ -258,7 +294,7 @@ pub fn chain(authorizer: Arc<dyn Authorizer>, config: &AdmissionConfig) -> Chain
         Box::new(default_class::DefaultIngressClass),
         Box::new(pod_topology_labels::PodTopologyLabels),
         Box::new(policy::MutatingPolicies::new(authorizer.clone())),
-        Box::new(webhook::MutatingWebhooks::new(authorizer.clone())),
+        Box::new(webhook::MutatingWebhooks::new(authorizer.clone(), measured.clone())),
         Box::new(always::AlwaysDeny),
     ];
     let validating: Vec<Box<dyn ValidatingPlugin>> = vec![
@@ -283,12 +319,12 @@ pub fn chain(authorizer: Arc<dyn Authorizer>, config: &AdmissionConfig) -> Chain
         Box::new(certificate::SubjectRestriction),
         Box::new(deny_external_ips::DenyServiceExternalIps),
         Box::new(rbac_escalation::RbacEscalation(authorizer.clone())),
-        Box::new(policy::ValidatingPolicies::new(authorizer.clone())),
-        Box::new(webhook::ValidatingWebhooks::new(authorizer)),
+        Box::new(policy::ValidatingPolicies::new(authorizer.clone(), measured.clone())),
+        Box::new(webhook::ValidatingWebhooks::new(authorizer, measured.clone())),
         // Last: what it charges for is stored next.
         Box::new(resource_quota::Quota::new(config.limited_resources.clone())),
     ];
-    plugins::select(mutating, validating, config)
+    plugins::select(mutating, validating, config, measured)
 }
 
 /// The steps of writes that allocate what is unique in the cluster, and those that keep derived objects right.

@@ -3,7 +3,9 @@
 //! Names and defaults are kube-apiserver's, in the order in which it runs them.
 
 use super::configuration::AdmissionConfig;
+use super::measured::{Measured, Timed};
 use super::{Chain, MutatingPlugin, ValidatingPlugin};
+use std::sync::Arc;
 
 /// A plugin that upstream has.
 struct Known {
@@ -108,10 +110,12 @@ pub(super) fn select(
     mut mutating: Vec<Box<dyn MutatingPlugin>>,
     mut validating: Vec<Box<dyn ValidatingPlugin>>,
     config: &AdmissionConfig,
+    measured: Arc<Measured>,
 ) -> Chain {
     mutating.retain(|p| runs(p.name(), config));
     validating.retain(|p| runs(p.name(), config));
-    Chain { mutating, validating }
+    let mutating = mutating.into_iter().map(Timed::new).collect();
+    Chain { mutating, validating: validating.into_iter().map(Timed::new).collect(), measured }
 }
 
 #[cfg(test)]

@@ -59,6 +59,7 @@ const BUILT_IN: &[(&str, &str, i32, i32)] = &[
     ("discovery.k8s.io", "v1", 16200, 15),
     ("flowcontrol.apiserver.k8s.io", "v1", 16100, 21),
     ("resource.k8s.io", "v1", 15900, 15),
+    ("storagemigration.k8s.io", "v1", 15800, 15),
     // As the metrics server's own manifest has it.
     (METRICS.0, METRICS.1, 100, 100),
 ];
@@ -189,7 +190,7 @@ pub async fn keep(server: &Server, name: Option<&str>) {
 async fn try_keep(server: &Server, only: Option<&str>) -> Result<(), ApiError> {
     let mut wanted = custom(server);
     wanted.extend(Some(object(METRICS.0, METRICS.1, None)).map(|s| (s.metadata.name().to_owned(), s)));
-    server.registry.caught_up().await;
+    server.registry.caught_up().await?;
     let present = stored(server).await?;
     let chosen = |name: &String| only.is_none_or(|o| o == name);
     for (name, service) in wanted.iter().filter(|(name, _)| chosen(name)) {

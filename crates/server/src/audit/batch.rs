@@ -1,7 +1,8 @@
-//! The webhook back end: events are collected and sent in batches, at a bounded rate, so that no request waits for it; or
-//! each is sent at once, and the request waits.
+//! Back ends that requests do not wait for: events are collected, and sent to the webhook or written to the log in batches,
+//! at a bounded rate. And the webhook that each event is sent to at once, while the request waits.
 
 use super::event::Event;
+use super::log::Log;
 use super::{Sink, Written};
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -40,20 +41,47 @@ pub struct BatchConfig {
     pub wait_max: Duration,
     /// Batches per second on average, and at once after a pause; None for as many as there are.
     pub throttle: Option<(f64, u32)>,
-    /// How long to wait before a batch that was not taken is sent again.
-    pub initial_backoff: Duration,
+}
+
+/// Where batches go.
+#[derive(Clone)]
+pub enum Outlet {
+    /// To a webhook, side by side where one takes long.
+    Webhook {
+        /// What takes them.
+        receiver: Arc<dyn Receiver>,
+        /// How long to wait before a batch that was not taken is sent again.
+        initial_backoff: Duration,
+        /// Spreads these pauses.
+        entropy: Entropy,
+    },
+    /// To a file, one after the other.
+    Log(Arc<Log>),
+}
+
+impl Outlet {
+    /// An event as it waits for the others of its batch.
+    fn prepared(&self, event: &Event, json: &str) -> String {
+        match self {
+            Outlet::Webhook { .. } => json.to_owned(),
+            Outlet::Log(log) => log.line(event, json),
+        }
+    }
 }
 
 /// The end of the back end that requests see.
-pub struct Batches(mpsc::Sender<String>);
+pub struct Batches {
+    events: mpsc::Sender<String>,
+    outlet: Outlet,
+}
 
 impl Sink for Batches {
     fn name(&self) -> &'static str {
         "buffered"
     }
 
-    fn write(&self, _event: &Event, json: &str) -> Result<Written, String> {
-        self.0.try_send(json.to_owned()).map_err(|e| match e {
+    fn write(&self, event: &Event, json: &str) -> Result<Written, String> {
+        self.events.try_send(self.outlet.prepared(event, json)).map_err(|e| match e {
             mpsc::error::TrySendError::Full(_) => "audit buffer queue blocked".to_owned(),
             mpsc::error::TrySendError::Closed(_) => "audit backend shut down".to_owned(),
         })?;
@@ -99,15 +127,14 @@ impl Sink for Blocking {
 pub struct Delivery {
     events: mpsc::Receiver<String>,
     config: BatchConfig,
-    receiver: Arc<dyn Receiver>,
-    entropy: Entropy,
+    outlet: Outlet,
 }
 
 /// Both ends of a back end.
 #[must_use]
-pub fn batches(config: BatchConfig, receiver: Arc<dyn Receiver>, entropy: Entropy) -> (Batches, Delivery) {
+pub fn batches(config: BatchConfig, outlet: Outlet) -> (Batches, Delivery) {
     let (sender, events) = mpsc::channel(config.buffer_size.max(1));
-    (Batches(sender), Delivery { events, config, receiver, entropy })
+    (Batches { events: sender, outlet: outlet.clone() }, Delivery { events, config, outlet })
 }
 
 /// Tokens that come at a rate, and of which some can be saved up.
@@ -146,12 +173,16 @@ impl Delivery {
             if let Some(pause) = throttle.as_mut().map(Throttle::take).filter(|p| !p.is_zero()) {
                 tokio::time::sleep(pause).await;
             }
-            let (receiver, entropy) = (self.receiver.clone(), self.entropy.clone());
-            let (backoff, stop) = (self.config.initial_backoff, stop.clone());
-            under_way.spawn(async move {
-                // A batch that was lost has been reported.
-                let _ = deliver(receiver, entropy, backoff, batch, stop).await;
-            });
+            match self.outlet.clone() {
+                Outlet::Log(log) => log.write_all(&batch),
+                Outlet::Webhook { receiver, initial_backoff, entropy } => {
+                    let stop = stop.clone();
+                    under_way.spawn(async move {
+                        // A batch that was lost has been reported.
+                        let _ = deliver(receiver, entropy, initial_backoff, batch, stop).await;
+                    });
+                }
+            }
             while under_way.try_join_next().is_some() {}
         }
         while under_way.join_next().await.is_some() {}
@@ -217,6 +248,7 @@ async fn deliver(
 
 #[cfg(test)]
 mod tests {
+    use super::super::log::{Format, Rotation};
     use super::*;
     use parking_lot::Mutex;
     use serde_json::Value;
@@ -244,17 +276,17 @@ mod tests {
 
     fn start(config: BatchConfig, refuse: u32) -> (Batches, Delivery, Arc<Kept>) {
         let kept = Arc::new(Kept { refuse: Mutex::new(refuse), lists: Mutex::default() });
-        let (batches, delivery) = batches(config, kept.clone(), Entropy::seeded(1));
+        let outlet = Outlet::Webhook {
+            receiver: kept.clone(),
+            initial_backoff: Duration::from_secs(10),
+            entropy: Entropy::seeded(1),
+        };
+        let (batches, delivery) = batches(config, outlet);
         (batches, delivery, kept)
     }
 
-    const CONFIG: BatchConfig = BatchConfig {
-        buffer_size: 10,
-        size_max: 4,
-        wait_max: Duration::from_secs(30),
-        throttle: None,
-        initial_backoff: Duration::from_secs(10),
-    };
+    const CONFIG: BatchConfig =
+        BatchConfig { buffer_size: 10, size_max: 4, wait_max: Duration::from_secs(30), throttle: None };
 
     fn sizes(kept: &Kept) -> Vec<usize> {
         kept.lists.lock().iter().map(|(_, n)| *n).collect()
@@ -264,16 +296,16 @@ mod tests {
     async fn batches_are_full_or_in_time() {
         let (batches, delivery, kept) = start(CONFIG, 0);
         for _ in 0..10 {
-            batches.0.try_send("{}".into()).unwrap();
+            batches.events.try_send("{}".into()).unwrap();
         }
-        assert!(batches.0.try_send("{}".into()).is_err(), "the buffer is full");
+        assert!(batches.events.try_send("{}".into()).is_err(), "the buffer is full");
         let stop = CancellationToken::new();
         let running = tokio::spawn(delivery.run(stop.clone()));
         tokio::time::sleep(Duration::from_secs(1)).await;
         assert_eq!(sizes(&kept), [4, 4]);
         tokio::time::sleep(Duration::from_secs(30)).await;
         assert_eq!(sizes(&kept), [4, 4, 2]);
-        batches.0.try_send("{}".into()).unwrap();
+        batches.events.try_send("{}".into()).unwrap();
         stop.cancel();
         running.await.unwrap();
         assert_eq!(sizes(&kept), [4, 4, 2, 1], "what is left is sent at the end");
@@ -300,7 +332,7 @@ mod tests {
         let (batches, delivery, kept) = start(config, 0);
         let begin = Instant::now();
         for _ in 0..4 {
-            batches.0.try_send("{}".into()).unwrap();
+            batches.events.try_send("{}".into()).unwrap();
         }
         let stop = CancellationToken::new();
         let running = tokio::spawn(delivery.run(stop.clone()));
@@ -308,12 +340,42 @@ mod tests {
         let at: Vec<u64> = kept.lists.lock().iter().map(|(at, _)| (*at - begin).as_secs()).collect();
         assert_eq!(at, [0, 0, 1, 2]);
         *kept.refuse.lock() = 2;
-        batches.0.try_send("{}".into()).unwrap();
+        batches.events.try_send("{}".into()).unwrap();
         tokio::time::sleep(Duration::from_secs(20)).await;
         assert_eq!(kept.lists.lock().len(), 4, "after ten seconds, and then fifteen");
         tokio::time::sleep(Duration::from_secs(15)).await;
         assert_eq!(kept.lists.lock().len(), 5);
         stop.cancel();
         running.await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_log_is_written_in_batches() {
+        let directory = std::env::temp_dir().join(format!("gantry-audit-batches-{}", std::process::id()));
+        let path = directory.join("audit.log");
+        let clock = gantry_api::clock::Clock::starting_at("2026-01-01T00:00:00Z".parse().unwrap());
+        let rotation = Rotation { bytes_max: 0, backups_max: 0, days_max: 0, compress: false };
+        let log = Arc::new(Log::open(&path, Format::Legacy, rotation, clock).unwrap());
+        let config = BatchConfig { buffer_size: 3, size_max: 2, ..CONFIG };
+        let (batches, delivery) = batches(config, Outlet::Log(log));
+        let event = super::super::event::tests::event();
+        let write = || batches.write(&event, "{}").map(|_| ());
+        for _ in 0..3 {
+            assert_eq!(write(), Ok(()));
+        }
+        assert_eq!(write(), Err("audit buffer queue blocked".to_owned()));
+        let lines = || std::fs::read_to_string(&path).unwrap().lines().filter(|l| l.contains(" AUDIT: id=")).count();
+        let stop = CancellationToken::new();
+        let running = tokio::spawn(delivery.run(stop.clone()));
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(lines(), 2, "the third waits for a fourth");
+        tokio::time::sleep(Duration::from_secs(30)).await;
+        assert_eq!(lines(), 3);
+        write().unwrap();
+        stop.cancel();
+        running.await.unwrap();
+        assert_eq!(lines(), 4, "what is left is written at the end");
+        assert_eq!(write(), Err("audit backend shut down".to_owned()));
+        std::fs::remove_dir_all(&directory).unwrap();
     }
 }

@@ -74,6 +74,23 @@ impl Log {
         Ok(Self { path: path.to_owned(), format, rotation, clock, output: Mutex::new(output) })
     }
 
+    /// An event on a line, as the format has it.
+    pub(super) fn line(&self, event: &Event, json: &str) -> String {
+        match self.format {
+            Format::Json => Event::line(json),
+            Format::Legacy => event.legacy(),
+        }
+    }
+
+    /// Writes lines; what cannot be written is reported and lost.
+    pub(super) fn write_all(&self, lines: &[String]) {
+        for line in lines {
+            if let Err(e) = self.append(line) {
+                super::report("log", &format!("{}: {e}", self.path.display()), 1);
+            }
+        }
+    }
+
     fn append(&self, line: &str) -> io::Result<()> {
         let length = line.len() as u64;
         let mut output = self.output.lock();
@@ -177,11 +194,7 @@ impl Sink for Log {
     }
 
     fn write(&self, event: &Event, json: &str) -> Result<Written, String> {
-        let line = match self.format {
-            Format::Json => Event::line(json),
-            Format::Legacy => event.legacy(),
-        };
-        self.append(&line).map_err(|e| format!("{}: {e}", self.path.display()))?;
+        self.append(&self.line(event, json)).map_err(|e| format!("{}: {e}", self.path.display()))?;
         Ok(Written::Done)
     }
 }

@@ -522,7 +522,7 @@ async fn take_down(
                 Err(e) => return Err(e),
             }
         }
-        me.registry.caught_up().await;
+        me.registry.caught_up().await?;
         drop(me);
         // Some may have finalizers that others have to take off.
         while !cache.snapshot().is_empty() {

@@ -3,7 +3,7 @@
 use super::cipher::{Algorithm, Cipher};
 use super::kms::metrics::Metrics;
 use super::kms::{self, Kms};
-use super::{ANY, Encryption, Provider};
+use super::{ANY, Encryption, Provider, Rules};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use gantry_api::clock::Clock;
@@ -95,12 +95,12 @@ fn shown((group, resource): &(String, String)) -> String {
     }
 }
 
-impl Encryption {
+impl Rules {
     /// Reads a configuration.
     ///
     /// # Errors
     /// Names the field that is wrong, and how. Keys are not shown.
-    pub fn parse(text: &[u8], clock: Clock, entropy: Entropy) -> Result<Self, String> {
+    pub(super) fn parse(text: &[u8], clock: Clock, entropy: Entropy, measured: Metrics) -> Result<Self, String> {
         let decoded = strict::decode_yaml(text, None).map_err(|e| e.to_string())?;
         if !decoded.strict_errors.is_empty() {
             return Err(strict::strict_error_message(&decoded.strict_errors));
@@ -115,8 +115,7 @@ impl Encryption {
         let mut errors = ErrorList::default();
         let mut rules: HashMap<(String, String), Vec<Arc<Provider>>> = HashMap::new();
         let root = Path::new("resources");
-        let mut reader =
-            Reader { clock, entropy, measured: Metrics::default(), services: Vec::new(), names: Vec::new() };
+        let mut reader = Reader { clock, entropy, measured, services: Vec::new(), names: Vec::new() };
         if config.resources.is_empty() {
             errors.required(&root, "at least one resources is required");
         }
@@ -139,15 +138,19 @@ impl Encryption {
         let mut errors: Vec<String> = errors.0.iter().map(ToString::to_string).collect();
         match errors.len() {
             0 => {
-                let rules = rules.into_iter().map(|(resource, providers)| (resource, Arc::new(providers))).collect();
-                let Reader { measured, services, entropy, .. } = reader;
-                Ok(Self { rules, services, measured, entropy })
+                let mut out = Rules { services: reader.services, ..Rules::default() };
+                for ((group, plural), providers) in rules {
+                    out.rules.entry(group).or_default().insert(plural, Arc::new(providers));
+                }
+                Ok(out)
             }
             1 => Err(errors.remove(0)),
             _ => Err(format!("[{}]", errors.join(", "))),
         }
     }
+}
 
+impl Encryption {
     /// A configuration that encrypts Secrets with a new key, and reads those that are not encrypted.
     #[must_use]
     pub fn generate(entropy: &Entropy) -> String {

@@ -8,19 +8,27 @@ mod cipher;
 mod config;
 mod kms;
 
+use crate::registry::Registry;
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use cipher::{Algorithm, Cipher};
+use gantry_api::clock::Clock;
 use gantry_api::entropy::Entropy;
 use gantry_api::kind::Resource;
 use kms::Kms;
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 /// What every encrypted value begins with.
 const ENCRYPTED: &[u8] = b"k8s:enc:";
 /// Any group, any resource.
 const ANY: &str = "*";
+/// How long the key management services of a new configuration may take until they are well; upstream's shortest.
+const WELL_WITHIN: Duration = Duration::from_secs(10);
+/// How often they are looked at meanwhile.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// One way to store values.
 enum Provider {
@@ -85,21 +93,31 @@ impl Provider {
     }
 }
 
-/// How the values of a resource are stored. Cheap to clone.
+/// Ways to store values; the first is written with.
+type Providers = Arc<Vec<Arc<Provider>>>;
+
+/// How the values of a resource are stored, as the configuration says at the time. Cheap to clone.
 #[derive(Clone)]
 pub struct Transformer {
-    /// The first is written with; None for what no configuration speaks of.
-    providers: Option<Arc<Vec<Arc<Provider>>>>,
+    rules: Arc<ArcSwap<Rules>>,
+    /// The group they are stored under.
+    group: &'static str,
+    plural: &'static str,
     entropy: Entropy,
 }
 
 impl Transformer {
+    /// None for what no configuration speaks of.
+    fn providers(&self) -> Option<Providers> {
+        self.rules.load().of(self.group, self.plural).cloned()
+    }
+
     /// What is stored of a value. `place` is the key it is stored under.
     ///
     /// # Errors
     /// Where it cannot be encrypted.
     pub fn seal(&self, place: &[u8], plain: &Bytes) -> Result<Bytes, String> {
-        match self.providers.as_ref().and_then(|p| p.first()).map(AsRef::as_ref) {
+        match self.providers().as_ref().and_then(|p| p.first()).map(AsRef::as_ref) {
             None | Some(Provider::Identity) => Ok(plain.clone()),
             Some(provider) => Ok(provider.seal(place, plain, &self.entropy)?.into()),
         }
@@ -108,7 +126,7 @@ impl Transformer {
     /// Has a key management service decrypt what this value needs, if it is not in memory. To be called before
     /// [`Transformer::open`], which tells what came of it.
     pub async fn prepare(&self, stored: &Bytes) {
-        for provider in self.providers.iter().flat_map(|p| p.iter()) {
+        for provider in self.providers().iter().flat_map(|p| p.iter()) {
             if let Provider::Kms(kms) = &**provider
                 && let Some(stored) = stored.strip_prefix(kms.prefix())
             {
@@ -124,7 +142,7 @@ impl Transformer {
     pub fn open(&self, place: &[u8], stored: &Bytes) -> Result<(Bytes, bool), String> {
         // Most is not encrypted, and is not copied.
         let plain = !stored.starts_with(ENCRYPTED);
-        let Some(providers) = &self.providers else {
+        let Some(providers) = self.providers() else {
             return if plain { Ok((stored.clone(), false)) } else { Provider::Identity.open(place, stored).map(own) };
         };
         let mut errors = Vec::new();
@@ -148,13 +166,37 @@ fn own((value, stale): (Vec<u8>, bool)) -> (Bytes, bool) {
     (value.into(), stale)
 }
 
-/// How the values of each resource are stored.
-#[derive(Clone)]
-pub struct Encryption {
-    /// By group and plural name, either of which may be [`ANY`].
-    rules: HashMap<(String, String), Arc<Vec<Arc<Provider>>>>,
+/// A configuration.
+#[derive(Default)]
+struct Rules {
+    /// By group, and in it by plural name; either may be [`ANY`].
+    rules: HashMap<String, HashMap<String, Providers>>,
     /// The key management services, in the order of the configuration.
     services: Vec<Arc<Kms>>,
+    /// Cancelled when another takes its place.
+    replaced: CancellationToken,
+}
+
+impl Rules {
+    fn of(&self, group: &str, plural: &str) -> Option<&Providers> {
+        let own = self.rules.get(group).and_then(|rules| rules.get(plural).or_else(|| rules.get(ANY)));
+        own.or_else(|| self.rules.get(ANY)?.get(ANY))
+    }
+
+    /// Whether the key management services are well; what `/healthz/kms-providers` says where they are not.
+    async fn health(&self) -> Result<(), String> {
+        let mut errors = Vec::new();
+        for (i, service) in self.services.iter().enumerate() {
+            errors.extend(service.check().await.err().map(|why| format!("kms-provider-{i}: {why}")));
+        }
+        if errors.is_empty() { Ok(()) } else { Err(joined(errors, "")) }
+    }
+}
+
+/// How the values of each resource are stored. Clones share a configuration, which can be replaced.
+#[derive(Clone)]
+pub struct Encryption {
+    rules: Arc<ArcSwap<Rules>>,
     measured: kms::metrics::Metrics,
     entropy: Entropy,
 }
@@ -162,7 +204,11 @@ pub struct Encryption {
 impl std::fmt::Debug for Encryption {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         // Keys stay out of logs.
-        f.debug_tuple("Encryption").field(&self.rules.keys()).finish()
+        let rules = self.rules.load();
+        let mut named: Vec<_> =
+            rules.rules.iter().flat_map(|(group, rules)| rules.keys().map(move |plural| (group, plural))).collect();
+        named.sort();
+        f.debug_tuple("Encryption").field(&named).finish()
     }
 }
 
@@ -170,20 +216,52 @@ impl Encryption {
     /// Nothing is encrypted.
     #[must_use]
     pub fn none(entropy: Entropy) -> Self {
-        Self { rules: HashMap::new(), services: Vec::new(), measured: kms::metrics::Metrics::default(), entropy }
+        let (rules, measured) = (Arc::default(), kms::metrics::Metrics::default());
+        Self { rules, measured, entropy }
+    }
+
+    /// Reads a configuration.
+    ///
+    /// # Errors
+    /// Names the field that is wrong, and how. Keys are not shown.
+    pub fn parse(text: &[u8], clock: Clock, entropy: Entropy) -> Result<Self, String> {
+        let none = Self::none(entropy);
+        let rules = none.read(text, clock)?;
+        none.rules.store(Arc::new(rules));
+        Ok(none)
+    }
+
+    fn read(&self, text: &[u8], clock: Clock) -> Result<Rules, String> {
+        Rules::parse(text, clock, self.entropy.clone(), self.measured.clone())
+    }
+
+    /// Stores from now on as another configuration says, once its key management services are well.
+    ///
+    /// # Errors
+    /// What is wrong with the configuration or with which of its services; what was there before stays.
+    async fn replace(&self, text: &[u8], clock: Clock) -> Result<(), String> {
+        let new = self.read(text, clock)?;
+        let until = tokio::time::Instant::now() + WELL_WITHIN;
+        while let Err(why) = new.health().await {
+            if tokio::time::Instant::now() >= until {
+                let polling = "polling error context deadline exceeded";
+                return Err(format!("health check for new transformers failed, {polling}: {why}"));
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+        self.rules.swap(Arc::new(new)).replaced.cancel();
+        Ok(())
     }
 
     /// The key management services, in the order of the configuration.
     #[must_use]
-    pub fn services(&self) -> &[Arc<Kms>] {
-        &self.services
+    pub fn services(&self) -> Vec<Arc<Kms>> {
+        self.rules.load().services.clone()
     }
 
-    /// Has what is measured of key management services exported, if there are any.
+    /// Has what is measured of key management services exported.
     pub fn register(&self, registry: &mut prometheus_client::registry::Registry) {
-        if !self.services.is_empty() {
-            self.measured.register(registry);
-        }
+        self.measured.register(registry);
     }
 
     /// Whether the key management services are well; what `/healthz/kms-providers` says where they are not.
@@ -191,31 +269,47 @@ impl Encryption {
     /// # Errors
     /// What is wrong with which of them.
     pub async fn health(&self) -> Result<(), String> {
-        let mut errors = Vec::new();
-        for (i, service) in self.services.iter().enumerate() {
-            errors.extend(service.check().await.err().map(|why| format!("kms-provider-{i}: {why}")));
-        }
-        if errors.is_empty() { Ok(()) } else { Err(joined(errors, "")) }
+        self.rules.load_full().health().await
     }
 
-    /// How the values of a resource are stored. The group is the one they are stored under.
+    /// How the values of a resource are stored.
     #[must_use]
     pub fn of(&self, resource: &dyn Resource) -> Transformer {
         let info = resource.info();
-        let rule = |group: &str, plural: &str| self.rules.get(&(group.to_owned(), plural.to_owned()));
-        let found = rule(info.storage_group, info.plural).or_else(|| rule(info.storage_group, ANY));
-        let providers = found.or_else(|| rule(ANY, ANY)).cloned();
-        Transformer { providers, entropy: self.entropy.clone() }
+        let (rules, entropy) = (self.rules.clone(), self.entropy.clone());
+        Transformer { rules, group: info.storage_group, plural: info.plural, entropy }
     }
 }
 
-/// Keeps the server's state of the key management service with this number current until `stop`, and shows what could
-/// not be decrypted while it was away.
-pub async fn keep(registry: Arc<crate::registry::Registry>, number: usize, stop: CancellationToken) {
-    let Some(service) = registry.encryption().services().get(number).cloned() else { return };
+/// Has the registry store as another configuration says. What could not be decrypted before, and can be now, is shown.
+///
+/// # Errors
+/// What is wrong with the configuration, or with which of its key management services; what was there before stays.
+pub async fn replace(
+    registry: &Arc<Registry>,
+    text: &[u8],
+    clock: Clock,
+    gone: &CancellationToken,
+) -> Result<(), String> {
+    registry.encryption().replace(text, clock).await?;
+    keep(registry, gone);
+    registry.reread().await.map_err(|e| format!("what could not be decrypted cannot be read again: {e}"))
+}
+
+/// Keeps the server's state of the key management services current until `gone` or until there is another configuration.
+pub fn keep(registry: &Arc<Registry>, gone: &CancellationToken) {
+    let rules = registry.encryption().rules.load_full();
+    for service in &rules.services {
+        tokio::spawn(follow(registry.clone(), service.clone(), gone.clone(), rules.replaced.clone()));
+    }
+}
+
+/// Asks a key management service how it is, and shows what could not be decrypted while it was away.
+async fn follow(registry: Arc<Registry>, service: Arc<Kms>, gone: CancellationToken, replaced: CancellationToken) {
     loop {
         let well = tokio::select! {
-            () = stop.cancelled() => return,
+            () = gone.cancelled() => return,
+            () = replaced.cancelled() => return,
             well = service.watch() => well,
         };
         if well && let Err(error) = registry.reread().await {
@@ -227,7 +321,6 @@ pub async fn keep(registry: Arc<crate::registry::Registry>, number: usize, stop:
 #[cfg(test)]
 mod tests {
     use super::*;
-    use gantry_api::clock::Clock;
     use k8s_openapi::jiff::Timestamp;
 
     fn clock() -> Clock {
@@ -290,7 +383,7 @@ mod tests {
         assert_eq!(failure(&format!("[{}]", keys("secretbox", &[("a", KEY_2)])), &boxed), wrong);
         assert_eq!(failure("[{identity: {}}]", &cbc), "no matching prefix found");
         assert_eq!(failure(&format!("[{}]", keys("aescbc", &[("a", KEY_1)])), &plain), "no matching prefix found");
-        let none = Transformer { providers: None, entropy: Entropy::seeded(1) };
+        let none = Encryption::none(Entropy::seeded(1)).of(gantry_api::kinds::find("", "v1", "secrets").unwrap());
         assert_eq!(none.open(PLACE, &cbc).unwrap_err(), "identity transformer tried to read encrypted data");
         assert_eq!(none.open(PLACE, &plain).unwrap(), (plain, false));
     }
@@ -307,5 +400,46 @@ mod tests {
         assert_eq!(of("", "configmaps").seal(PLACE, &plain).unwrap(), plain);
         assert_ne!(text, Encryption::generate(&entropy));
         assert_eq!(format!("{encryption:?}"), "Encryption([(\"\", \"secrets\")])");
+    }
+
+    #[tokio::test]
+    async fn another_configuration_takes_over_and_a_bad_one_does_not() {
+        let text = |providers: &str| {
+            format!(
+                "apiVersion: apiserver.config.k8s.io/v1\nkind: EncryptionConfiguration\nresources:\n\
+                 - resources: [secrets]\n  providers: {providers}\n"
+            )
+        };
+        let first = text(&format!("[{}]", keys("aescbc", &[("a", KEY_1)])));
+        let encryption = Encryption::parse(first.as_bytes(), clock(), Entropy::seeded(1)).unwrap();
+        // Taken before, as caches have theirs.
+        let secrets = encryption.of(gantry_api::kinds::find("", "v1", "secrets").unwrap());
+        let plain = Bytes::from_static(b"{}");
+        let sealed = secrets.seal(PLACE, &plain).unwrap();
+        let replaced = encryption.rules.load().replaced.clone();
+
+        let bad = encryption.replace(text("[]").as_bytes(), clock()).await.unwrap_err();
+        assert!(bad.starts_with("resources[0].providers: Required value"), "{bad}");
+        assert_eq!(secrets.open(PLACE, &sealed).unwrap(), (plain.clone(), false));
+        assert!(!replaced.is_cancelled());
+
+        let second = text(&format!("[{}]", keys("aescbc", &[("b", KEY_2), ("a", KEY_1)])));
+        encryption.clone().replace(second.as_bytes(), clock()).await.unwrap();
+        assert!(replaced.is_cancelled());
+        assert_eq!(secrets.open(PLACE, &sealed).unwrap(), (plain.clone(), true));
+        assert!(secrets.seal(PLACE, &plain).unwrap().starts_with(b"k8s:enc:aescbc:v1:b:"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_configuration_whose_service_is_away_is_not_taken_over() {
+        let encryption = Encryption::none(Entropy::seeded(1));
+        let text = "apiVersion: apiserver.config.k8s.io/v1\nkind: EncryptionConfiguration\nresources:\n\
+                    - resources: [secrets]\n  providers: [{kms: {apiVersion: v2, name: k, timeout: 1s, \
+                    endpoint: 'unix:///nonexistent/kms.sock'}}]\n";
+        let why = encryption.replace(text.as_bytes(), clock()).await.unwrap_err();
+        let wanted =
+            "health check for new transformers failed, polling error context deadline exceeded: kms-provider-0: ";
+        assert!(why.starts_with(wanted), "{why}");
+        assert!(encryption.services().is_empty());
     }
 }

@@ -35,7 +35,7 @@ pub async fn sync(server: &Server) -> Result<(), ApiError> {
     ensure(server, defaults::suggested_priority_levels(), false).await?;
     ensure(server, defaults::mandatory_flow_schemas(), true).await?;
     ensure(server, defaults::suggested_flow_schemas(), false).await?;
-    server.registry.caught_up().await;
+    server.registry.caught_up().await?;
     let kept = |own: &[FlowSchema], name: &str| own.iter().any(|o| o.metadata.name() == name);
     let schemas = [defaults::mandatory_flow_schemas(), defaults::suggested_flow_schemas()].concat();
     remove_others::<FlowSchema>(server, |name| kept(&schemas, name)).await?;
@@ -43,7 +43,7 @@ pub async fn sync(server: &Server) -> Result<(), ApiError> {
     remove_others::<PriorityLevelConfiguration>(server, |name| levels.iter().any(|o| o.metadata.name() == name))
         .await?;
 
-    server.registry.caught_up().await;
+    server.registry.caught_up().await?;
     let cluster = &server.services.cluster;
     let schemas = cluster.list::<FlowSchema>("").await?;
     let levels = cluster.list::<PriorityLevelConfiguration>("").await?;

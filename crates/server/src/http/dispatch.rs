@@ -67,12 +67,18 @@ pub async fn resource(server: &Arc<Server>, mut cx: RequestContext, body: Bytes)
         }
     };
     let Some(verb) = verbs.iter().copied().find(|v| v.as_str() == info.verb) else {
-        return Err(ApiError::new(
-            405,
-            "MethodNotAllowed",
-            "the server does not allow this method on the requested resource",
-        ));
+        return Err(ApiError::method_not_allowed());
     };
+    // Objects are created in collections, and collections are not written as a whole. Of custom resources, upstream does
+    // not tell paths with a name from those without.
+    let misplaced = match verb {
+        Verb::Update | Verb::Patch => info.name.is_empty(),
+        Verb::Create => !info.name.is_empty() && info.subresource.is_empty(),
+        _ => false,
+    };
+    if misplaced && resource.learned().is_none() {
+        return Err(ApiError::method_not_allowed());
+    }
     let call = Call { server, cx: &cx, resource };
     let mut response = match (verb, info.subresource.as_str()) {
         (Verb::Get | Verb::List, _) if resource.info().virtual_only => {
@@ -89,6 +95,7 @@ pub async fn resource(server: &Arc<Server>, mut cx: RequestContext, body: Bytes)
     }?;
     let deprecation = resource.info().deprecation;
     if !deprecation.is_empty() {
+        server.metrics.deprecated(&info);
         respond::add_warnings(&mut response, &[deprecation.to_owned()]);
     }
     Ok(response)
@@ -123,11 +130,7 @@ fn check_place(cx: &RequestContext, resource: &dyn Resource) -> Result<(), ApiEr
         return Ok(());
     }
     if resource.info().namespaced && matches!(info.verb.as_str(), "create" | "deletecollection") {
-        return Err(ApiError::new(
-            405,
-            "MethodNotAllowed",
-            "the server does not allow this method on the requested resource",
-        ));
+        return Err(ApiError::method_not_allowed());
     }
     Err(ApiError::no_such_path())
 }
@@ -152,6 +155,7 @@ impl Call<'_> {
 
     async fn get(&self) -> Result<Response, ApiError> {
         let accepted = self.accepted()?;
+        accepted.check_kind(self.resource, false)?;
         let options = ListOptions::parse(&self.version_only())?;
         let name = &self.cx.info.name;
         let entry = self.server.registry.get(self.resource, self.namespace(), name, options.resource_version).await?;
@@ -166,6 +170,7 @@ impl Call<'_> {
 
     async fn list(&self) -> Result<Response, ApiError> {
         let accepted = self.accepted()?;
+        accepted.check_kind(self.resource, true)?;
         let options = ListOptions::parse(&self.cx.query)?;
         match self.server.registry.list(self.resource, self.namespace(), &options, accepted.form).await? {
             Listed::Items(items) => respond::list(*items, &accepted, &self.cx.parts.headers),
@@ -191,7 +196,7 @@ impl Call<'_> {
         let body = self.server.registry.watch(self.resource, self.namespace(), &options, accepted.form).await?;
         let is_protobuf = accepted.media == Media::Protobuf;
         let body = if is_protobuf { body.into_protobuf() } else { body };
-        let body = self.server.metrics.long_running(body, &self.cx.info);
+        let body = self.server.metrics.long_running(body, &self.cx.info, self.resource);
         let mut response = Response::new(body.boxed());
         // Upstream says nothing of the shape here.
         let content_type = if is_protobuf { PROTOBUF_STREAM } else { "application/json" };

@@ -1,6 +1,8 @@
 //! Content negotiation: what form of answer a client accepts, and how its body is written.
 
 use crate::registry::draft::Encoding;
+use gantry_api::kind::Resource;
+use gantry_api::meta::field::{ErrorList, Path};
 use gantry_api::meta::status::ApiError;
 use gantry_schema::protobuf;
 use http::HeaderMap;
@@ -54,11 +56,43 @@ pub struct Accepted {
     pub form: Form,
     /// Whether JSON is indented for people.
     pub pretty: bool,
+    /// The kind that was asked for by name, where it is one of lists or one of single objects.
+    pub kind: Option<&'static str>,
 }
+
+/// Metadata of one object, and of a list.
+const PARTIAL: &str = "PartialObjectMetadata";
+const PARTIAL_LIST: &str = "PartialObjectMetadataList";
 
 impl Accepted {
     /// Plain JSON.
-    pub const JSON: Self = Self { media: Media::Json, form: Form::Object, pretty: false };
+    pub const JSON: Self = Self { media: Media::Json, form: Form::Object, pretty: false, kind: None };
+
+    /// Refuses what asks for a list of one object, or for one object of a list.
+    ///
+    /// # Errors
+    /// 406.
+    pub fn check_kind(&self, resource: &dyn Resource, list: bool) -> Result<(), ApiError> {
+        let info = resource.info();
+        let wrong = match self.kind {
+            Some(PARTIAL) => list,
+            Some(PARTIAL_LIST) => !list,
+            _ => false,
+        };
+        if !wrong {
+            return Ok(());
+        }
+        let package = info.group.split('.').next().filter(|g| !g.is_empty()).unwrap_or("core");
+        let of = match (resource.learned().is_some(), list) {
+            (true, true) => "unstructured.UnstructuredList".to_owned(),
+            (true, false) => "unstructured.Unstructured".to_owned(),
+            (false, true) => format!("{package}.{}", info.list_kind()),
+            (false, false) => format!("{package}.{}", info.kind),
+        };
+        let (asked, is) = if list { (PARTIAL, "a list") } else { (PARTIAL_LIST, "not a list") };
+        let message = format!("you requested {asked}, but the requested object is {is} (*{of})");
+        Err(ApiError::new(406, "NotAcceptable", message))
+    }
 
     /// The value of `Content-Type`.
     #[must_use]
@@ -161,12 +195,17 @@ pub fn accept_of(
             agent.starts_with("curl") || agent.starts_with("Wget") || agent.starts_with("Mozilla/5.0")
         }),
     };
-    let include = match param("includeObject") {
-        Some("None") => IncludeObject::None,
-        Some("Object") => IncludeObject::Object,
-        _ => IncludeObject::Metadata,
+    let include = match param("includeObject").unwrap_or_default() {
+        "None" => Ok(IncludeObject::None),
+        "Object" => Ok(IncludeObject::Object),
+        "" | "Metadata" => Ok(IncludeObject::Metadata),
+        other => {
+            let mut errors = ErrorList::default();
+            errors.invalid(&Path::new("includeObject"), other, "must be 'Metadata', 'Object', 'None', or empty");
+            Err(errors.0[0].to_string())
+        }
     };
-    let plain = Accepted { media: Media::Json, form: Form::Object, pretty };
+    let plain = Accepted { pretty, ..Accepted::JSON };
     let clauses = clauses(headers);
     if clauses.is_empty() {
         return Ok(plain);
@@ -186,6 +225,7 @@ pub fn accept_of(
         if clause.param("sv").is_some_and(|v| !v.is_empty()) {
             continue;
         }
+        let mut named = None;
         let form = match clause.param("as") {
             None if media == Media::Protobuf && !protobuf => continue,
             None if clause.param("g").is_some() || clause.param("v").is_some() => continue,
@@ -200,14 +240,21 @@ pub fn accept_of(
                 match kind {
                     // Its cells are any JSON, which protobuf has no form for.
                     "Table" if media == Media::Protobuf => continue,
-                    "Table" => Form::Table(version, include),
-                    "PartialObjectMetadata" | "PartialObjectMetadataList" => Form::Metadata(version),
+                    "Table" => {
+                        let cannot =
+                            |why| ApiError::bad_request(format!("Unable to convert to Table as requested: {why}"));
+                        Form::Table(version, include.clone().map_err(cannot)?)
+                    }
+                    PARTIAL | PARTIAL_LIST => {
+                        named = Some(if kind == PARTIAL { PARTIAL } else { PARTIAL_LIST });
+                        Form::Metadata(version)
+                    }
                     _ => continue,
                 }
             }
         };
         let pretty = pretty || clause.param("pretty") == Some("1");
-        return Ok(Accepted { media, form, pretty });
+        return Ok(Accepted { media, form, pretty, kind: named });
     }
     Err(not_acceptable())
 }

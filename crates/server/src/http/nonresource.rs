@@ -4,6 +4,7 @@ use super::negotiate::{Accepted, Media, accept, clauses};
 use super::{dispatch::is_built_in, respond};
 use crate::authn::issuer_discovery;
 use crate::discovery::Answer;
+use crate::exposition;
 use crate::request::{RequestContext, Response};
 use crate::server::Server;
 use gantry_api::meta::status::ApiError;
@@ -24,10 +25,8 @@ const PATHS: &[&str] = &["/healthz", "/livez", "/metrics", "/openapi/v2", "/open
 /// 404 for paths nothing serves below what upstream registers as a whole, 405 for writes to documents.
 pub async fn answer(server: &Server, cx: RequestContext) -> Result<Response, ApiError> {
     let reads = matches!(cx.parts.method, Method::GET | Method::HEAD);
-    let not_allowed =
-        || ApiError::new(405, "MethodNotAllowed", "the server does not allow this method on the requested resource");
     if cx.info.path.starts_with("/openapi/") {
-        return if reads { crate::openapi::answer(server, cx).await } else { Err(not_allowed()) };
+        return if reads { crate::openapi::answer(server, cx).await } else { Err(ApiError::method_not_allowed()) };
     }
     let path = cx.info.path.trim_end_matches('/');
     if let Some(response) = measurements(server, &cx, path).await? {
@@ -35,7 +34,7 @@ pub async fn answer(server: &Server, cx: RequestContext) -> Result<Response, Api
     }
     match document(server, &cx, path)? {
         Some(response) if reads => Ok(response),
-        Some(_) => Err(not_allowed()),
+        Some(_) => Err(ApiError::method_not_allowed()),
         None if is_registered(path) => Err(ApiError::no_such_path()),
         None => Ok(respond::page_not_found()),
     }
@@ -57,8 +56,13 @@ async fn measurements(server: &Server, cx: &RequestContext, path: &str) -> Resul
     Ok(match path {
         "/metrics" => Some(respond::with_type(
             200,
-            "application/openmetrics-text; version=1.0.0; charset=utf-8",
-            server.metrics.render(&server.registry, &server.flow, server.config.audit.as_deref()),
+            exposition::CONTENT_TYPE,
+            server.metrics.render(
+                &server.registry,
+                &server.flow,
+                &server.services.admission,
+                server.config.audit.as_deref(),
+            ),
         )),
         "/healthz" | "/livez" | "/readyz" => Some(health(server, path, cx).await?),
         _ if path.starts_with("/debug/api_priority_and_fairness/") => {
@@ -148,6 +152,9 @@ fn version() -> serde_json::Value {
     })
 }
 
+/// Endpoints of health checks.
+const HEALTH: [&str; 3] = ["healthz", "livez", "readyz"];
+
 type Check = (&'static str, Result<(), String>);
 
 async fn checks(server: &Server, path: &str) -> Vec<Check> {
@@ -181,6 +188,10 @@ async fn checks(server: &Server, path: &str) -> Vec<Check> {
 async fn health(server: &Server, path: &str, cx: &RequestContext) -> Result<Response, ApiError> {
     let excluded: Vec<&str> = cx.query.iter().filter(|(k, _)| k == "exclude").map(|(_, v)| v.as_str()).collect();
     let checks = checks(server, path).await;
+    let of = HEALTH.iter().find(|of| path.trim_start_matches('/') == **of).copied().unwrap_or_default();
+    for (name, outcome) in checks.iter().filter(|(name, _)| !excluded.contains(name)) {
+        server.metrics.checked(name, of, outcome.is_ok());
+    }
     let failed = checks.iter().any(|(name, r)| r.is_err() && !excluded.contains(name));
     if !failed && cx.param("verbose").is_none() {
         return Ok(respond::with_type(200, "text/plain; charset=utf-8", "ok"));

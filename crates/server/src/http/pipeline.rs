@@ -119,7 +119,9 @@ async fn answer(server: &Arc<Server>, mut parts: Parts, body: Incoming, caller: 
         Err(e) => return respond::error(&e, &negotiate::accept_failure(&parts.headers, &query)),
     };
     let failure = negotiate::accept_failure(&parts.headers, &query);
-    let record = server.metrics.begin(&info);
+    let resource = server.registry.find(&info.group, &info.version, &info.resource);
+    let record = server.metrics.begin(&info, resource, &query);
+    let is_head = parts.method == http::Method::HEAD;
     // Whoever the request is passed on to knows it by the same id.
     parts.headers.insert(AUDIT_ID, audit_id.clone());
     let cx = RequestContext { info, user: UserInfo::default(), parts, resource: None, query };
@@ -155,8 +157,8 @@ async fn answer(server: &Arc<Server>, mut parts: Parts, body: Incoming, caller: 
     response.headers_mut().insert(AUDIT_ID, audit_id);
     let cache = response.headers_mut().entry(http::header::CACHE_CONTROL);
     cache.or_insert(HeaderValue::from_static("no-cache, private"));
-    server.metrics.end(record, response.status().as_u16(), started.elapsed());
-    response
+    let response = server.metrics.end(record, response, started.elapsed());
+    if is_head { respond::without_body(response) } else { response }
 }
 
 async fn steps(

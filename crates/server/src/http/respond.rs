@@ -103,6 +103,16 @@ pub fn holding<T: Send + Sync + 'static>(body: ResponseBody, kept: T) -> Respons
     .boxed()
 }
 
+/// The head of an answer alone. What is asked with HEAD says how long the body would be, and HTTP/2 breaks off where one
+/// comes along.
+#[must_use]
+pub fn without_body(mut response: Response) -> Response {
+    if let Some(length) = response.body().size_hint().exact() {
+        response.headers_mut().entry(CONTENT_LENGTH).or_insert(length.into());
+    }
+    response.map(|_| full(Bytes::new()))
+}
+
 /// Adds `Warning: 299 - "text"` headers.
 pub fn add_warnings(response: &mut Response, warnings: &[String]) {
     let mut seen: Vec<&String> = Vec::new();

@@ -130,7 +130,7 @@ impl Registry {
         options: &DeleteOptions,
         user: &UserInfo,
     ) -> Result<Vec<Deleted>, ApiError> {
-        self.caught_up().await;
+        self.caught_up().await?;
         let cache = self.cache(resource)?;
         let selection = cache.selection(namespace, list.labels.clone(), &list.fields)?;
         self.check_readable(resource, namespace)?;

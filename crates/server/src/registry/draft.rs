@@ -447,7 +447,9 @@ pub(super) fn patch_error(error: PatchError) -> ApiError {
         PatchError::TooLarge(_) => ApiError::new(413, "RequestEntityTooLarge", message),
         PatchError::Rejected { why } => {
             tracing::debug!(why, "patch does not fit");
-            ApiError::new(422, "Invalid", message)
+            let mut refused = ApiError::new(422, "Invalid", message);
+            refused.details = Some(Box::default());
+            refused
         }
         PatchError::Internal(_) => ApiError::new(500, "", message),
     }

@@ -18,7 +18,7 @@ use crate::admission::Chain;
 use crate::cluster::Cluster;
 use crate::encryption::Encryption;
 use crate::watch_cache::dispatch::prefix_of;
-use crate::watch_cache::{Dispatcher, WatchCache};
+use crate::watch_cache::{Dispatcher, Halted, WatchCache};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use gantry_api::clock::Clock;
@@ -211,10 +211,11 @@ impl Registry {
     }
 
     /// Resolves once the caches hold every write acknowledged so far.
-    pub async fn caught_up(&self) -> u64 {
-        let revision = self.store.revision();
-        self.dispatcher.applied().reached(revision).await;
-        revision
+    ///
+    /// # Errors
+    /// Where they never will, because they do not follow the store any more.
+    pub async fn caught_up(&self) -> Result<(), Halted> {
+        self.dispatcher.applied().reached(self.store.revision()).await
     }
 
     /// The revision of the last write.

@@ -27,7 +27,7 @@ impl ObjectSource for Registry {
     ) -> Result<Option<Arc<dyn Object>>, ApiError> {
         let cache = self.cache(resource)?;
         if linearizable {
-            self.caught_up().await;
+            self.caught_up().await?;
         }
         let path = path_of(resource, namespace, name);
         let Some(entry) = cache.get(&path) else {

@@ -184,14 +184,13 @@ impl Registry {
     /// Waits until the caches are as fresh as asked: None is linearizable, 0 anything.
     pub(super) async fn fresh(&self, version: Option<u64>) -> Result<(), ApiError> {
         match version {
-            None => {
-                self.caught_up().await;
-            }
+            None => self.caught_up().await?,
             Some(0) => {}
             Some(version) => {
                 let reached = self.dispatcher.applied().reached(version);
-                if tokio::time::timeout(FRESH_WITHIN, reached).await.is_err() {
-                    return Err(too_large(version, self.dispatcher.applied().get()));
+                match tokio::time::timeout(FRESH_WITHIN, reached).await {
+                    Ok(reached) => reached?,
+                    Err(_) => return Err(too_large(version, self.dispatcher.applied().get())),
                 }
             }
         }

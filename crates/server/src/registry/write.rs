@@ -277,8 +277,8 @@ impl Registry {
         let outcome = self.commit(target.resource, object, stored, target.options.dry_run).await;
         if !matches!(outcome, Ok(Committed::At(..))) {
             let attributes = self::attributes(target, &name, object, old);
-            for plugin in &self.admission().validating {
-                plugin.abandoned(&attributes, &self.cluster()).await;
+            for timed in &self.admission().validating {
+                timed.plugin.abandoned(&attributes, &self.cluster()).await;
             }
         }
         drop(held);

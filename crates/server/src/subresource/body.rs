@@ -103,6 +103,5 @@ pub(super) fn only_create(cx: &RequestContext) -> Result<(), ApiError> {
     if cx.info.verb == "create" && cx.info.tail.is_empty() {
         return Ok(());
     }
-    let message = "the server does not allow this method on the requested resource";
-    Err(ApiError::new(405, "MethodNotAllowed", message))
+    Err(ApiError::method_not_allowed())
 }

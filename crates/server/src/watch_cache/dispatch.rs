@@ -5,11 +5,12 @@ use crate::encryption::Encryption;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use gantry_api::kind::Resource;
+use gantry_api::meta::status::ApiError;
 use gantry_store::{Event, KeyValue, Range, Store, StoreError, WatchBatch};
 use parking_lot::Mutex;
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
@@ -18,11 +19,24 @@ pub const REGISTRY: &str = "/registry/";
 /// Objects read from the store at a time while loading.
 const LOAD_PAGE: usize = 1000;
 
+/// The caches do not follow the store any more, and for want of what was written since cannot answer. With the cause.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("watch caches do not follow the store any more: {0}")]
+pub struct Halted(pub String);
+
+impl From<Halted> for ApiError {
+    fn from(halted: Halted) -> Self {
+        Self::internal(halted)
+    }
+}
+
 /// The revision all caches have taken in.
 #[derive(Default)]
 pub struct Applied {
     revision: AtomicU64,
     changed: Notify,
+    /// Why there will be no further one.
+    halted: OnceLock<String>,
 }
 
 impl Applied {
@@ -37,17 +51,32 @@ impl Applied {
         self.changed.notify_waiters();
     }
 
+    /// Nothing more will be applied. The first cause stays.
+    fn halt(&self, cause: &str) {
+        self.halted.get_or_init(|| cause.to_owned());
+        self.changed.notify_waiters();
+    }
+
     /// Resolves once `revision` has been applied.
-    pub async fn reached(&self, revision: u64) {
+    ///
+    /// # Errors
+    /// Where it will never be.
+    pub async fn reached(&self, revision: u64) -> Result<(), Halted> {
         while self.get() < revision {
             let changed = self.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
+            // In this order: what was applied before the end counts.
+            let halted = self.halted.get();
             if self.get() >= revision {
-                return;
+                break;
+            }
+            if let Some(cause) = halted {
+                return Err(Halted(cause.clone()));
             }
             changed.await;
         }
+        Ok(())
     }
 }
 
@@ -274,11 +303,13 @@ impl Dispatcher {
         mut replaced: mpsc::UnboundedReceiver<Replace>,
         stop: CancellationToken,
     ) {
-        loop {
+        // However this ends, nobody waits for what will not come.
+        let following = Following(&self);
+        let cause = loop {
             // In order: an unordered choice draws lots, and two runs from one seed would end differently.
             let batch = tokio::select! {
                 biased;
-                () = stop.cancelled() => break,
+                () = stop.cancelled() => break "the server has stopped".to_owned(),
                 Some(Replace { key, resources, done }) = replaced.recv() => {
                     // Whoever asked may be gone; what is served changes all the same.
                     let _ = done.send(self.take_replacement(&key, resources).await);
@@ -298,7 +329,7 @@ impl Dispatcher {
                         Ok(resumed) => watch = resumed,
                         Err(e) => {
                             tracing::error!(error = %e, from, "watch caches cannot follow the store any more");
-                            break;
+                            break e.to_string();
                         }
                     }
                 }
@@ -306,14 +337,12 @@ impl Dispatcher {
                     if !stop.is_cancelled() {
                         tracing::error!(error = %e, "watch caches cannot follow the store any more");
                     }
-                    break;
+                    break e.to_string();
                 }
             }
-        }
-        self.following.store(false, Ordering::Release);
-        for cache in self.caches() {
-            cache.close_watchers();
-        }
+        };
+        self.applied.halt(&cause);
+        drop(following);
     }
 
     fn take(&self, batch: &WatchBatch) {
@@ -345,6 +374,19 @@ impl Dispatcher {
                 });
                 cache.apply(batch.revision, changes);
             }
+        }
+    }
+}
+
+/// While the task that feeds the caches runs.
+struct Following<'a>(&'a Dispatcher);
+
+impl Drop for Following<'_> {
+    fn drop(&mut self) {
+        self.0.following.store(false, Ordering::Release);
+        self.0.applied.halt("the task that feeds them has failed");
+        for cache in self.0.caches() {
+            cache.close_watchers();
         }
     }
 }
@@ -406,4 +448,102 @@ fn decoded(
         }
     };
     Ok(entry)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use gantry_api::entropy::Entropy;
+    use gantry_store::{MemoryStore, Range, RangeResult, Revision, Txn, TxnOutcome, Watch, Write};
+    use std::time::Duration;
+
+    /// Its watches fail once `broken` says why; everything else goes on.
+    #[derive(Default)]
+    struct Failing {
+        inner: MemoryStore,
+        broken: Arc<Mutex<Option<StoreError>>>,
+        told: Arc<Notify>,
+    }
+
+    struct FailingWatch(Box<dyn Watch>, Arc<Mutex<Option<StoreError>>>, Arc<Notify>);
+
+    #[async_trait::async_trait]
+    impl Watch for FailingWatch {
+        async fn next(&mut self) -> Result<WatchBatch, StoreError> {
+            let batch = tokio::select! {
+                biased;
+                () = self.2.notified() => None,
+                batch = self.0.next() => Some(batch),
+            };
+            match (self.1.lock().clone(), batch) {
+                (None, Some(batch)) => batch,
+                (why, _) => Err(why.unwrap_or(StoreError::Closed)),
+            }
+        }
+    }
+
+    #[async_trait::async_trait]
+    impl Store for Failing {
+        async fn txn(&self, txn: Txn) -> Result<TxnOutcome, StoreError> {
+            self.inner.txn(txn).await
+        }
+        async fn get(&self, key: &[u8]) -> Result<Option<KeyValue>, StoreError> {
+            self.inner.get(key).await
+        }
+        async fn range(&self, range: Range) -> Result<RangeResult, StoreError> {
+            self.inner.range(range).await
+        }
+        async fn watch(&self, prefix: Bytes, from: Option<Revision>) -> Result<Box<dyn Watch>, StoreError> {
+            let inner = self.inner.watch(prefix, from).await?;
+            Ok(Box::new(FailingWatch(inner, self.broken.clone(), self.told.clone())))
+        }
+        fn revision(&self) -> Revision {
+            self.inner.revision()
+        }
+        async fn compact(&self, revision: Revision) -> Result<(), StoreError> {
+            self.inner.compact(revision).await
+        }
+        fn size_bytes(&self) -> u64 {
+            self.inner.size_bytes()
+        }
+    }
+
+    async fn put(store: &Failing, key: &str) -> Revision {
+        let object = Bytes::from_static(b"{\"metadata\":{\"name\":\"a\",\"namespace\":\"n\"}}");
+        let writes = vec![Write::Put(format!("{REGISTRY}{key}").into(), object)];
+        match store.txn(Txn { compares: Vec::new(), writes }).await.unwrap() {
+            TxnOutcome::Applied(revision) => revision,
+            failed @ TxnOutcome::Failed(_) => panic!("{failed:?}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn nobody_waits_for_what_will_not_come() {
+        let store = Arc::new(Failing::default());
+        let pods = gantry_api::kinds::find("", "v1", "pods").unwrap();
+        let plain = Encryption::none(Entropy::seeded(1));
+        let dispatcher = Arc::new(Dispatcher::new(store.clone(), plain, std::iter::once(pods)));
+        dispatcher.start(CancellationToken::new()).await.unwrap();
+        let first = put(&store, "core/pods/n/a").await;
+        dispatcher.applied().reached(first).await.unwrap();
+        assert!(dispatcher.is_following());
+
+        let waiting = {
+            let applied = dispatcher.applied().clone();
+            tokio::spawn(async move { applied.reached(first + 1).await })
+        };
+        *store.broken.lock() = Some(StoreError::Backend("disk on fire".into()));
+        store.told.notify_one();
+        let halted = tokio::time::timeout(Duration::from_secs(60), waiting).await.unwrap().unwrap().unwrap_err();
+        let why = "watch caches do not follow the store any more: store backend: disk on fire";
+        assert_eq!(halted.to_string(), why);
+        assert!(!dispatcher.is_following());
+
+        // Later comers are told as well; what was applied before is there.
+        let second = put(&store, "core/pods/n/b").await;
+        assert_eq!(dispatcher.applied().reached(second).await, Err(halted.clone()));
+        assert_eq!(dispatcher.applied().reached(first).await, Ok(()));
+        let told = ApiError::from(halted);
+        assert_eq!((told.code, told.message), (500, format!("Internal error occurred: {why}")));
+    }
 }

@@ -11,7 +11,7 @@ mod entry;
 mod tests;
 mod watcher;
 
-pub use dispatch::{Applied, Dispatcher};
+pub use dispatch::{Applied, Dispatcher, Halted};
 pub use encoded::Encoding;
 pub use entry::{ByPath, Entry, EventType, MetaField, Selectable, Selection, type_prefix, with_version};
 pub use watcher::{Closed, Next, Shown, Subscription};
@@ -351,11 +351,6 @@ impl WatchCache {
     #[must_use]
     pub fn applied_revision(&self) -> u64 {
         self.applied.get()
-    }
-
-    /// Resolves when the process has applied this revision.
-    pub async fn caught_up(&self, revision: u64) {
-        self.applied.reached(revision).await;
     }
 
     /// Ends all watches of the resource, so that clients reconnect elsewhere.

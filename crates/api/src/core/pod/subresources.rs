@@ -42,7 +42,7 @@ pub(super) fn validate_ephemeral_containers(pod: &Pod, old: &Pod) -> ErrorList {
     validate_annotation_updates(pod, old, &mut errors);
     if old.metadata.annotation(MIRROR_ANNOTATION).is_some() {
         let mut only = ErrorList::default();
-        only.forbidden(&Path::new(""), "static pods do not support ephemeral containers");
+        only.forbidden(&Path::new("[]"), "static pods do not support ephemeral containers");
         return only;
     }
     let path = spec_path().child("ephemeralContainers");
@@ -103,7 +103,7 @@ pub(super) fn validate_resize(pod: &Pod, old: &Pod) -> ErrorList {
     };
     if let Some(why) = refused {
         let mut only = ErrorList::default();
-        only.forbidden(&Path::new(""), why);
+        only.forbidden(&Path::new("[]"), why);
         return only;
     }
     let path = spec_path();

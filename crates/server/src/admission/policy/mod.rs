@@ -5,9 +5,11 @@ mod mutating;
 mod params;
 #[cfg(test)]
 mod tests;
+mod type_check;
 mod validating;
 
 pub use mutating::MutatingPolicies;
+pub use type_check::{GroupVersionKind, check, kinds};
 pub use validating::ValidatingPolicies;
 
 use super::Attributes;

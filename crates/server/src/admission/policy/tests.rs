@@ -15,6 +15,7 @@ use gantry_api::k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod};
 use gantry_api::kind::Kind;
 use gantry_api::meta::status::ApiError;
 use serde_json::{Value, json};
+use std::sync::Arc;
 
 /// What one policy with one binding makes of a new ConfigMap `a/m` with this data: warnings, or the refusal.
 async fn judge(spec: Value, binding: Value, data: Value) -> Result<Vec<String>, ApiError> {
@@ -48,7 +49,7 @@ async fn judge(spec: Value, binding: Value, data: Value) -> Result<Vec<String>, 
         rounds: Rounds::default(),
         held: Vec::new(),
     };
-    let plugin = ValidatingPolicies::new(default_authorizer(&cluster));
+    let plugin = ValidatingPolicies::new(default_authorizer(&cluster), Arc::default());
     plugin.validate(&mut attributes, &cluster).await.map(|()| attributes.warnings)
 }
 

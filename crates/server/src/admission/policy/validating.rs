@@ -3,6 +3,7 @@
 use super::{Binding, Common, Policy, PolicyKind, Source, namespace_object};
 use crate::admission::expression::{BUDGET, Compiled, Declared, Input};
 use crate::admission::matching::Criteria;
+use crate::admission::measured::Measured;
 use crate::admission::request::Request;
 use crate::admission::webhook::is_exempt;
 use crate::admission::{Attributes, ValidatingPlugin};
@@ -21,6 +22,7 @@ use gantry_cel::Value;
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use tokio::time::Instant;
 
 /// Longest message of a `messageExpression` in bytes; a longer one is passed over.
 const MESSAGE_BYTES_MAX: usize = 5 << 10;
@@ -29,6 +31,9 @@ const ANNOTATION_BYTES_MAX: usize = 10 << 10;
 
 /// Most refusals that are noted of one request.
 const AUDITED_MAX: usize = 50;
+
+/// Actions of bindings, and how measurements call them.
+const ENFORCED: [(&str, &str); 3] = [("Deny", "deny"), ("Warn", "warn"), ("Audit", "audit")];
 
 /// What only validating policies have.
 pub struct Judgement {
@@ -50,11 +55,19 @@ struct Denial {
     reason: &'static str,
     /// Which of the policy's validations it comes from.
     index: usize,
+    /// What measurements call the error behind it.
+    error: &'static str,
 }
 
 impl Denial {
     fn error(message: String) -> Self {
-        Self { message, reason: "Invalid", index: 0 }
+        // Of all that can go wrong these two are told apart, by what they say.
+        let error = match message.as_str() {
+            m if m.starts_with("compilation error") => "compile_error",
+            m if m.contains("running out of cost budget") => "out_of_budget",
+            _ => "invalid_error",
+        };
+        Self { message, reason: "Invalid", index: 0, error }
     }
 }
 
@@ -178,7 +191,9 @@ impl Policy<Judgement> {
                 Err(why) => verdict = self.undecided(verdict, why),
                 Ok(Value::Bool(true)) => {}
                 Ok(_) => match message(rule, &input, &mut budget) {
-                    Ok(message) => verdict.denials.push(Denial { message, reason: rule.reason, index }),
+                    Ok(message) => {
+                        verdict.denials.push(Denial { message, reason: rule.reason, index, error: "no_error" })
+                    }
                     Err(why) => verdict = self.undecided(verdict, why),
                 },
             }
@@ -236,13 +251,14 @@ impl Outcome {
 pub struct ValidatingPolicies {
     source: Source<ValidatingAdmissionPolicy>,
     authorizer: Arc<dyn Authorizer>,
+    measured: Arc<Measured>,
 }
 
 impl ValidatingPolicies {
     /// The plugin; expressions may ask `authorizer`.
     #[must_use]
-    pub fn new(authorizer: Arc<dyn Authorizer>) -> Self {
-        Self { source: Source::default(), authorizer }
+    pub fn new(authorizer: Arc<dyn Authorizer>, measured: Arc<Measured>) -> Self {
+        Self { source: Source::default(), authorizer, measured }
     }
 
     async fn apply(
@@ -276,7 +292,14 @@ impl ValidatingPolicies {
                     .with_authorizer(a, &self.authorizer)
                     .with_params(param.as_ref())
                     .with_namespace(namespace.as_ref());
+                let began = Instant::now();
                 let verdict = policy.judge(input);
+                let took = began.elapsed();
+                for (denial, action) in verdict.denials.iter().flat_map(|d| binding.actions.iter().map(move |a| (d, a)))
+                {
+                    let action = ENFORCED.iter().find(|(name, _)| name == action).map_or("audit", |(_, shown)| *shown);
+                    self.measured.policy(&policy.name, &binding.name, action, denial.error, took);
+                }
                 settle(policy, binding, &verdict, a, outcome);
                 for (key, value) in verdict.annotations {
                     let values = annotations.entry(key).or_default();

@@ -3,6 +3,7 @@
 use super::Hook;
 use super::review::{self, Answer, Malformed, Version};
 use crate::admission::Attributes;
+use crate::admission::measured;
 use crate::admission::request::Request;
 use crate::audit;
 use crate::cluster::Cluster;
@@ -68,6 +69,15 @@ impl Hook {
             audit::annotate(&format!("{}/{key}", self.name), value);
         }
         Ok(answer)
+    }
+
+    /// What a failure counts as.
+    pub(super) fn answered(&self, failure: &Failure) -> measured::Answer {
+        match failure {
+            Failure::Call(_) => measured::Answer::Failed { open: self.ignore_failures },
+            Failure::Refused(e) if e.reason == "InternalError" => measured::Answer::Unusable,
+            Failure::Refused(e) => measured::Answer::Refused(e.code),
+        }
     }
 
     /// What a failed call comes to: consent, or the failure the client is told. Consent is noted in the audit log under

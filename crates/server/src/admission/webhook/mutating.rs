@@ -3,6 +3,7 @@
 use super::call::Failure;
 use super::review::{self, Patch};
 use super::{Hook, Source, is_exempt};
+use crate::admission::measured::{Answer, Measured, Step};
 use crate::admission::request::{Request, take_back};
 use crate::admission::{Attributes, MutatingPlugin};
 use crate::audit::{self, Part, policy::Level};
@@ -16,19 +17,21 @@ use gantry_api::meta::status::ApiError;
 use gantry_schema::patch::{self, PatchError};
 use serde_json::{Value, json};
 use std::sync::Arc;
+use tokio::time::Instant;
 
 /// The plugin.
 pub struct MutatingWebhooks {
     source: Source,
     client: WebhookClient,
     authorizer: Arc<dyn Authorizer>,
+    measured: Arc<Measured>,
 }
 
 impl MutatingWebhooks {
     /// The plugin; match conditions may ask `authorizer`.
     #[must_use]
-    pub fn new(authorizer: Arc<dyn Authorizer>) -> Self {
-        Self { source: Source::default(), client: WebhookClient::default(), authorizer }
+    pub fn new(authorizer: Arc<dyn Authorizer>, measured: Arc<Measured>) -> Self {
+        Self { source: Source::default(), client: WebhookClient::default(), authorizer, measured }
     }
 
     /// Asks one webhook and applies its patch. Whether that changed the object.
@@ -106,7 +109,10 @@ impl MutatingPlugin for MutatingWebhooks {
             let Some((matched, request)) = hook.wants(a, cluster, &self.authorizer).await? else { continue };
             let place = format!("round_{}_index_{i}", u8::from(a.rounds.again));
             let call = self.call(hook, a, matched.equivalent, &request, &place, cluster);
+            let began = Instant::now();
             let outcome = audit::timed(Part::MutatingWebhooks, call).await;
+            let answer = outcome.as_ref().err().map_or(Answer::Allowed, |failure| hook.answered(failure));
+            self.measured.webhook(&hook.name, Step::Admit, a, answer, began.elapsed());
             let mutated = matches!(outcome, Ok(true));
             let note = json!({"configuration": hook.configuration, "webhook": hook.name, "mutated": mutated});
             audit::annotate(&format!("mutation.webhook.admission.k8s.io/{place}"), &note.to_string());

@@ -2,6 +2,7 @@
 
 use super::review;
 use super::{Source, is_exempt, timed_out};
+use crate::admission::measured::{Answer, Measured, Step};
 use crate::admission::{Attributes, ValidatingPlugin};
 use crate::audit::{self, Part};
 use crate::authz::Authorizer;
@@ -19,13 +20,14 @@ pub struct ValidatingWebhooks {
     source: Source,
     client: WebhookClient,
     authorizer: Arc<dyn Authorizer>,
+    measured: Arc<Measured>,
 }
 
 impl ValidatingWebhooks {
     /// The plugin; match conditions may ask `authorizer`.
     #[must_use]
-    pub fn new(authorizer: Arc<dyn Authorizer>) -> Self {
-        Self { source: Source::default(), client: WebhookClient::default(), authorizer }
+    pub fn new(authorizer: Arc<dyn Authorizer>, measured: Arc<Measured>) -> Self {
+        Self { source: Source::default(), client: WebhookClient::default(), authorizer, measured }
     }
 }
 
@@ -53,20 +55,26 @@ impl ValidatingPlugin for ValidatingWebhooks {
             return Err(timed_out());
         }
         let seen: &Attributes<'_> = a;
-        let calls = wanted.iter().map(|(hook, request)| hook.ask(seen, request, false, &self.client, cluster));
+        let calls = wanted.iter().map(|(hook, request)| async move {
+            let began = Instant::now();
+            (hook.ask(seen, request, false, &self.client, cluster).await, began.elapsed())
+        });
         let answers = audit::timed(Part::ValidatingWebhooks, join_all(calls)).await;
         let mut first = Ok(());
-        for (i, ((hook, _), answer)) in wanted.iter().zip(answers).enumerate() {
-            let outcome = match answer {
+        for (i, ((hook, _), (answer, took))) in wanted.iter().zip(answers).enumerate() {
+            let outcome = match answer.map_err(|failure| (hook.answered(&failure), failure)) {
                 Ok(answer) => {
                     a.warnings.extend(answer.warnings);
-                    if answer.allowed { Ok(()) } else { Err(review::refusal(&hook.name, answer.status)) }
+                    let refusal = (!answer.allowed).then(|| review::refusal(&hook.name, answer.status));
+                    let answer = refusal.as_ref().map_or(Answer::Allowed, |e| Answer::Refused(e.code));
+                    self.measured.webhook(&hook.name, Step::Validate, a, answer, took);
+                    refusal.map_or(Ok(()), Err)
                 }
-                Err(failure) => hook.settle(
-                    a,
-                    failure,
-                    &format!("failed-open.validating.webhook.admission.k8s.io/round_0_index_{i}"),
-                ),
+                Err((answer, failure)) => {
+                    self.measured.webhook(&hook.name, Step::Validate, a, answer, took);
+                    let note = format!("failed-open.validating.webhook.admission.k8s.io/round_0_index_{i}");
+                    hook.settle(a, failure, &note)
+                }
             };
             // Upstream answers with the first one, too.
             first = first.and(outcome);

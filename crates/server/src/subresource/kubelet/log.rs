@@ -61,7 +61,7 @@ fn kubelet_query(request: &RequestContext) -> Result<String, ApiError> {
         if !matches!(s, "All" | "Stdout" | "Stderr") {
             e.not_supported(&Path::new("stream"), s, &["All", "Stderr", "Stdout"]);
         } else if s != "All" && tail.is_some() {
-            e.forbidden(&Path::new(""), "`tailLines` and specific `stream` are mutually exclusive for now");
+            e.forbidden(&Path::new("[]"), "`tailLines` and specific `stream` are mutually exclusive for now");
         }
     }
     if let Some(t) = since_time
@@ -148,8 +148,7 @@ impl Handler for PodLog {
 
     async fn handle(&self, mut request: RequestContext, _body: Bytes, services: &Services) -> HandlerResult {
         if request.info.verb != "get" {
-            let message = "the server does not allow this method on the requested resource";
-            return Err(ApiError::new(405, "MethodNotAllowed", message));
+            return Err(ApiError::method_not_allowed());
         }
         let (namespace, name) = (&request.info.namespace, &request.info.name);
         let query = kubelet_query(&request)?;

@@ -93,8 +93,7 @@ impl Handler for Streaming {
 
     async fn handle(&self, mut request: RequestContext, _body: Bytes, services: &Services) -> HandlerResult {
         if !matches!(request.info.verb.as_str(), "get" | "create") {
-            let message = "the server does not allow this method on the requested resource";
-            return Err(ApiError::new(405, "MethodNotAllowed", message));
+            return Err(ApiError::method_not_allowed());
         }
         let (namespace, name) = (&request.info.namespace, &request.info.name);
         let mut pod = services.cluster.get::<Pod>(namespace, name).await?;
