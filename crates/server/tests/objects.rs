@@ -322,6 +322,39 @@ async fn events_are_one_object_in_two_groups() {
 }
 
 #[tokio::test]
+async fn owners_of_fields_stay_when_another_version_is_written() {
+    let h = Harness::start().await;
+    let path = |version: &str| format!("/apis/autoscaling/{version}/namespaces/default/horizontalpodautoscalers");
+    let (first, second) = (path("v1"), path("v2"));
+    let scaler = json!({
+        "metadata": { "name": "a" },
+        "spec": { "maxReplicas": 3, "targetCPUUtilizationPercentage": 50,
+            "scaleTargetRef": { "apiVersion": "apps/v1", "kind": "Deployment", "name": "web" } },
+    });
+    let (code, made) = h.call("POST", &format!("{first}?fieldManager=somebody"), Some(scaler)).await;
+    assert_eq!(code, 201, "{made}");
+    let (_, mut seen) = h.call("GET", &format!("{second}/a"), None).await;
+    seen["status"] = json!({ "desiredReplicas": 1, "currentReplicas": 1, "conditions": [
+        { "type": "AbleToScale", "status": "True", "reason": "Ready", "message": "m" }] });
+    let (code, seen) = h.call("PUT", &format!("{second}/a/status?fieldManager=controller"), Some(seen)).await;
+    let owners = |object: &Value| -> Vec<(String, String)> {
+        let text = |entry: &Value, name: &str| entry[name].as_str().unwrap().to_owned();
+        let fields = object["metadata"]["managedFields"].as_array().unwrap();
+        let mut owners: Vec<_> = fields.iter().map(|e| (text(e, "manager"), text(e, "apiVersion"))).collect();
+        owners.sort();
+        owners
+    };
+    let both = [("controller", "autoscaling/v2"), ("somebody", "autoscaling/v1")];
+    let both = both.map(|(manager, version)| (manager.to_owned(), version.to_owned()));
+    assert_eq!((code, owners(&seen)), (200, both.to_vec()), "{seen}");
+    // Written back in the first version, where the conditions are an annotation, it is what it was.
+    let (_, shown) = h.call("GET", &format!("{first}/a"), None).await;
+    let (code, same) = h.call("PUT", &format!("{first}/a"), Some(shown.clone())).await;
+    assert_eq!((code, &same), (200, &shown));
+    assert_eq!(owners(&same), both);
+}
+
+#[tokio::test]
 async fn reviews_have_no_table() {
     let h = Harness::start().await;
     let table = [("accept", "application/json;as=Table;v=v1;g=meta.k8s.io"), ("content-type", "application/json")];

@@ -3,6 +3,7 @@
 
 use super::Registry;
 use super::options::FieldValidation;
+use super::versions::BuiltIn;
 use super::write::Target;
 use crate::crd::{Recalled, envelope};
 use bytes::Bytes;
@@ -279,13 +280,17 @@ fn with_manager<R>(
     };
     let reset = (!reset.is_empty()).then(|| FieldSet::from_paths(reset));
     let api_version = info.api_version();
+    let built_in = BuiltIn(target.resource);
     let manager = FieldManager {
         schema,
         api_version: &api_version,
         kind: info.kind,
         subresource: target.subresource,
         reset_fields: reset.as_ref(),
-        versions: custom.map_or(&apply::SingleVersion, |c| c),
+        versions: match custom {
+            Some(custom) => custom,
+            None => &built_in,
+        },
     };
     use_it(Some(&manager))
 }

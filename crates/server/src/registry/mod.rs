@@ -11,6 +11,7 @@ pub mod objects;
 pub mod options;
 pub mod read;
 pub mod scale;
+mod versions;
 pub mod watch;
 pub mod write;
 
