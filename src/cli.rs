@@ -230,8 +230,56 @@ pub fn main() -> ExitCode {
     match runtime.block_on(work) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("gantry: {error:#}");
+            eprintln!("gantry: {}", in_one_line(&error));
             ExitCode::FAILURE
         }
+    }
+}
+
+/// An error with its causes; a cause that the text before it ends with, because its own author had put it there, is not
+/// told twice.
+fn in_one_line(error: &anyhow::Error) -> String {
+    let mut line = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if line.is_empty() {
+            line = cause;
+        } else if !line.ends_with(&cause) {
+            line.push_str(": ");
+            line.push_str(&cause);
+        }
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::in_one_line;
+    use anyhow::Context;
+    use std::fmt;
+    use std::io::Error;
+
+    /// Tells its cause in its own text, too.
+    #[derive(Debug)]
+    struct Telling(Error);
+
+    impl fmt::Display for Telling {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write!(f, "write state: {}", self.0)
+        }
+    }
+
+    impl std::error::Error for Telling {
+        fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+            Some(&self.0)
+        }
+    }
+
+    #[test]
+    fn an_error_tells_each_of_its_causes_once() {
+        let full = || Error::other("no space");
+        let told = Err::<(), _>(Telling(full())).context("cannot set up the network").unwrap_err();
+        assert_eq!(in_one_line(&told), "cannot set up the network: write state: no space");
+        let plain = Err::<(), _>(full()).context("cannot write x").unwrap_err();
+        assert_eq!(in_one_line(&plain), "cannot write x: no space");
     }
 }

@@ -141,15 +141,25 @@ impl Error {
         }
     }
 
-    /// An [`Error::InvalidImage`].
+    /// An [`Error::InvalidImage`]. Both texts may repeat what the image says, so control characters are written out: no
+    /// archive speaks to the terminal of who imports it.
     pub fn invalid_image(entry: impl Into<String>, reason: impl ToString) -> Self {
-        Error::InvalidImage { entry: entry.into(), reason: reason.to_string() }
+        Error::InvalidImage { entry: printable(&entry.into()), reason: printable(&reason.to_string()) }
     }
 
     /// True for [`Error::NotFound`] and [`Error::ImageNotFound`].
     pub fn is_not_found(&self) -> bool {
         matches!(self, Error::NotFound { .. } | Error::ImageNotFound { .. })
     }
+}
+
+/// `text` with its control characters as escapes.
+fn printable(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() { out.extend(c.escape_default()) } else { out.push(c) }
+    }
+    out
 }
 
 /// Adds operation and path to an `io::Result`.
@@ -167,5 +177,16 @@ impl<T> IoContext<T> for std::io::Result<T> {
 impl<T> IoContext<T> for nix::Result<T> {
     fn ctx(self, operation: &'static str, path: impl AsRef<Path>) -> Result<T> {
         self.map_err(|e| Error::io(operation, path, e))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Error;
+
+    #[test]
+    fn an_image_does_not_speak_to_the_terminal() {
+        let error = Error::invalid_image("etc/\u{1b}[2Jé", "not\na name");
+        assert!(error.to_string().ends_with("etc/\\u{1b}[2Jé: not\\na name"), "{error}");
     }
 }
