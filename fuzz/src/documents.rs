@@ -1,7 +1,7 @@
 //! The strict decoders, the patches and the stored ownership of fields.
 
 use gantry_schema::apply::FieldSet;
-use gantry_schema::{Definitions, Schema, patch, strict};
+use gantry_schema::{Definitions, Schema, patch, protobuf as wire, strict};
 use serde_json::{Value, json};
 
 pub(crate) const JSON: &[&str] = &[
@@ -137,6 +137,22 @@ pub(crate) const FIELDS: &[&str] = &[
     "null",
     "1",
 ];
+pub(crate) const PROTOBUF: &[&str] = &[
+    "k8s\0",
+    "\n",
+    "\x12",
+    "\x1a",
+    "\x08\x01",
+    "\x00",
+    "\x7f",
+    "v1",
+    "apps/v1",
+    "Pod",
+    "Deployment",
+    "CustomResourceDefinition",
+    "100%",
+    "-1",
+];
 
 /// One of the schemas, chosen by the input.
 fn schema(data: &[u8]) -> Schema<'static> {
@@ -219,6 +235,17 @@ pub(crate) fn strategic_merge_patch(data: &[u8]) {
             let _ = strict::check(&patched.value, schema(&[]));
         }
     }
+}
+
+/// An object in protobuf: it is JSON, and says the same when it is written and read again.
+pub(crate) fn protobuf(data: &[u8]) {
+    let Ok(json) = wire::decode(data) else { return };
+    let text = String::from_utf8_lossy(&json);
+    let value: Value = serde_json::from_slice(&json).unwrap_or_else(|e| panic!("{e}: {text}"));
+    let bytes = wire::encode(&json).unwrap_or_else(|e| panic!("{e}: {text}"));
+    let again = wire::decode(&bytes).unwrap_or_else(|e| panic!("{e}: {text}"));
+    let again: Value = serde_json::from_slice(&again).unwrap_or_else(|e| panic!("{e}: {text}"));
+    assert_eq!(again, value, "{text}");
 }
 
 /// Stored ownership: what is read is written and read again as the same set.

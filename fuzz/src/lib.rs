@@ -1,9 +1,12 @@
 //! What is fuzzed, and what must hold of it besides that nothing panics. The same functions are driven by libFuzzer
 //! (`fuzz_targets/`, which needs a nightly compiler) and by a seeded smoke test on stable (`tests/smoke.rs`).
 
+mod api;
 mod documents;
+mod expressions;
 mod images;
 mod mutate;
+mod requests;
 mod words;
 
 pub use mutate::mutated;
@@ -49,6 +52,12 @@ pub const TARGETS: &[Target] = &[
         dictionary: documents::FIELDS,
     },
     Target {
+        name: "protobuf",
+        take: documents::protobuf,
+        seeds: requests::objects_seeds,
+        dictionary: documents::PROTOBUF,
+    },
+    Target {
         name: "label_selector",
         take: words::label_selector,
         seeds: words::label_selector_seeds,
@@ -61,6 +70,26 @@ pub const TARGETS: &[Target] = &[
         dictionary: words::SELECTORS,
     },
     Target { name: "quantity", take: words::quantity, seeds: words::quantity_seeds, dictionary: words::QUANTITIES },
+    Target {
+        name: "expression",
+        take: expressions::expression,
+        seeds: expressions::expression_seeds,
+        dictionary: expressions::PIECES,
+    },
+    Target { name: "objects", take: requests::objects, seeds: requests::objects_seeds, dictionary: requests::OBJECTS },
+    Target { name: "patches", take: requests::patches, seeds: requests::patches_seeds, dictionary: requests::PATCHES },
+    Target {
+        name: "requests",
+        take: requests::requests,
+        seeds: requests::requests_seeds,
+        dictionary: requests::QUERIES,
+    },
+    Target {
+        name: "continue_token",
+        take: requests::continue_token,
+        seeds: requests::continue_token_seeds,
+        dictionary: requests::TOKENS,
+    },
     Target { name: "image_archive", take: images::archive, seeds: images::archive_seeds, dictionary: images::TAR },
     Target { name: "image_layer", take: images::layer, seeds: images::layer_seeds, dictionary: images::TAR },
 ];

@@ -64,6 +64,6 @@ macro_rules! smoke {
 }
 
 smoke! {
-    json yaml json_patch merge_patch strategic_merge_patch managed_fields label_selector field_selector quantity
-    image_archive image_layer
+    json yaml json_patch merge_patch strategic_merge_patch managed_fields protobuf label_selector field_selector quantity
+    expression objects patches requests continue_token image_archive image_layer
 }

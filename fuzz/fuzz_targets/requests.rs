@@ -1,0 +1,4 @@
+//! See `gantry_fuzz::targets`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| gantry_fuzz::run("requests", data));
