@@ -20,6 +20,7 @@ use k8s_openapi::api::rbac::v1 as rbac;
 use k8s_openapi::api::resource::v1 as resource;
 use k8s_openapi::api::scheduling::{v1 as scheduling, v1beta1 as scheduling_beta};
 use k8s_openapi::api::storage::v1 as storage;
+use k8s_openapi::api::storagemigration::v1 as storagemigration;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1 as apiextensions;
 use k8s_openapi::kube_aggregator::pkg::apis::apiregistration::v1 as apiregistration;
 use std::collections::HashMap;
@@ -69,6 +70,8 @@ pub static ALL: &[&dyn Resource] = &[
     &Erased::<batch::CronJob>::new(),
     &Erased::<batch::Job>::new(),
     &Erased::<certificates::CertificateSigningRequest>::new(),
+    &Erased::<certificates::ClusterTrustBundle>::new(),
+    &Erased::<certificates::PodCertificateRequest>::new(),
     &Erased::<coordination::Lease>::new(),
     &Erased::<discovery::EndpointSlice>::new(),
     &Erased::<events::Event>::new(),
@@ -97,6 +100,7 @@ pub static ALL: &[&dyn Resource] = &[
     &Erased::<storage::StorageClass>::new(),
     &Erased::<storage::VolumeAttachment>::new(),
     &Erased::<storage::VolumeAttributesClass>::new(),
+    &Erased::<storagemigration::StorageVersionMigration>::new(),
 ];
 
 /// Kinds of versions that are off by default; [`crate::versions::Versions`] says which are on.

@@ -31,6 +31,7 @@ pub mod resource;
 pub mod scheduling;
 pub mod served;
 pub mod storage;
+pub mod storagemigration;
 pub mod versions;
 
 pub use k8s_openapi;

@@ -1,7 +1,6 @@
 //! What a Kubernetes v1.37 API server serves by default in its stable versions: the yardstick for [`crate::kinds`].
 //!
-//! Every resource here is either a kind of ours, with exactly these facts, or named in [`MISSING`], which a test lets only
-//! shrink. Beta and alpha versions are off by default and not listed.
+//! Every resource here is a kind of ours, with exactly these facts. Beta and alpha versions are off by default and not listed.
 
 use crate::kind::{ALL_VERBS, Verb};
 
@@ -86,7 +85,7 @@ impl Served {
         Self { version, ..self }
     }
 
-    /// `group/version/plural`, the way [`MISSING`] names it.
+    /// `group/version/plural`.
     #[must_use]
     pub fn id(&self) -> String {
         format!("{}/{}/{}", self.group, self.version, self.plural)
@@ -205,13 +204,6 @@ pub static SERVED: &[Served] = &[
     global("storagemigration.k8s.io", "storageversionmigrations", "StorageVersionMigration").with(STATUS),
 ];
 
-/// What of [`SERVED`] is not even written yet. Only ever delete lines here; the test tells which.
-pub static MISSING: &[&str] = &[
-    "certificates.k8s.io/v1/clustertrustbundles",
-    "certificates.k8s.io/v1/podcertificaterequests",
-    "storagemigration.k8s.io/v1/storageversionmigrations",
-];
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -219,21 +211,12 @@ mod tests {
     use crate::kinds;
     use std::collections::BTreeSet;
 
-    /// How many lines [`MISSING`] had when it was made; it only shrinks.
-    const MOST_MISSING: usize = 3;
-
     #[test]
-    fn what_is_missing_is_named_and_only_that() {
+    fn everything_is_served() {
         let id = |r: &&dyn Resource| format!("{}/{}/{}", r.info().group, r.info().version, r.info().plural);
         let ours: BTreeSet<String> = kinds::ALL.iter().map(id).collect();
-        let missing: BTreeSet<String> = SERVED.iter().map(Served::id).filter(|id| !ours.contains(id)).collect();
-        let named: BTreeSet<String> = MISSING.iter().map(ToString::to_string).collect();
-        assert_eq!(named.len(), MISSING.len(), "a line is there twice");
-        let unnamed: Vec<_> = missing.difference(&named).collect();
-        assert!(unnamed.is_empty(), "no longer served: {unnamed:?}");
-        let served: Vec<_> = named.difference(&missing).collect();
-        assert!(served.is_empty(), "served by now, delete from MISSING: {served:?}");
-        assert!(MISSING.len() <= MOST_MISSING, "MISSING grew");
+        let missing: Vec<String> = SERVED.iter().map(Served::id).filter(|id| !ours.contains(id)).collect();
+        assert!(missing.is_empty(), "no longer served: {missing:?}");
     }
 
     #[test]

@@ -31,7 +31,9 @@ pub mod rules;
 pub mod service_account;
 pub mod service_cidr;
 pub mod statefulset;
+pub mod storage_version_migration;
 pub mod taint_eviction;
+pub mod trust_bundle;
 pub mod ttl_after_finished;
 pub mod volume;
 

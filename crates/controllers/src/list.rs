@@ -49,11 +49,17 @@ pub static ALL: &[Entry] = &[
     entry!("horizontal-pod-autoscaler", crate::horizontal_pod_autoscaler::RULES, crate::horizontal_pod_autoscaler::run),
     entry!("ipallocator-repair-controller", crate::service_cidr::repair::RULES, crate::service_cidr::repair::run),
     entry!("job-controller", crate::job::RULES, crate::job::run),
+    entry!("kube-apiserver-serving-clustertrustbundle-publisher", crate::trust_bundle::RULES, crate::trust_bundle::run),
     entry!("local-path-provisioner", crate::volume::provisioner::RULES, crate::volume::provisioner::run),
     entry!("namespace-controller", crate::namespace::RULES, crate::namespace::run),
     entry!("node-controller", crate::node_lifecycle::RULES, crate::node_lifecycle::run),
     entry!("persistent-volume-binder", crate::volume::binder::RULES, crate::volume::binder::run),
     entry!("pod-garbage-collector", crate::pod_gc::RULES, crate::pod_gc::run),
+    entry!(
+        "podcertificaterequestcleaner",
+        crate::certificate::pod_request::RULES,
+        crate::certificate::pod_request::run
+    ),
     entry!("pv-protection-controller", crate::volume::protection::VOLUME_RULES, crate::volume::protection::run_volumes),
     entry!("pvc-protection-controller", crate::volume::protection::CLAIM_RULES, crate::volume::protection::run_claims),
     entry!("replicaset-controller", crate::replicas::REPLICASET_RULES, crate::replicas::run_replicasets),
@@ -64,6 +70,11 @@ pub static ALL: &[Entry] = &[
     entry!("service-account-controller", crate::service_account::RULES, crate::service_account::run),
     entry!("service-cidrs-controller", crate::service_cidr::protection::RULES, crate::service_cidr::protection::run),
     entry!("statefulset-controller", crate::statefulset::RULES, crate::statefulset::run),
+    entry!(
+        "storage-version-migrator-controller",
+        crate::storage_version_migration::RULES,
+        crate::storage_version_migration::run
+    ),
     entry!("taint-eviction-controller", crate::taint_eviction::RULES, crate::taint_eviction::run),
     entry!("token-cleaner", crate::bootstrap_token::RULES, crate::bootstrap_token::run_cleaner),
     entry!("ttl-after-finished-controller", crate::ttl_after_finished::RULES, crate::ttl_after_finished::run),

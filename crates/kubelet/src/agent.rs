@@ -8,7 +8,9 @@ use crate::pod::fields::FieldContext;
 use crate::pod_network::PodNetwork;
 use crate::references::References;
 use crate::volumes::claim::Claims;
+use crate::volumes::pod_certificate::PodCertificates;
 use crate::volumes::token::Tokens;
+use crate::volumes::trust_bundle::TrustBundles;
 use gantry_api::clock::Clock;
 use gantry_client::Client;
 use gantry_container::image_service::ImageService;
@@ -37,6 +39,8 @@ pub(crate) struct Agent {
     pub config_maps: References<ConfigMap>,
     pub secrets: References<Secret>,
     pub tokens: Tokens,
+    pub trust_bundles: TrustBundles,
+    pub pod_certificates: PodCertificates,
     pub claims: Claims,
     pub devices: Devices,
     pub machine: Machine,

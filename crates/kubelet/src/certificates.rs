@@ -1,6 +1,7 @@
 //! A node's certificates: asked for by a CertificateSigningRequest, waited for by a watch, replaced before they end.
 
 use futures::StreamExt;
+use gantry_api::kind::Kind;
 use gantry_client::{Api, Client, PostParams, WatchEvent, WatchParams};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::certificates::v1::{CertificateSigningRequest, CertificateSigningRequestSpec};
@@ -160,24 +161,33 @@ pub async fn request(client: &Client, node: &str, purpose: Purpose<'_>) -> Resul
     let made = api.create(&PostParams::default(), &object).await.map_err(RequestError::Create)?;
     let name = made.metadata.name.unwrap_or_default();
     tracing::info!(name, signer, "requested a certificate");
-    let certificate =
-        tokio::time::timeout(WAIT, answer(&api, &name)).await.map_err(|_| RequestError::Unanswered(name.clone()))??;
+    let selector = format!("metadata.name={name}");
+    let waiting = tokio::time::timeout(WAIT, answer(&api, &name, &selector, outcome));
+    let certificate = waiting.await.map_err(|_| RequestError::Unanswered(name.clone()))??;
     let certificate_pem = String::from_utf8(certificate).map_err(|_| RequestError::Malformed(name))?;
     Ok(Issued { certificate_pem, key_pem })
 }
 
-/// The certificate, once it is issued.
-async fn answer(api: &Api<CertificateSigningRequest>, name: &str) -> Result<Vec<u8>, RequestError> {
-    let params = WatchParams { field_selector: Some(format!("metadata.name={name}")), ..WatchParams::default() };
+/// What `outcome` makes of the object, once it makes something of it.
+///
+/// # Errors
+/// What `outcome` answers, or where the object is gone or cannot be watched.
+pub(crate) async fn answer<K: Kind, T>(
+    api: &Api<K>,
+    name: &str,
+    selector: &str,
+    outcome: impl Fn(K) -> Result<Option<T>, RequestError>,
+) -> Result<T, RequestError> {
+    let params = WatchParams { field_selector: Some(selector.to_owned()), ..WatchParams::default() };
     loop {
         // Without a version to start after, a watch begins with the object as it is.
         match api.watch(&params).await {
             Ok(mut events) => {
                 while let Some(event) = events.next().await {
                     match event {
-                        Ok(WatchEvent::Added(csr) | WatchEvent::Modified(csr)) => {
-                            if let Some(certificate) = outcome(csr)? {
-                                return Ok(certificate);
+                        Ok(WatchEvent::Added(object) | WatchEvent::Modified(object)) => {
+                            if let Some(answer) = outcome(object)? {
+                                return Ok(answer);
                             }
                         }
                         Ok(WatchEvent::Deleted(_)) => return Err(RequestError::Deleted(name.to_owned())),

@@ -43,7 +43,9 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use volumes::claim::Claims;
 use volumes::local_path;
+use volumes::pod_certificate::PodCertificates;
 use volumes::token::Tokens;
+use volumes::trust_bundle::TrustBundles;
 
 /// How often the node's status is looked at.
 const STATUS_PERIOD: Duration = Duration::from_secs(10);
@@ -83,13 +85,15 @@ pub async fn run(
     let recorder = EventRecorder::new(client.clone(), clock, "kubelet", &cfg.node_name);
     let agent = Arc::new(Agent {
         client: client.clone(),
-        recorder,
+        recorder: recorder.clone(),
         clock,
         services: informers.get::<Service>(),
         node: informers.get_filtered::<Node>(Some(&format!("metadata.name={}", cfg.node_name)), None),
         config_maps: References::new(client.clone()),
         secrets: References::new(client.clone()),
         tokens: Tokens::new(client.clone()),
+        trust_bundles: TrustBundles::new(client.clone(), shutdown.clone()),
+        pod_certificates: PodCertificates::new(client.clone(), recorder.clone(), clock, &cfg.node_name),
         claims: Claims::new(client.clone(), &cfg),
         devices,
         pulls: Semaphore::new(PARALLEL_PULLS),

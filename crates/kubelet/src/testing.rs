@@ -5,7 +5,9 @@ use crate::config::KubeletConfig;
 use crate::node::machine::Machine;
 use crate::pod_network::PodNetwork;
 use crate::references::References;
+use crate::volumes::pod_certificate::PodCertificates;
 use crate::volumes::token::Tokens;
+use crate::volumes::trust_bundle::TrustBundles;
 use async_trait::async_trait;
 use bytes::Bytes;
 use gantry_api::clock::Clock;
@@ -448,14 +450,17 @@ pub(crate) fn world() -> World {
     let client = Client::new(api.clone(), "kubelet/test");
     let informers = Informers::new(client.clone());
     let clock = Clock::starting_at(k8s_openapi::jiff::Timestamp::now());
+    let recorder = EventRecorder::new(client.clone(), clock, "kubelet", "n1");
     let agent = Arc::new(Agent {
-        recorder: EventRecorder::new(client.clone(), clock, "kubelet", "n1"),
+        recorder: recorder.clone(),
         clock,
         services: informers.get::<Service>(),
         node: informers.get::<Node>(),
         config_maps: References::new(client.clone()),
         secrets: References::new(client.clone()),
         tokens: Tokens::new(client.clone()),
+        trust_bundles: TrustBundles::new(client.clone(), Default::default()),
+        pod_certificates: PodCertificates::new(client.clone(), recorder, clock, &cfg.node_name),
         claims: crate::volumes::claim::Claims::new(client.clone(), &cfg),
         devices: crate::devices::Devices::open(client.clone(), &cfg.node_name, &cfg.data_dir).unwrap(),
         pulls: Semaphore::new(PARALLEL_PULLS),

@@ -25,7 +25,7 @@ WANTED = re.compile(
     r"^(pkg/apis/meta/v1|pkg/runtime|pkg/api/resource|pkg/util/intstr"
     r"|pkg/apis/(apiextensions|apiregistration)/v1|pkg/apis/metrics/v1beta1"
     r"|(admissionregistration|apps|authentication|authorization|autoscaling|batch|certificates|coordination|core"
-    r"|discovery|events|flowcontrol|networking|node|policy|rbac|resource|scheduling|storage)/v[12]"
+    r"|discovery|events|flowcontrol|networking|node|policy|rbac|resource|scheduling|storage|storagemigration)/v[12]"
     r"|policy/v1beta1|scheduling/v1alpha3|apidiscovery/v2|apidiscovery/v2beta1)$"
 )
 SCALARS = {"string": "s", "bytes": "y", "bool": "b", "int32": "i", "int64": "i", "uint32": "i", "uint64": "i", "double": "f"}

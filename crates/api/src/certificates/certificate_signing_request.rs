@@ -359,7 +359,7 @@ fn certificate_errors(pem: &[u8]) -> Vec<String> {
 }
 
 /// A signer is `domain/path`, the domain fully qualified.
-fn validate_signer_name(name: &str, at: &Path, e: &mut ErrorList) {
+pub(crate) fn validate_signer_name(name: &str, at: &Path, e: &mut ErrorList) {
     if name.is_empty() {
         e.required(at, "");
         return;

@@ -1,6 +1,7 @@
 //! CertificateSigningRequests of nodes: approved where a node (or a machine that joins) asks for its own certificate,
 //! signed by the cluster's authority, and cleaned up when old.
 
+pub mod pod_request;
 mod request;
 mod sign;
 

@@ -415,6 +415,9 @@ impl Worker {
             config_maps: &agent.config_maps,
             secrets: &agent.secrets,
             tokens: &agent.tokens,
+            trust_bundles: &agent.trust_bundles,
+            pod_certificates: &agent.pod_certificates,
+            wake: &self.wake,
             claims: &agent.claims,
             fields: &fields,
         };
@@ -629,6 +632,7 @@ impl Worker {
         }
         self.volumes.teardown().await?;
         self.agent.tokens.forget(names::uid(&self.pod));
+        self.agent.pod_certificates.forget(names::uid(&self.pod));
         Ok(())
     }
 

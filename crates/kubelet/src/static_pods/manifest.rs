@@ -95,6 +95,7 @@ fn reference(spec: &PodSpec) -> Option<&'static str> {
         (volumes().any(|v| v.persistent_volume_claim.is_some()), "persistentvolumeclaims"),
         (volumes().any(|v| v.csi.is_some()), "csidrivers"),
         (sources().any(|s| s.cluster_trust_bundle.is_some()), "clustertrustbundles"),
+        (sources().any(|s| s.pod_certificate.is_some()), "podcertificates"),
         (sources().any(|s| s.service_account_token.is_some()), "serviceaccounts"),
     ]
     .into_iter()

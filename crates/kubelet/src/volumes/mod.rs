@@ -5,8 +5,10 @@ pub(crate) mod claim;
 mod host;
 pub(crate) mod local_path;
 pub(crate) mod payload;
+pub(crate) mod pod_certificate;
 pub(crate) mod subpath;
 pub(crate) mod token;
+pub(crate) mod trust_bundle;
 
 use crate::pod::env::{Environment, expand};
 use crate::pod::resources;
@@ -449,8 +451,17 @@ mod tests {
         ]);
         let secrets = References::fixed(vec![]);
         let (tokens, claims, fields) = (token::Tokens::none(), claim::Claims::none(), Default::default());
-        let sources =
-            Sources { config_maps: &maps, secrets: &secrets, tokens: &tokens, claims: &claims, fields: &fields };
+        let (bundles, certificates) = (trust_bundle::TrustBundles::none(), pod_certificate::PodCertificates::none());
+        let sources = Sources {
+            config_maps: &maps,
+            secrets: &secrets,
+            tokens: &tokens,
+            trust_bundles: &bundles,
+            pod_certificates: &certificates,
+            wake: &Arc::default(),
+            claims: &claims,
+            fields: &fields,
+        };
         let mut volumes = Volumes::new(root.clone());
         volumes.prepare(&pod, &sources).await.unwrap();
         volumes.prepare(&pod, &sources).await.unwrap();

@@ -2,7 +2,9 @@
 
 use super::atomic::{File, Payload, check_path};
 use super::claim::Claims;
+use super::pod_certificate::{Place, PodCertificates};
 use super::token::{TokenRequestKey, Tokens};
+use super::trust_bundle::TrustBundles;
 use crate::pod::env::container_named;
 use crate::pod::fields::{self, FieldContext};
 use crate::references::{Lookup, ReferenceError, References};
@@ -11,6 +13,8 @@ use k8s_openapi::api::core::v1::{
     ConfigMap, DownwardAPIVolumeFile, KeyToPath, Pod, ProjectedVolumeSource, Secret, Volume, VolumeProjection,
 };
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 /// Mode of files where nothing else is said.
@@ -21,6 +25,10 @@ pub(crate) struct Sources<'a> {
     pub config_maps: &'a References<ConfigMap>,
     pub secrets: &'a References<Secret>,
     pub tokens: &'a Tokens,
+    pub trust_bundles: &'a TrustBundles,
+    pub pod_certificates: &'a PodCertificates,
+    /// Is told when there is something new of the two.
+    pub wake: &'a Arc<Notify>,
     pub claims: &'a Claims,
     pub fields: &'a FieldContext,
 }
@@ -142,6 +150,7 @@ impl Sources<'_> {
     async fn projection(
         &self,
         pod: &Pod,
+        place: Place,
         source: &VolumeProjection,
         whole: &ProjectedVolumeSource,
         out: &mut Content,
@@ -174,16 +183,25 @@ impl Sources<'_> {
             };
             let (token, refresh) = self.tokens.get(&key).await.map_err(|e| format!("failed to fetch token: {e}"))?;
             out.refresh_by(refresh);
-            // A token is for its owner alone where the containers share a user or the volume has a group.
-            let grouped = spec.and_then(|s| s.security_context.as_ref()).is_some_and(|c| c.fs_group.is_some());
-            let shared = shared_user(pod);
-            let mode = if shared.is_some() || grouped { 0o600 } else { mode_of(None, mode) };
-            let uid = user_of(t.user, user).or(shared);
+            let (mode, uid) = credential_mode(pod, mode, t.user, user);
             out.payload.insert(t.path.clone(), File { content: token.into_bytes(), mode, uid });
-        } else if source.cluster_trust_bundle.is_some() {
-            return Err("clusterTrustBundle projections are not supported by this node".into());
-        } else if source.pod_certificate.is_some() {
-            return Err("podCertificate projections are not supported by this node".into());
+        } else if let Some(bundle) = &source.cluster_trust_bundle {
+            check_path(&bundle.path)?;
+            let content = self.trust_bundles.get(bundle, self.wake).await?;
+            let (mode, uid) = credential_mode(pod, mode, bundle.user, user);
+            out.payload.insert(bundle.path.clone(), File { content, mode, uid });
+        } else if let Some(certificate) = &source.pod_certificate {
+            let found = self.pod_certificates.get(pod, &place, certificate, self.wake)?;
+            let (mode, uid) = credential_mode(pod, mode, certificate.user, user);
+            for (path, content) in [
+                (&certificate.credential_bundle_path, format!("{}{}", found.key, found.chain)),
+                (&certificate.key_path, found.key),
+                (&certificate.certificate_chain_path, found.chain),
+            ] {
+                let Some(path) = path.as_ref().filter(|p| !p.is_empty()) else { continue };
+                check_path(path)?;
+                out.payload.insert(path.clone(), File { content: content.into_bytes(), mode, uid });
+            }
         }
         Ok(())
     }
@@ -207,14 +225,26 @@ impl Sources<'_> {
             let mode = d.default_mode.unwrap_or(DEFAULT_MODE);
             self.downward(pod, d.items.as_deref().unwrap_or_default(), mode, None, &mut out.payload)?;
         } else if let Some(p) = &volume.projected {
-            for source in p.sources.iter().flatten() {
-                self.projection(pod, source, p, &mut out).await?;
+            for (i, source) in p.sources.iter().flatten().enumerate() {
+                let pod_uid = pod.metadata.uid.clone().unwrap_or_default();
+                let place = Place { pod_uid, volume: volume.name.clone(), source: i };
+                self.projection(pod, place, source, p, &mut out).await?;
             }
         } else {
             return Ok(None);
         }
         Ok(Some(out))
     }
+}
+
+/// Mode and owner of a file that identifies the pod: it is for its owner alone where the containers share a user or the
+/// volume has a group.
+fn credential_mode(pod: &Pod, mode: i32, own: Option<i64>, default: Option<i64>) -> (u32, Option<u32>) {
+    let context = pod.spec.as_ref().and_then(|s| s.security_context.as_ref());
+    let grouped = context.is_some_and(|c| c.fs_group.is_some());
+    let shared = shared_user(pod);
+    let mode = if shared.is_some() || grouped { 0o600 } else { mode_of(None, mode) };
+    (mode, user_of(own, default).or(shared))
 }
 
 /// The user all containers run as, where that is one and the same.
@@ -251,7 +281,17 @@ mod tests {
         let cx = FieldContext::default();
         let tokens = Tokens::none();
         let claims = Claims::none();
-        let sources = Sources { config_maps: &maps, secrets: &secrets, tokens: &tokens, claims: &claims, fields: &cx };
+        let (bundles, certificates, wake) = (TrustBundles::none(), PodCertificates::none(), Arc::default());
+        let sources = Sources {
+            config_maps: &maps,
+            secrets: &secrets,
+            tokens: &tokens,
+            trust_bundles: &bundles,
+            pod_certificates: &certificates,
+            wake: &wake,
+            claims: &claims,
+            fields: &cx,
+        };
         let pod = Pod::from_value(json!({"metadata": {"name": "p", "namespace": "ns", "labels": {"a": "b"}},
             "spec": {"containers": []}}))
         .unwrap();

@@ -1,5 +1,5 @@
-//! CertificateApproval, CertificateSigning and CertificateSubjectRestriction: who may approve and sign for which signer,
-//! and what the client signer may not be asked for.
+//! CertificateApproval, CertificateSigning, CertificateSubjectRestriction and ClusterTrustBundleAttest: who may approve,
+//! sign and vouch for which signer, and what the client signer may not be asked for.
 
 use super::{Attributes, MutatingPlugin, Operation, ValidatingPlugin};
 use crate::authn::{MASTERS, UserInfo};
@@ -7,7 +7,12 @@ use crate::authz::{self, Authorizer, Decision};
 use crate::cluster::Cluster;
 use async_trait::async_trait;
 use gantry_api::certificates::certificate_signing_request::{SIGNER_CLIENT, parse_request};
-use gantry_api::k8s_openapi::api::certificates::v1::CertificateSigningRequest;
+use gantry_api::certificates::pod_certificate_request::begins_elsewhere;
+use gantry_api::k8s_openapi::api::certificates::v1::{
+    CertificateSigningRequest, ClusterTrustBundle, PodCertificateRequest,
+};
+use gantry_api::meta::field::{ErrorList, Path};
+use gantry_api::meta::object::{Meta, semantically_equal};
 use gantry_api::meta::status::ApiError;
 use std::sync::Arc;
 use x509_parser::prelude::{FromDer, X509CertificationRequest};
@@ -139,5 +144,76 @@ impl ValidatingPlugin for SubjectRestriction {
             return Err(a.forbidden(&format!("use of {SIGNER_CLIENT} signer with {MASTERS} group is not allowed")));
         }
         Ok(())
+    }
+}
+
+/// Who may vouch for a signer.
+pub(super) struct TrustBundleAttest(pub(super) Arc<dyn Authorizer>);
+
+#[async_trait]
+impl ValidatingPlugin for TrustBundleAttest {
+    fn name(&self) -> &'static str {
+        "ClusterTrustBundleAttest"
+    }
+
+    async fn validate(&self, a: &mut Attributes<'_>, _cluster: &Cluster) -> Result<(), ApiError> {
+        let written = matches!(a.operation, Operation::Create | Operation::Update);
+        if !written || !a.is(GROUP, "clustertrustbundles", "") {
+            return Ok(());
+        }
+        let Some(bundle) = a.object_as::<ClusterTrustBundle>() else { return Ok(()) };
+        // An update cannot change the signer.
+        let signer = bundle.spec.signer_name.as_deref().unwrap_or_default();
+        if signer.is_empty() || a.old_as::<ClusterTrustBundle>().is_some_and(|old| means_the_same(bundle, old)) {
+            return Ok(());
+        }
+        if for_signer(self.0.as_ref(), a.user, "attest", signer).await {
+            return Ok(());
+        }
+        Err(a.forbidden(&format!("user not permitted to attest for signerName {signer:?}")))
+    }
+}
+
+/// Whether the bundles differ at most in what the garbage collector and migrations of the storage change.
+fn means_the_same(new: &ClusterTrustBundle, old: &ClusterTrustBundle) -> bool {
+    let mut new = new.clone();
+    new.metadata.owner_references.clone_from(&old.metadata.owner_references);
+    new.metadata.finalizers.clone_from(&old.metadata.finalizers);
+    new.metadata.managed_fields.clone_from(&old.metadata.managed_fields);
+    new.metadata.resource_version.clone_from(&old.metadata.resource_version);
+    semantically_equal(&new, old)
+}
+
+/// Who may answer a pod's request for a certificate, and with one of what time. Upstream has this in its registry, which is
+/// why it cannot be turned off and answers as validation does.
+pub(super) struct PodCertificateSigning(pub(super) Arc<dyn Authorizer>);
+
+#[async_trait]
+impl ValidatingPlugin for PodCertificateSigning {
+    fn name(&self) -> &'static str {
+        "PodCertificateSigning"
+    }
+
+    async fn validate(&self, a: &mut Attributes<'_>, cluster: &Cluster) -> Result<(), ApiError> {
+        if a.operation != Operation::Update || !a.is(GROUP, "podcertificaterequests", "status") {
+            return Ok(());
+        }
+        let (Some(new), Some(old)) = (a.object_as::<PodCertificateRequest>(), a.old_as::<PodCertificateRequest>())
+        else {
+            return Ok(());
+        };
+        let invalid =
+            |errors: &ErrorList| ApiError::invalid(GROUP, "PodCertificateRequest", new.metadata.name(), errors);
+        if let Some(errors) = begins_elsewhere(new, old, cluster.clock.now()) {
+            return Err(invalid(&errors));
+        }
+        let signer = &old.spec.signer_name;
+        if semantically_equal(&new.status, &old.status) || for_signer(self.0.as_ref(), a.user, "sign", signer).await {
+            return Ok(());
+        }
+        let mut errors = ErrorList::default();
+        let told = format!("User {:?} is not permitted to \"sign\" for signer {signer:?}", a.user.username);
+        errors.forbidden(&Path::new("spec").child("signerName"), &told);
+        Err(invalid(&errors))
     }
 }

@@ -316,6 +316,8 @@ pub fn chain(authorizer: Arc<dyn Authorizer>, config: &AdmissionConfig) -> Chain
         Box::new(runtime_class::RuntimeClassPlugin),
         Box::new(certificate::Approval(authorizer.clone())),
         Box::new(certificate::Signing(authorizer.clone())),
+        Box::new(certificate::TrustBundleAttest(authorizer.clone())),
+        Box::new(certificate::PodCertificateSigning(authorizer.clone())),
         Box::new(certificate::SubjectRestriction),
         Box::new(deny_external_ips::DenyServiceExternalIps),
         Box::new(rbac_escalation::RbacEscalation(authorizer.clone())),

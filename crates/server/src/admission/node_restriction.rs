@@ -5,8 +5,9 @@ use super::{Attributes, MutatingPlugin, Operation};
 use crate::cluster::Cluster;
 use async_trait::async_trait;
 use gantry_api::k8s_openapi::api::authentication::v1::TokenRequest;
+use gantry_api::k8s_openapi::api::certificates::v1::PodCertificateRequest;
 use gantry_api::k8s_openapi::api::coordination::v1::Lease;
-use gantry_api::k8s_openapi::api::core::v1::{Node, Pod};
+use gantry_api::k8s_openapi::api::core::v1::{Node, Pod, ServiceAccount};
 use gantry_api::k8s_openapi::api::resource::v1::ResourceSlice;
 use gantry_api::k8s_openapi::api::storage::v1::CSINode;
 use gantry_api::meta::object::Meta;
@@ -282,6 +283,87 @@ fn admit_slice(a: &Attributes<'_>, node: &str) -> Result<(), ApiError> {
     Err(a.forbidden(&format!("can only {verb} ResourceSlice with the same NodeName as the requesting node")))
 }
 
+/// A node asks for certificates for pods that run on it, as they are, from signers that they name.
+async fn admit_certificate_request(a: &Attributes<'_>, node: &str, cluster: &Cluster) -> Result<(), ApiError> {
+    if a.operation != Operation::Create {
+        return Err(a.forbidden(&format!("unexpected operation {}", a.operation.as_str())));
+    }
+    if !a.subresource.is_empty() {
+        return Err(a.forbidden(&format!("unexpected subresource {}", a.subresource)));
+    }
+    let Some(spec) = a.object_as::<PodCertificateRequest>().map(|r| &r.spec) else { return Ok(()) };
+    if spec.node_name != node {
+        return Err(a.forbidden(&format!(
+            "PodCertificateRequest.Spec.NodeName={:?}, which is not the requesting node {node:?}",
+            spec.node_name
+        )));
+    }
+    // What upstream's caches may not have seen yet it does not forbid, so that the node tries again.
+    let again = |why: String| ApiError::internal(why);
+    let pod_key = format!("{}/{}", a.namespace, spec.pod_name);
+    let found = cluster.get_latest::<Node>("", node).await?;
+    let found = found.ok_or_else(|| {
+        again(format!("while retrieving node {node:?} named in the PodCertificateRequest: node {node:?} not found"))
+    })?;
+    if found.metadata.uid() != spec.node_uid {
+        return Err(again(format!(
+            "PodCertificateRequest for pod {pod_key:?} names node UID {:?}, inconsistent with the running node ({:?})",
+            spec.node_uid,
+            found.metadata.uid()
+        )));
+    }
+    let pod = cluster.get_latest::<Pod>(a.namespace, &spec.pod_name).await?;
+    let pod = pod.ok_or_else(|| {
+        let name = &spec.pod_name;
+        again(format!("while retrieving pod {pod_key:?} named in the PodCertificateRequest: pod {name:?} not found"))
+    })?;
+    if pod.metadata.uid() != spec.pod_uid {
+        return Err(again(format!(
+            "PodCertificateRequest for pod {pod_key:?} contains pod UID ({:?}) which differs from running pod {:?}",
+            spec.pod_uid,
+            pod.metadata.uid()
+        )));
+    }
+    if node_of(&pod) != node {
+        let why = format!("pod {pod_key:?} is not running on node {node:?} named in the PodCertificateRequest");
+        return Err(a.forbidden(&why));
+    }
+    if is_mirror(&pod) {
+        return Err(a.forbidden(&format!("pod {pod_key:?} is a mirror pod")));
+    }
+    let running = pod.spec.as_ref().and_then(|s| s.service_account_name.as_deref()).unwrap_or_default();
+    if running != spec.service_account_name {
+        return Err(a.forbidden(&format!(
+            "PodCertificateRequest for pod {pod_key:?} contains serviceAccountName ({:?}) that differs from running pod \
+             ({running:?})",
+            spec.service_account_name
+        )));
+    }
+    let account = cluster.get_latest::<ServiceAccount>(a.namespace, running).await?;
+    let account = account.ok_or_else(|| {
+        let key = format!("{}/{running}", a.namespace);
+        again(format!(
+            "while retrieving service account {key:?} named in the PodCertificateRequest: serviceaccount {running:?} not \
+             found"
+        ))
+    })?;
+    if account.metadata.uid() != spec.service_account_uid {
+        return Err(again(format!(
+            "PodCertificateRequest for pod {pod_key:?} names service account UID {:?}, which differs from the running \
+             service account ({:?})",
+            spec.service_account_uid,
+            account.metadata.uid()
+        )));
+    }
+    let volumes = pod.spec.iter().flat_map(|s| s.volumes.iter().flatten());
+    let mut sources = volumes.flat_map(|v| v.projected.iter().flat_map(|p| p.sources.iter().flatten()));
+    if !sources.any(|s| s.pod_certificate.as_ref().is_some_and(|c| c.signer_name == spec.signer_name)) {
+        let signer = &spec.signer_name;
+        return Err(a.forbidden(&format!("signer {signer:?} not found in pod spec volume")));
+    }
+    Ok(())
+}
+
 #[async_trait]
 impl MutatingPlugin for NodeRestriction {
     fn name(&self) -> &'static str {
@@ -308,6 +390,7 @@ impl MutatingPlugin for NodeRestriction {
             ("coordination.k8s.io", "leases") => admit_lease(a, node),
             ("storage.k8s.io", "csinodes") => admit_csi_node(a, node),
             ("resource.k8s.io", "resourceslices") => admit_slice(a, node),
+            ("certificates.k8s.io", "podcertificaterequests") => admit_certificate_request(a, node, cluster).await,
             _ => Ok(()),
         }
     }

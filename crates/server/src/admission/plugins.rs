@@ -56,7 +56,7 @@ const KNOWN: &[Known] = &[
     on("RuntimeClass"),
     on("CertificateApproval"),
     on("CertificateSigning"),
-    absent("ClusterTrustBundleAttest"),
+    on("ClusterTrustBundleAttest"),
     on("CertificateSubjectRestriction"),
     on("DefaultIngressClass"),
     off("DenyServiceExternalIPs"),

@@ -5,6 +5,7 @@ use super::{Attributes, Authorizer, Decision, Rules, rbac};
 use crate::authn::UserInfo;
 use crate::cluster::Cluster;
 use async_trait::async_trait;
+use gantry_api::k8s_openapi::api::certificates::v1::PodCertificateRequest;
 use gantry_api::k8s_openapi::api::core::v1::{Container, EphemeralContainer, PersistentVolume, Pod, PodSpec};
 use gantry_api::k8s_openapi::api::rbac::v1::PolicyRule;
 use gantry_api::k8s_openapi::api::resource::v1::ResourceSlice;
@@ -72,18 +73,20 @@ impl NodeAuthorizer {
             }
             ("", "persistentvolumes") if a.subresource.is_empty() => self.decide_volume(a, node).await,
             ("", "serviceaccounts") => {
-                if a.subresource != "token" {
-                    return Err("can only create token subresource of service account".into());
-                }
-                if a.verb != "create" || a.name.is_empty() {
-                    return Err("can only create tokens for individual service accounts".into());
-                }
                 let account = |p: &Pod| {
                     let named = p.spec.as_ref().and_then(|s| s.service_account_name.as_deref());
                     named.filter(|n| !n.is_empty()).unwrap_or("default") == a.name
                 };
+                let reads = a.verb == "get" && a.subresource.is_empty();
+                if !reads && a.subresource != "token" {
+                    return Err("can only create token subresource of service account".into());
+                }
+                if !reads && (a.verb != "create" || a.name.is_empty()) {
+                    return Err("can only create tokens for individual service accounts".into());
+                }
                 self.any_pod(&a.namespace, node, account).await.then_some(()).ok_or_else(unrelated)
             }
+            ("certificates.k8s.io", "podcertificaterequests") => self.decide_certificate_request(a, node).await,
             ("coordination.k8s.io", "leases") => {
                 if !matches!(a.verb.as_str(), "get" | "create" | "update" | "patch" | "delete") {
                     return Err("can only get, create, update, patch, or delete a node lease".into());
@@ -187,6 +190,30 @@ impl NodeAuthorizer {
                 self.any_pod(&namespace, node, uses).await.then_some(()).ok_or_else(unrelated)
             }
             _ => self.by_rules(a),
+        }
+    }
+
+    /// A node asks for certificates and sees what became of that. For which pods is only in the body of a create;
+    /// NodeRestriction sees it.
+    async fn decide_certificate_request(&self, a: &Attributes, node: &str) -> Result<(), String> {
+        if !a.subresource.is_empty() {
+            return Err("nodes may not access subresources of PodCertificateRequest".into());
+        }
+        match a.verb.as_str() {
+            "create" => Ok(()),
+            "get" => {
+                let found = self.cluster.get::<PodCertificateRequest>(&a.namespace, &a.name).await;
+                let own = found.map_err(|e| e.message)?.is_some_and(|r| r.spec.node_name == node);
+                own.then_some(()).ok_or_else(|| format!("no relationship found between node '{node}' and this object"))
+            }
+            "list" | "watch" => {
+                let selector = a.field_selector.as_deref().and_then(|s| FieldSelector::parse(s).ok());
+                match selector.as_ref().and_then(|s| s.requires_exact_match("spec.nodeName")) {
+                    Some(n) if n == node => Ok(()),
+                    _ => Err("can only list/watch podcertificaterequests with nodeName field selector".into()),
+                }
+            }
+            _ => Err("only the following verbs are allowed for a PodCertificateRequest: create, get, list, watch".into()),
         }
     }
 

@@ -28,6 +28,9 @@ pub(super) fn node_rules() -> Vec<PolicyRule> {
         on(&[""], "persistentvolumeclaims persistentvolumes", "get"),
         on(&[""], "endpoints", "get"),
         on(&[CERTIFICATES], "certificatesigningrequests", "create get list watch"),
+        on(&[CERTIFICATES], "clustertrustbundles", READ),
+        on(&[CERTIFICATES], "podcertificaterequests", "create get list watch"),
+        on(&[""], "serviceaccounts", "get"),
         on(&[COORDINATION], "leases", "create delete get patch update"),
         on(&[STORAGE], "volumeattachments", "get"),
         on(&[""], "serviceaccounts/token", "create"),
@@ -170,6 +173,7 @@ pub(super) fn roles() -> Vec<ClusterRole> {
         approver("kube-apiserver-client-kubelet"),
         approver("kubelet-serving"),
         approver("legacy-unknown"),
+        role("system:cluster-trust-bundle-discovery", vec![on(&[CERTIFICATES], "clustertrustbundles", READ)]),
         role(
             "system:persistent-volume-provisioner",
             vec![

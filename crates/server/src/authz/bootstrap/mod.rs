@@ -130,6 +130,8 @@ fn bindings() -> Vec<ClusterRoleBinding> {
         // The Node authorizer decides for nodes; the role is kept for clusters that bound it themselves.
         same("system:node", Vec::new()),
         same("system:service-account-issuer-discovery", vec![group("system:serviceaccounts")]),
+        // Every pod may read what its volumes may show it anyhow.
+        same("system:cluster-trust-bundle-discovery", vec![group("system:serviceaccounts")]),
         // One agent per node is kubelet, service proxy and DNS server under the node's identity.
         same("gantry:node-agent", vec![group("system:nodes")]),
         // A machine that joins asks for its certificate with the join token's identity; a node renews its own.

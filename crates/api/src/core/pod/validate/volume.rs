@@ -1,5 +1,8 @@
 //! Volumes: that exactly one source is given, and each source's own rules.
 
+use crate::certificates::certificate_signing_request::validate_signer_name;
+use crate::certificates::cluster_trust_bundle::name_errors;
+use crate::certificates::pod_certificate_request::{expirations, validate_user_annotations};
 use crate::core::persistent_volume_claim::validate_spec;
 use crate::core::pod::validate::Options;
 use crate::core::pod::validate::env::{validate_field_ref, validate_resource_field_ref};
@@ -9,11 +12,14 @@ use crate::meta::labels::{SelectorOptions, validate_label_selector};
 use crate::meta::object::{Meta, validate_annotations};
 use crate::meta::{labels, names, text};
 use k8s_openapi::api::core::v1::{
-    DownwardAPIVolumeFile, EphemeralVolumeSource, KeyToPath, ProjectedVolumeSource, Volume, VolumeProjection,
+    DownwardAPIVolumeFile, EphemeralVolumeSource, KeyToPath, PodCertificateProjection, ProjectedVolumeSource, Volume,
+    VolumeProjection,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
+
+const CONFLICT: &str = "conflicting duplicate paths";
 
 const FILE_MODE: &str = "must be a number between 0 and 0777 (octal), both inclusive";
 const VOLUME_FIELDS: &[&str] =
@@ -270,7 +276,6 @@ fn validate_projection<'a>(
     taken: &mut BTreeSet<&'a str>,
     errors: &mut ErrorList,
 ) {
-    const CONFLICT: &str = "conflicting duplicate paths";
     let mut count = 0;
     let keyed = [
         ("secret", source.secret.as_ref().map(|s| (&s.name, s.items.as_deref()))),
@@ -322,7 +327,8 @@ fn validate_projection<'a>(
                 if name.is_empty() {
                     errors.required(&path.child("name"), "must be a valid object name");
                 }
-                for message in names::dns1123_subdomain(name.rsplit(':').next().unwrap_or(name), false) {
+                let signer = name.rsplit_once(':').map(|(signer, _)| signer.replace(':', "/")).unwrap_or_default();
+                for message in name_errors(&signer, name, false) {
                     errors.invalid(
                         &path.child("name"),
                         name.as_str(),
@@ -353,9 +359,57 @@ fn validate_projection<'a>(
             errors.invalid(volume_path, bundle.path.as_str(), CONFLICT);
         }
     }
-    count += usize::from(source.pod_certificate.is_some());
+    if let Some(certificate) = &source.pod_certificate {
+        count += 1;
+        validate_pod_certificate(certificate, &path.child("podCertificate"), volume_path, taken, errors);
+    }
     if count > 1 {
         errors.forbidden(path, "may not specify more than 1 volume type per source");
+    }
+}
+
+/// Keys that a kubelet makes.
+const KEY_TYPES: &[&str] = &["RSA3072", "RSA4096", "ECDSAP256", "ECDSAP384", "ECDSAP521", "ED25519"];
+
+fn validate_pod_certificate<'a>(
+    certificate: &'a PodCertificateProjection,
+    path: &Path,
+    volume_path: &Path,
+    taken: &mut BTreeSet<&'a str>,
+    errors: &mut ErrorList,
+) {
+    validate_signer_name(&certificate.signer_name, &path.child("signerName"), errors);
+    if !KEY_TYPES.contains(&certificate.key_type.as_str()) {
+        errors.not_supported(&path.child("keyType"), &certificate.key_type, KEY_TYPES);
+    }
+    if let Some(seconds) = certificate.max_expiration_seconds {
+        let (path, range) = (path.child("maxExpirationSeconds"), expirations(&certificate.signer_name));
+        if seconds < *range.start() {
+            let told = format!("if provided, maxExpirationSeconds must be >= {}", range.start());
+            errors.invalid(&path, seconds, &told);
+        }
+        if seconds > *range.end() {
+            errors.invalid(&path, seconds, &format!("if provided, maxExpirationSeconds must be <= {}", range.end()));
+        }
+    }
+    let mut any = false;
+    for (field, file) in [
+        ("credentialBundlePath", &certificate.credential_bundle_path),
+        ("keyPath", &certificate.key_path),
+        ("certificateChainPath", &certificate.certificate_chain_path),
+    ] {
+        let Some(file) = file.as_deref().filter(|f| !f.is_empty()) else { continue };
+        any = true;
+        validate_local_path(file, &path.child(field), errors);
+        if !taken.insert(file) {
+            errors.invalid(volume_path, file, CONFLICT);
+        }
+    }
+    if !any {
+        errors.required(path, "specify at least one of credentialBundlePath, keyPath, and certificateChainPath");
+    }
+    if let Some(annotations) = &certificate.user_annotations {
+        validate_user_annotations(annotations, &path.child("userAnnotations"), errors);
     }
 }
 
