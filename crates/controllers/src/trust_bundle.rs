@@ -101,7 +101,7 @@ mod tests {
         let first = decide("a.b/c", "PEM", &[]);
         let [Action::Ensure(target, body)] = first.actions.as_slice() else { panic!("{first:?}") };
         // The first twelve bytes of the hash.
-        assert_eq!(target.to_string(), format!("clustertrustbundles {}", name_of("a.b/c", "PEM")));
+        assert_eq!(target.to_string(), format!("clustertrustbundles.certificates.k8s.io {}", name_of("a.b/c", "PEM")));
         assert!(name_of("a.b/c", "PEM").starts_with("a.b:c:") && name_of("a.b/c", "PEM").len() == 6 + 24);
         let there = Arc::new(ClusterTrustBundle::from_value(body.clone()).unwrap());
         assert!(decide("a.b/c", "PEM", std::slice::from_ref(&there)).is_empty());

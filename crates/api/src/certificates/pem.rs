@@ -64,8 +64,7 @@ pub fn encode(label: &str, der: &[u8]) -> String {
         out.push('\n');
         rest = after;
     }
-    out.push_str(&format!("{END}{label}-----\n"));
-    out
+    out + END + label + "-----\n"
 }
 
 #[cfg(test)]

@@ -411,9 +411,8 @@ mod tests {
     #[test]
     fn what_the_conditions_tell() {
         let told = |status: Value| {
-            let mut r = PodCertificateRequest::default();
-            r.status = Some(serde_json::from_value(status).unwrap());
-            outcome_of(&r)
+            let status = Some(serde_json::from_value(status).unwrap());
+            outcome_of(&PodCertificateRequest { status, ..Default::default() })
         };
         let condition = |t: &str| {
             json!([{"type": t, "status": "True", "reason": "R", "message": "m",

@@ -1,5 +1,4 @@
 use super::*;
-use crate::certificates::pem;
 use rcgen::{CertificateParams, DistinguishedName, KeyPair};
 use time::{Duration, OffsetDateTime};
 
@@ -97,7 +96,7 @@ fn a_certificate_is_for_the_key_and_the_time_asked_for() {
     assert_eq!(told(&issued(&asked, &good, 7200, 3600)), "");
     assert_eq!(told(&issued(&asked, &format!("{good}between{good}"), 7200, 600)), "");
     let foreign = certificate(&KeyPair::generate().unwrap(), 7200);
-    for (chain, seconds, refresh, want) in [
+    let wrong: &[(&str, i64, i64, &str)] = &[
         (foreign.as_str(), 7200, 3600, "leaf certificate was not issued to the requested public key"),
         ("", 7200, 3600, "issued certificate chain must contain at least one certificate"),
         (&pem::encode("KEY", b"x"), 7200, 3600, "must consist entirely of CERTIFICATE PEM blocks"),
@@ -119,8 +118,9 @@ fn a_certificate_is_for_the_key_and_the_time_asked_for() {
             3600,
             "intermediate certificate does not parse as valid X.509",
         ),
-    ] {
-        assert!(told(&issued(&asked, chain, seconds, refresh)).ends_with(want), "{want}");
+    ];
+    for (chain, seconds, refresh, want) in wrong {
+        assert!(told(&issued(&asked, chain, *seconds, *refresh)).ends_with(want), "{want}");
     }
     let bare = with_status(&asked, json!({"conditions": [condition("Issued")], "certificateChain": good}));
     let told = texts(&bare.validate_status_update(&asked));
