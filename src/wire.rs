@@ -66,6 +66,9 @@ pub async fn run(server: Arc<Server>, connect: Connect, components: Components, 
     config.certificate_duration = signing_duration.unwrap_or(config.certificate_duration);
     config.autoscaling_period = autoscaling_period.unwrap_or(config.autoscaling_period);
     config.cluster_dns = cluster_dns;
+    config.pod_groups =
+        server.registry.find(PodGroup::INFO.group, PodGroup::INFO.version, PodGroup::INFO.plural).is_some();
+    let pod_groups = config.pod_groups;
     let manager = "kube-controller-manager";
     let manager = connect(UserInfo::new(&format!("system:{manager}"), &[]), manager);
     let informers = Informers::new(manager);
@@ -74,8 +77,6 @@ pub async fn run(server: Arc<Server>, connect: Connect, components: Components, 
     let asked = explainer.clone();
     // One server has one scheduler; in a second wiring of the same server the first stays.
     let _ = server.services.explain.set(Arc::new(move |namespace, name| asked.explain(namespace, name)));
-    let pod_groups =
-        server.registry.find(PodGroup::INFO.group, PodGroup::INFO.version, PodGroup::INFO.plural).is_some();
     let scheduling = SchedulerConfig { configuration: scheduling, clock, entropy, pod_groups, explainer };
     tokio::join!(
         // In order: an unordered choice draws lots, and two simulations from one seed would differ.

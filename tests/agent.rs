@@ -128,10 +128,12 @@ fn a_node_of_its_own() {
     assert_eq!(server.jsonpath(&["node", "node-1"], "{.spec.podCIDR}"), "10.244.1.0/24");
     let role = server.get(&["clusterrole", "system:controller:certificate-controller"]);
     let rules = role["rules"].as_array().unwrap();
-    for verb in ["approve", "sign"] {
+    // What people approve is signed, too.
+    let all = ["kubernetes.io/legacy-unknown", "kubernetes.io/kube-apiserver-client", CLIENT, SERVING];
+    for (verb, signers) in [("approve", &all[2..]), ("sign", &all[..])] {
         let rule = rules.iter().find(|r| r["verbs"] == serde_json::json!([verb])).unwrap();
         assert_eq!(rule["resources"], serde_json::json!(["signers"]), "{role}");
-        assert_eq!(rule["resourceNames"], serde_json::json!([CLIENT, SERVING]), "{role}");
+        assert_eq!(rule["resourceNames"], serde_json::json!(signers), "{role}");
     }
 
     // Pods run there, find each other by name, and are reached through the server.

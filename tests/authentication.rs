@@ -145,6 +145,8 @@ fn tokens_of_every_sort() {
     of_an_issuer(&api, &issuer, &signers);
     of_a_file_and_of_a_webhook(&api, &asked);
     bootstrap_tokens(&api);
+    in_secrets(&api);
+    by_request(&api);
     proxies(&api);
 
     // Another configuration holds without a restart; one that is wrong is not taken over.
@@ -245,6 +247,66 @@ fn bootstrap_tokens(api: &Api<'_>) {
     api.create(secrets, &secret("2020-01-01T00:00:00Z"));
     api.gone(&format!("{secrets}/bootstrap-token-abcdef"));
     assert_eq!(whoami(api, token), None);
+}
+
+fn decoded(api: &Api<'_>, what: &[&str], template: &str) -> String {
+    let output = format!("go-template={template}");
+    let arguments: Vec<&str> = ["get"].into_iter().chain(what.iter().copied()).chain(["-o", &output]).collect();
+    api.cluster.kubectl(&arguments)
+}
+
+/// A token in a Secret is good while the Secret holds it and is not marked invalid; that it was used is noted.
+fn in_secrets(api: &Api<'_>) {
+    let secrets = "/api/v1/namespaces/default/secrets";
+    let account = json!({"kubernetes.io/service-account.name": "default"});
+    let secret = json!({"metadata": {"name": "lasting", "annotations": account},
+        "type": "kubernetes.io/service-account-token"});
+    let path = format!("{secrets}/lasting");
+    api.create(secrets, &secret);
+    let token = decoded(api, &["secret", "lasting"], "{{.data.token | base64decode}}");
+    assert_eq!(whoami(api, &token).unwrap()["username"], "system:serviceaccount:default:default");
+    let used = "kubernetes.io/legacy-token-last-used";
+    api.until(&path, "its use is noted", |s| s["metadata"]["labels"][used].as_str().is_some_and(|d| d.len() == 10));
+    let mark = |since: Value| json!({"metadata": {"labels": {"kubernetes.io/legacy-token-invalid-since": since}}});
+    api.patch(&path, "application/merge-patch+json", &mark(json!("2026-01-01")));
+    api.cluster.wait_for("the token is refused", || whoami(api, &token).is_none().then_some(()));
+    api.patch(&path, "application/merge-patch+json", &mark(Value::Null));
+    api.cluster.wait_for("the token is good again", || whoami(api, &token));
+    api.delete(&path);
+    api.cluster.wait_for("the token went with its Secret", || whoami(api, &token).is_none().then_some(()));
+}
+
+/// A certificate that somebody asks for and an administrator approves is good for the API server; the signer refuses what
+/// is no client's.
+fn by_request(api: &Api<'_>) {
+    let cluster = api.cluster;
+    let place = tempfile::tempdir().unwrap();
+    let file = |name: &str| place.path().join(name).display().to_string();
+    let mut openssl = Command::new("openssl");
+    openssl.args(["req", "-new", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]);
+    run(openssl.args(["-subj", "/O=crew/CN=carol", "-keyout", &file("key"), "-out", &file("csr")]));
+    let request = base64(&std::fs::read(file("csr")).unwrap());
+    let all = "/apis/certificates.k8s.io/v1/certificatesigningrequests";
+    let ask = |name: &str, usages: Value| {
+        let spec = json!({"request": request, "signerName": "kubernetes.io/kube-apiserver-client", "usages": usages});
+        api.create(all, &json!({"metadata": {"name": name}, "spec": spec}));
+        cluster.kubectl(&["certificate", "approve", name]);
+    };
+    ask("carol", json!(["client auth"]));
+    api.until(&format!("{all}/carol"), "issued", |c| c["status"]["certificate"].is_string());
+    std::fs::write(file("crt"), decoded(api, &["csr", "carol"], "{{.status.certificate | base64decode}}")).unwrap();
+    let (crt, key) = (file("crt"), file("key"));
+    let me = cluster.kubectl(&["--client-certificate", &crt, "--client-key", &key, "auth", "whoami", "-o", "json"]);
+    let me: Value = serde_json::from_str(&me).unwrap();
+    let user = &me["status"]["userInfo"];
+    assert_eq!((&user["username"], &user["groups"]), (&json!("carol"), &json!(["crew", "system:authenticated"])));
+    ask("server", json!(["server auth"]));
+    let why = "invalid usage for client certificate: server auth";
+    api.until(&format!("{all}/server"), "failed", |c| {
+        let all = c["status"]["conditions"].as_array().into_iter().flatten();
+        all.into_iter()
+            .any(|c| c["type"] == "Failed" && c["reason"] == "SignerValidationFailure" && c["message"] == why)
+    });
 }
 
 /// The front proxy's certificate speaks for users; that of a user does not.

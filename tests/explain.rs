@@ -18,6 +18,7 @@ fn explanations() {
     of_the_wrong_kind(&cluster);
     gated(&cluster);
     placed(&cluster);
+    taken_away(&cluster);
     not_for_everybody(&cluster);
 }
 
@@ -157,6 +158,33 @@ fn placed(cluster: &Cluster) {
     let e = explained(cluster, "chosen", "Placed");
     assert_eq!(e["node"], "node-1", "{e:#}");
     cluster.kubectl(&["delete", "pod", "placed", "chosen"]);
+}
+
+/// What had to go says why, as long as it is there and for some time after.
+fn taken_away(cluster: &Cluster) {
+    cluster.apply(
+        "apiVersion: scheduling.k8s.io/v1\nkind: PriorityClass\nmetadata: {name: urgent}\nvalue: 1000000",
+    );
+    let cores = cluster.jsonpath(&["node", "node-1"], "{.status.allocatable.cpu}");
+    let all: u64 = cores.strip_suffix('m').map_or_else(|| cores.parse::<u64>().unwrap() * 1000, |m| m.parse().unwrap());
+    let most = format!("{}m", all * 6 / 10);
+    pod(cluster, "victim", &most, "");
+    cluster.kubectl(&["patch", "pod", "victim", "-p", "{\"metadata\": {\"finalizers\": [\"example.com/hold\"]}}"]);
+    cluster.ready("victim");
+    pod(cluster, "urgent", &most, "  priorityClassName: urgent\n");
+    let e = cluster.wait_for("the victim says why it goes", || {
+        let e = explain(cluster, "victim");
+        (e["disrupted"]["reason"] == "PreemptionByScheduler").then_some(e)
+    });
+    let message = "default-scheduler: preempting to accommodate a higher priority pod";
+    assert_eq!(e["disrupted"]["message"], message, "{e:#}");
+    let uid = cluster.jsonpath(&["pod", "urgent"], "{.metadata.uid}");
+    let told = serde_json::json!([{"reason": "Preempted", "message": format!("Preempted by pod {uid} on node node-1")}]);
+    cluster.wait_for("the event", || (explain(cluster, "victim")["disrupted"]["events"] == told).then_some(()));
+    cluster.kubectl(&["patch", "pod", "victim", "-p", "{\"metadata\": {\"finalizers\": null}}"]);
+    let e = explained(cluster, "victim", "Gone");
+    assert_eq!(e["disrupted"]["events"], told, "{e:#}");
+    cluster.kubectl(&["delete", "pod", "urgent"]);
 }
 
 fn not_for_everybody(cluster: &Cluster) {

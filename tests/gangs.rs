@@ -58,6 +58,7 @@ fn groups_of_pods() {
     let api = Api::new(&cluster);
     what_is_served(&api, &cluster);
     a_pod_group_is_placed_as_a_whole(&api);
+    a_group_outlives_its_pods(&api);
     a_group_by_annotation(&api);
     a_group_is_confined_to_a_domain(&api);
 }
@@ -130,6 +131,24 @@ fn a_pod_group_is_placed_as_a_whole(api: &Api<'_>) {
         Some(("application/merge-patch+json", "{\"spec\": {\"schedulingGroup\": {\"podGroupName\": \"other\"}}}")),
     );
     assert_eq!(refused.code, 422, "{}", refused.text);
+}
+
+/// A group that is deleted stays until its last pod is gone, and takes no new ones.
+fn a_group_outlives_its_pods(api: &Api<'_>) {
+    let group = format!("{GROUPS}/workers");
+    let held = json!(["scheduling.k8s.io/podgroup-protection"]);
+    assert_eq!(api.get(&group)["metadata"]["finalizers"], held);
+    api.delete(&group);
+    let refused = api.request("POST", PODS, Some(("application/json", &member("late", "workers").to_string())));
+    assert_eq!(refused.code, 403, "{}", refused.text);
+    let why = "cannot create Pod referencing PodGroup \\\"workers\\\" because it is being deleted";
+    assert!(refused.text.contains(why), "{}", refused.text);
+    api.delete(&format!("{PODS}/worker-0"));
+    api.gone(&format!("{PODS}/worker-0"));
+    assert_eq!(api.get(&group)["metadata"]["finalizers"], held);
+    api.delete(&format!("{PODS}/worker-2"));
+    api.delete(&format!("{PODS}/worker-3"));
+    api.gone(&group);
 }
 
 /// Waits until the explanation of a pod says so of its group.

@@ -6,7 +6,8 @@ mod cluster;
 use cluster::pods::{create, event, once, pod, refused, sh, succeeded};
 use cluster::{Cluster, busybox};
 use serde_json::{Value, json};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
 fn claim(name: &str, spec: &Value) -> Value {
     let mut all = json!({"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}});
@@ -51,6 +52,7 @@ fn claims() {
     provisioned(&mut cluster);
     by_hand(&cluster);
     ephemeral(&cluster);
+    devices(&cluster);
     reasons(&cluster);
 }
 
@@ -148,6 +150,41 @@ fn ephemeral(cluster: &Cluster) {
     assert_eq!(cluster.jsonpath(&["pvc", "brief-scratch"], "{.metadata.labels.kind} {.status.phase}"), "scratch Bound");
     cluster.kubectl(&["delete", "pod", "brief"]);
     gone(cluster, "pvc", "brief-scratch");
+}
+
+/// A local volume that is a block device is a device in the container, and cannot be mounted.
+fn devices(cluster: &Cluster) {
+    let place = tempfile::tempdir().unwrap();
+    let (device, file) = (place.path().join("device"), place.path().join("file"));
+    // Nothing needs to be behind the device: that it is one is looked at, and which.
+    cluster::run(Command::new("mknod").arg(&device).args(["b", "7", "63"]));
+    std::fs::write(&file, "no device").unwrap();
+    let terms =
+        json!([{"matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "In", "values": ["node-1"]}]}]);
+    let local = |name: &str, path: &Path| {
+        let more = json!({"volumeMode": "Block", "local": {"path": path}, "storageClassName": name,
+            "nodeAffinity": {"required": {"nodeSelectorTerms": terms}}});
+        volume(name, &more)
+    };
+    let wants = |name: &str| claim(name, &json!({"volumeMode": "Block", "storageClassName": name}));
+    create(cluster, &[local("raw", &device), local("wrong", &file), wants("raw"), wants("wrong")]);
+    reaches(cluster, "pvc", "raw", "Bound");
+    reaches(cluster, "pvc", "wrong", "Bound");
+    let takes = json!({"volumeDevices": [{"name": "v", "devicePath": "/dev/xvda"}]});
+    let script = "test -b /dev/xvda && stat -c %t:%T /dev/xvda";
+    create(cluster, &[once("takes", script, &takes, &mounted("raw").1)]);
+    assert_eq!(succeeded(cluster, "takes"), "7:3f\n");
+    let mut privileged = takes.clone();
+    privileged["securityContext"] = json!({"privileged": true});
+    create(cluster, &[once("may-all", script, &privileged, &mounted("raw").1)]);
+    assert_eq!(succeeded(cluster, "may-all"), "7:3f\n");
+    create(cluster, &[pod("mounts", &mounted("raw").0, &mounted("raw").1)]);
+    event(cluster, "mounts", "FailedMount", "volume v has volumeMode Block, but is specified in volumeMounts");
+    create(cluster, &[pod("takes-file", &takes, &mounted("wrong").1)]);
+    let why = format!("MapVolume.MapPodDevice failed for volume \"wrong\" : {} is not a block device", file.display());
+    event(cluster, "takes-file", "FailedMapVolume", &why);
+    cluster.kubectl(&["delete", "pod/takes", "pod/may-all", "pod/mounts", "pod/takes-file", "pvc/raw", "pvc/wrong"]);
+    cluster.kubectl(&["delete", "pv", "raw", "wrong"]);
 }
 
 /// What pods and claims that cannot be served are told.

@@ -106,6 +106,13 @@ fn text(found: &Value) -> String {
     for thing in each(found, "inTheWay") {
         line("Waits:", &format!("{}: {}", word(thing, "kind"), word(thing, "message")));
     }
+    let disrupted = &found["disrupted"];
+    if disrupted["reason"].is_string() {
+        line("Has to go:", &format!("{}: {}", word(disrupted, "reason"), word(disrupted, "message")));
+    }
+    for event in each(disrupted, "events") {
+        line("Was told:", &format!("{}: {}", word(event, "reason"), word(event, "message")));
+    }
     let width = each(found, "nodes").map(|n| word(n, "name").len()).max().unwrap_or(0).max(4);
     if found["nodes"].as_array().is_some_and(|n| !n.is_empty()) {
         let _ = writeln!(out, "\n{:width$}  SCORE  WHY", "NODE");
@@ -135,6 +142,8 @@ mod tests {
             "state": "Unschedulable",
             "queue": {"ahead": 2, "waiting": 3, "attempts": 1, "retryAfterSeconds": 9.0},
             "message": "0/1 nodes are available: 1 Insufficient cpu.",
+            "disrupted": {"reason": "PreemptionByScheduler", "message": "why", "events": [
+                {"reason": "Preempted", "message": "by pod u on node n"}]},
             "group": {"name": "g", "placed": 0, "waiting": 2, "gated": 0, "minCount": 2, "message": "1 fits"},
             "nodes": [{"name": "n", "feasible": false, "problems": [
                 {"plugin": "NodeResourcesFit", "reason": "Insufficient cpu", "detail": "wants 2, 1 of 1 free, 1 short"},
@@ -145,6 +154,8 @@ mod tests {
             State:    Unschedulable; tried once, 2 pods ahead, again within 9 s\n\
             Message:  0/1 nodes are available: 1 Insufficient cpu.\n\
             Group:    g: 0 placed, 2 waiting, 2 needed at once; 1 fits\n\
+            Has to go: PreemptionByScheduler: why\n\
+            Was told: Preempted: by pod u on node n\n\
             \n\
             NODE  SCORE  WHY\n\
             n         -  Insufficient cpu: wants 2, 1 of 1 free, 1 short\n\

@@ -36,6 +36,10 @@ pub struct ControllersConfig {
     pub node_grace_period: Duration,
     /// The same for a node that has never reported (`--node-startup-grace-period`).
     pub node_startup_grace_period: Duration,
+    /// A token in a Secret that was not used for this long is marked invalid, and deleted after as long again.
+    pub legacy_token_period: Duration,
+    /// Whether PodGroups are served.
+    pub pod_groups: bool,
     /// Finished pods beyond this number are deleted, oldest first (`--terminated-pod-gc-threshold`); 0 keeps all.
     pub terminated_pod_threshold: usize,
 }
@@ -55,6 +59,8 @@ impl ControllersConfig {
             autoscaling_period: Duration::from_secs(15),
             node_grace_period: Duration::from_secs(50),
             node_startup_grace_period: Duration::from_secs(60),
+            legacy_token_period: Duration::from_secs(365 * 24 * 3600),
+            pod_groups: false,
             terminated_pod_threshold: 12500,
         }
     }

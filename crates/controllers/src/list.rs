@@ -45,11 +45,17 @@ pub static ALL: &[Entry] = &[
     entry!("endpointslice-controller", crate::endpoints::SLICE_RULES, crate::endpoints::run_slices),
     entry!("endpointslicemirroring-controller", crate::endpoints::MIRROR_RULES, crate::endpoints::run_mirror),
     entry!("ephemeral-volume-controller", crate::volume::ephemeral::RULES, crate::volume::ephemeral::run),
+    entry!("expand-controller", crate::volume::expand::RULES, crate::volume::expand::run),
     entry!("generic-garbage-collector", crate::garbage::RULES, crate::garbage::run),
     entry!("horizontal-pod-autoscaler", crate::horizontal_pod_autoscaler::RULES, crate::horizontal_pod_autoscaler::run),
     entry!("ipallocator-repair-controller", crate::service_cidr::repair::RULES, crate::service_cidr::repair::run),
     entry!("job-controller", crate::job::RULES, crate::job::run),
     entry!("kube-apiserver-serving-clustertrustbundle-publisher", crate::trust_bundle::RULES, crate::trust_bundle::run),
+    entry!(
+        "legacy-service-account-token-cleaner",
+        crate::service_account_token::CLEANER_RULES,
+        crate::service_account_token::run_cleaner
+    ),
     entry!("local-path-provisioner", crate::volume::provisioner::RULES, crate::volume::provisioner::run),
     entry!("namespace-controller", crate::namespace::RULES, crate::namespace::run),
     entry!("node-controller", crate::node_lifecycle::RULES, crate::node_lifecycle::run),
@@ -60,6 +66,7 @@ pub static ALL: &[Entry] = &[
         crate::certificate::pod_request::RULES,
         crate::certificate::pod_request::run
     ),
+    entry!("podgroup-protection-controller", crate::pod_group_protection::RULES, crate::pod_group_protection::run),
     entry!("pv-protection-controller", crate::volume::protection::VOLUME_RULES, crate::volume::protection::run_volumes),
     entry!("pvc-protection-controller", crate::volume::protection::CLAIM_RULES, crate::volume::protection::run_claims),
     entry!("replicaset-controller", crate::replicas::REPLICASET_RULES, crate::replicas::run_replicasets),
@@ -77,7 +84,14 @@ pub static ALL: &[Entry] = &[
     ),
     entry!("taint-eviction-controller", crate::taint_eviction::RULES, crate::taint_eviction::run),
     entry!("token-cleaner", crate::bootstrap_token::RULES, crate::bootstrap_token::run_cleaner),
+    entry!("tokens-controller", crate::service_account_token::TOKEN_RULES, crate::service_account_token::run_tokens),
     entry!("ttl-after-finished-controller", crate::ttl_after_finished::RULES, crate::ttl_after_finished::run),
+    entry!("ttl-controller", crate::ttl::RULES, crate::ttl::run),
+    entry!(
+        "volumeattributesclass-protection-controller",
+        crate::volume::protection::CLASS_RULES,
+        crate::volume::protection::run_classes
+    ),
 ];
 
 /// Runs all controllers until `cancel`. The caches of `informers` are filled under an identity that may list and watch for

@@ -7,6 +7,7 @@ use crate::rules::{EVENTS, Rule};
 use async_trait::async_trait;
 use gantry_api::core::pod::resources::{Amounts, amounts};
 use gantry_api::core::quota::{concerns, count_name, in_scope, pod_counts, usage};
+use gantry_api::core::quota_of_devices::{Classes, charged_with_pod, is_extended_name, pod_of};
 use gantry_api::kind::{Kind, Object};
 use gantry_api::meta::object::Meta;
 use gantry_api::meta::quantity::{Amount, ResourceList};
@@ -14,7 +15,7 @@ use gantry_client::{Api, ListParams, MetadataApi, PartialObject, PostParams, Res
 use gantry_reconcile::store::key_of;
 use gantry_reconcile::{Change, Controller, Error, Informer, Outcome, Queue, Synced, runner, wait_synced};
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, ResourceQuota, ResourceQuotaStatus, Service};
-use k8s_openapi::api::resource::v1::ResourceClaim;
+use k8s_openapi::api::resource::v1::{DeviceClass, ResourceClaim};
 use k8s_openapi::jiff::Timestamp;
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
@@ -53,6 +54,7 @@ struct Counted {
 struct Quotas {
     concerned: Concerned,
     counted: Mutex<Counted>,
+    pods: Informer<Pod>,
     setup: Setup,
 }
 
@@ -67,7 +69,9 @@ impl Concerned {
     /// Something of a namespace went away: the quotas that bound it are counted anew.
     fn replenish(&self, group: &str, plural: &str, namespace: &str) {
         for quota in self.quotas.store().list_in(namespace) {
-            if bounds(&quota).any(|name| concerns(group, plural, name)) {
+            // Claims of devices count for extended resources, too.
+            let claims = plural == ResourceClaim::INFO.plural && group == ResourceClaim::INFO.group;
+            if bounds(&quota).any(|name| concerns(group, plural, name) || (claims && is_extended_name(name))) {
                 self.queue.add(key_of(quota.as_ref()));
             }
         }
@@ -129,7 +133,7 @@ pub async fn run(setup: Setup) {
         return;
     }
     let cancel = setup.cancel.clone();
-    let controller = Quotas { concerned, counted: Mutex::default(), setup };
+    let controller = Quotas { concerned, counted: Mutex::default(), pods, setup };
     runner::run(Arc::new(controller), queue, WORKERS, cancel).await;
 }
 
@@ -152,7 +156,12 @@ fn count(sum: &mut Amounts, quota: &ResourceQuota, info: (&str, &str), object: &
     if !in_scope(quota, object) {
         return;
     }
-    for (name, amount) in usage(info.0, info.1, object, now) {
+    add(sum, usage(info.0, info.1, object, now));
+}
+
+/// Adds what is used of what is bounded.
+fn add(sum: &mut Amounts, used: Amounts) {
+    for (name, amount) in used {
         if let Some(sum) = sum.get_mut(&name) {
             *sum = sum.plus(&amount);
         }
@@ -190,6 +199,38 @@ impl Quotas {
         let now = self.setup.config.clock.now();
         for object in &list.items {
             count(sum, quota, (group, plural), object, now);
+        }
+        Ok(())
+    }
+
+    /// Claims of devices, which count for their classes and for the extended resources that these stand for.
+    async fn count_device_claims(&self, quota: &ResourceQuota, sum: &mut Amounts) -> Result<(), Error> {
+        let info = (ResourceClaim::INFO.group, ResourceClaim::INFO.plural);
+        let params = ListParams::default();
+        let mut classes = Classes::default();
+        if bounds(quota).any(|n| is_extended_name(n)) {
+            let api = Api::<DeviceClass>::all(self.setup.client.clone());
+            let list = api.list(&params).await.map_err(|e| Error::api("list deviceclasses", e))?;
+            classes = Classes::of(&list.items);
+        }
+        let names: Vec<&String> =
+            bounds(quota).filter(|n| concerns(info.0, info.1, n) || classes.concerns(n)).collect();
+        if names.is_empty() {
+            return Ok(());
+        }
+        // Pods may have been counted under the same names.
+        for name in names {
+            sum.entry(name.clone()).or_insert(Amount::ZERO);
+        }
+        let namespace = quota.metadata.namespace();
+        let api = Api::<ResourceClaim>::namespaced(self.setup.client.clone(), namespace);
+        let list = api.list(&params).await.map_err(|e| Error::api("list resourceclaims", e))?;
+        let now = self.setup.config.clock.now();
+        for claim in list.items.iter().filter(|c| in_scope(quota, *c)) {
+            let mut used = usage(info.0, info.1, claim, now);
+            let pod = pod_of(claim).and_then(|(name, _)| self.pods.get(namespace, name));
+            classes.add(&mut used, &charged_with_pod(claim, pod.as_deref(), &list.items, now));
+            add(sum, used);
         }
         Ok(())
     }
@@ -232,7 +273,7 @@ impl Quotas {
         self.count_all::<Pod>(quota, &mut sum).await?;
         self.count_all::<Service>(quota, &mut sum).await?;
         self.count_all::<PersistentVolumeClaim>(quota, &mut sum).await?;
-        self.count_all::<ResourceClaim>(quota, &mut sum).await?;
+        self.count_device_claims(quota, &mut sum).await?;
         // Nothing but pods and claims has scopes.
         let spec = quota.spec.as_ref();
         let scoped = spec.is_some_and(|s| {

@@ -27,10 +27,12 @@ pub use pod_network::GuardedNetwork;
 
 use agent::{Agent, PARALLEL_PULLS};
 use devices::Devices;
+use gantry_api::ObjectMeta;
 use gantry_api::clock::Clock;
 use gantry_client::Client;
 use gantry_container::image_service::ImageService;
 use gantry_container::runtime::Runtime;
+use gantry_reconcile::backoff::Backoff;
 use gantry_reconcile::{EventRecorder, Informers};
 use k8s_openapi::api::core::v1::{Node, NodeStatus, PersistentVolume, Pod, Service};
 use node::machine::Machine;
@@ -51,8 +53,8 @@ use volumes::trust_bundle::TrustBundles;
 const STATUS_PERIOD: Duration = Duration::from_secs(10);
 /// A status that did not change is written this often all the same.
 const STATUS_HEARTBEAT: Duration = Duration::from_secs(300);
-/// How long registration waits between tries.
-const REGISTER_RETRY: Duration = Duration::from_millis(200);
+/// How long registration waits between tries at first and at most, as upstream's.
+const REGISTER_RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(7));
 
 /// Runs the node agent until `shutdown`. Containers keep running; a later run takes them over.
 ///
@@ -194,6 +196,8 @@ pub async fn run(
 }
 
 async fn register(agent: &Agent) -> Node {
+    let mut backoff = Backoff::new(REGISTER_RETRY.0, REGISTER_RETRY.1);
+    let mut told = String::new();
     loop {
         let (cfg, clock) = (&agent.cfg, &agent.clock);
         let status =
@@ -206,8 +210,19 @@ async fn register(agent: &Agent) -> Node {
         match attempt.await {
             Ok(node) => return node,
             Err(error) => {
-                tracing::warn!(node = cfg.node_name, %error, "cannot register the node");
-                tokio::time::sleep(REGISTER_RETRY).await;
+                // The same again and again is told once.
+                let why = error.to_string();
+                if why != told {
+                    tracing::warn!(node = cfg.node_name, %error, "cannot register the node");
+                    // A node that the server refuses exists already, with what may not change (its pod ranges).
+                    if error.is("Invalid") {
+                        let metadata = ObjectMeta { name: Some(cfg.node_name.clone()), ..ObjectMeta::default() };
+                        let about = Node { metadata, ..Node::default() };
+                        agent.recorder.warning(&about, "FailedToRegister", &why);
+                    }
+                    told = why;
+                }
+                tokio::time::sleep(backoff.next_delay()).await;
             }
         }
     }

@@ -14,6 +14,7 @@ pub mod placement;
 pub mod pod;
 mod pod_template;
 pub mod quota;
+pub mod quota_of_devices;
 pub mod replication_controller;
 pub mod resource_quota;
 pub mod secret;

@@ -3,7 +3,8 @@
 
 use crate::core::pod::qos::qos_class;
 use crate::core::pod::resources::{Amounts, amounts, pod_limits, pod_requests};
-use crate::core::pod::validate::resources::{is_extended, is_native};
+use crate::core::pod::validate::resources::is_extended;
+use crate::core::quota_of_devices::is_extended_name;
 use crate::kind::{Object, downcast};
 use crate::meta::object::Meta;
 use crate::meta::quantity::{Amount, Format, ResourceList, amount_of};
@@ -32,7 +33,11 @@ const CLAIM: &[&str] = &["count/persistentvolumeclaims", "persistentvolumeclaims
 /// A claim counts for its class under `CLASS.storageclass.storage.k8s.io/RESOURCE`.
 const OF_CLASS: &str = ".storageclass.storage.k8s.io/";
 /// A claim of devices counts for the classes it asks for under `CLASS.deviceclass.resource.k8s.io/devices`.
-const DEVICES: &str = ".deviceclass.resource.k8s.io/devices";
+pub(super) const DEVICES: &str = ".deviceclass.resource.k8s.io/devices";
+/// What a pod asks for is bounded under this prefix.
+pub(super) const REQUESTS: &str = "requests.";
+/// The extended resource that a class of devices stands for without saying so.
+pub(super) const IMPLICIT: &str = "deviceclass.resource.kubernetes.io/";
 /// The most devices that a request for all there are can get.
 const DEVICES_MAX: i64 = 32;
 /// Core kinds whose number has a name older than `count/`.
@@ -53,7 +58,7 @@ pub fn count_name(group: &str, plural: &str) -> String {
 pub fn concerns(group: &str, plural: &str, name: &str) -> bool {
     match (group, plural) {
         ("", "pods") => {
-            let extended = name.starts_with("requests.") && !is_native(name);
+            let extended = is_extended_name(name);
             let pages = name.starts_with("hugepages-") || name.starts_with("requests.hugepages-");
             POD.contains(&name) || pages || extended
         }
@@ -112,8 +117,9 @@ fn holds(selector: &ScopedResourceSelectorRequirement, have: &BTreeSet<&str>) ->
     }
 }
 
-/// Classes that the claim has, had or is being given.
-fn attribute_classes(claim: &PersistentVolumeClaim) -> BTreeSet<&str> {
+/// VolumeAttributesClasses that the claim has, had or is being given.
+#[must_use]
+pub fn attribute_classes(claim: &PersistentVolumeClaim) -> BTreeSet<&str> {
     let status = claim.status.as_ref();
     let wanted = claim.spec.as_ref().and_then(|s| s.volume_attributes_class_name.as_deref());
     let current = status.and_then(|s| s.current_volume_attributes_class_name.as_deref());
@@ -215,8 +221,8 @@ fn compute(requests: &Amounts, limits: &Amounts) -> Amounts {
         if matches!(name.as_str(), "cpu" | "memory" | "ephemeral-storage") || name.starts_with("hugepages-") {
             used.insert(name.clone(), *amount);
             used.insert(format!("requests.{name}"), *amount);
-        } else if is_extended(name) {
-            used.insert(format!("requests.{name}"), *amount);
+        } else if is_extended(name) || name.starts_with(IMPLICIT) {
+            used.insert(format!("{REQUESTS}{name}"), *amount);
         }
     }
     for name in ["cpu", "memory", "ephemeral-storage"] {
@@ -404,6 +410,7 @@ mod tests {
             ("", "pods", "requests.cpu", true),
             ("", "pods", "requests.storage", false),
             ("", "pods", "requests.example.com/gpu", true),
+            ("", "pods", "requests.deviceclass.resource.kubernetes.io/gpu", true),
             ("", "pods", "count/pods", true),
             ("", "secrets", "secrets", true),
             ("", "secrets", "count/secrets", true),

@@ -131,7 +131,7 @@ pub(super) fn build(parts: &Parts<'_>) -> Result<InitSpec> {
         read_only_root: config.security.read_only_root,
         mounts: mounts(parts)?,
         shm: parts.shm.clone(),
-        devices: if privileged { host_devices()? } else { devices(config)?.0 },
+        devices: if privileged { all_devices(config)? } else { devices(config)?.0 },
         writable_sys: privileged,
         masked_paths: paths(MASKED),
         read_only_paths: paths(READ_ONLY),
@@ -299,6 +299,14 @@ fn devices(config: &ContainerConfig) -> Result<(Vec<DeviceNode>, Vec<String>)> {
 /// Rules of the device cgroup; `None` allows all.
 pub(super) fn device_rules(config: &ContainerConfig) -> Result<Option<Vec<String>>> {
     if config.security.privileged { Ok(None) } else { devices(config).map(|(_, rules)| Some(rules)) }
+}
+
+/// What a privileged container gets: the devices asked for, and of the host's those that lie elsewhere.
+fn all_devices(config: &ContainerConfig) -> Result<Vec<DeviceNode>> {
+    let mut nodes = devices(config)?.0;
+    let taken: Vec<PathBuf> = nodes.iter().map(|n| n.path.clone()).collect();
+    nodes.extend(host_devices()?.into_iter().filter(|n| !taken.contains(&n.path)));
+    Ok(nodes)
 }
 
 /// All devices of the host, for privileged containers, without terminals and what each container has of its own.

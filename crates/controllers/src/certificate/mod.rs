@@ -1,11 +1,11 @@
-//! CertificateSigningRequests of nodes: approved where a node (or a machine that joins) asks for its own certificate,
-//! signed by the cluster's authority, and cleaned up when old.
+//! CertificateSigningRequests: approved where a node (or a machine that joins) asks for its own certificate; signed by the
+//! cluster's authority once approved, by whomever, where the signer is one of the cluster's own; and cleaned up when old.
 
 pub mod pod_request;
 mod request;
 mod sign;
 
-pub use request::{Recognised, recognise};
+pub use request::{Recognised, recognise, verify};
 pub use sign::{SignError, sign};
 
 use crate::config::Setup;
@@ -27,6 +27,10 @@ use std::time::Duration;
 pub const CLIENT_SIGNER: &str = "kubernetes.io/kube-apiserver-client-kubelet";
 /// Signer of the certificates that nodes show to those who fetch logs from them.
 pub const SERVING_SIGNER: &str = "kubernetes.io/kubelet-serving";
+/// Signer of the certificates that anybody shows to the API server. Only people approve these.
+pub const API_CLIENT_SIGNER: &str = "kubernetes.io/kube-apiserver-client";
+/// Signer without rules of its own, of clients that knew no signers.
+pub const LEGACY_SIGNER: &str = "kubernetes.io/legacy-unknown";
 
 /// How long a request is kept after it was approved, denied, failed, or left unanswered (upstream's cleaner).
 const KEPT_ANSWERED: Duration = Duration::from_secs(3600);
@@ -51,7 +55,7 @@ pub const RULES: &[Rule] = &[
         groups: &["certificates.k8s.io"],
         resources: &["signers"],
         verbs: &["sign"],
-        names: &[CLIENT_SIGNER, SERVING_SIGNER],
+        names: &[LEGACY_SIGNER, API_CLIENT_SIGNER, CLIENT_SIGNER, SERVING_SIGNER],
     },
     Rule::new(&["authorization.k8s.io"], &["subjectaccessreviews"], &["create"]),
     EVENTS,
@@ -217,22 +221,23 @@ impl Certificates {
     async fn issue(&self, csr: &CertificateSigningRequest) -> Result<(), Error> {
         let config = &self.setup.config;
         let Some(ca_key) = config.ca_key_pem.as_deref() else { return Ok(()) };
-        if recognise(csr).is_none() {
-            // Approved by a person for a signer that is not ours, or for something these signers never sign.
-            return Ok(());
-        }
+        // Others have signers of their own.
+        let Some(verified) = verify(csr) else { return Ok(()) };
         let mut signed = csr.clone();
         let status = signed.status.get_or_insert_default();
-        match sign(csr, &config.ca_cert_pem, ca_key, config.clock.now(), config.certificate_duration) {
+        let certificate = verified.and_then(|()| {
+            let made = sign(csr, &config.ca_cert_pem, ca_key, config.clock.now(), config.certificate_duration);
+            made.inspect_err(|e| self.recorder.warning(csr, "SigningError", &e.to_string())).map_err(|e| e.to_string())
+        });
+        match certificate {
             Ok(pem) => status.certificate = Some(ByteString(pem.into_bytes())),
             Err(error) => {
                 let now = config.clock.time();
-                self.recorder.warning(csr, "SigningError", &error.to_string());
                 status.conditions.get_or_insert_default().push(CertificateSigningRequestCondition {
                     type_: "Failed".into(),
                     status: "True".into(),
                     reason: Some("SignerValidationFailure".into()),
-                    message: Some(error.to_string()),
+                    message: Some(error),
                     last_update_time: Some(now.clone()),
                     last_transition_time: Some(now),
                 });

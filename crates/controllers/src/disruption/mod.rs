@@ -5,17 +5,21 @@ mod plan;
 pub use plan::{Expected, Managed, compute, expected};
 
 use crate::config::Setup;
+use crate::horizontal_pod_autoscaler::target::Targets;
 use crate::pod_state;
 use crate::rules::{EVENTS, Rule};
 use async_trait::async_trait;
+use gantry_api::OwnerReference;
 use gantry_api::meta::labels::Selector;
-use gantry_api::meta::object::Meta;
+use gantry_api::meta::object::{Meta, split_api_version};
 use gantry_client::{Api, Patch, PatchParams, PostParams};
+use gantry_reconcile::owner::controller_of;
 use gantry_reconcile::store::key_of;
-use gantry_reconcile::{Controller, Error, EventRecorder, Informer, Outcome, Queue, runner, wait_synced};
-use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
-use k8s_openapi::api::core::v1::{Pod, ReplicationController};
+use gantry_reconcile::{Controller, Error, EventRecorder, Informer, Outcome, Queue, Synced, runner, wait_synced};
+use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet, StatefulSet};
+use k8s_openapi::api::core::v1::{Pod, PodCondition, ReplicationController};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -27,6 +31,8 @@ const DELETION_TIMEOUT: Duration = Duration::from_secs(120);
 /// What this controller may do.
 pub const RULES: &[Rule] = &[
     Rule::new(&["apps", "extensions"], &["deployments", "replicasets"], &["get", "list", "watch"]),
+    Rule::new(&["apps"], &["statefulsets"], &["get", "list", "watch"]),
+    Rule::new(&["*"], &["*/scale"], &["get"]),
     Rule::new(&[""], &["replicationcontrollers"], &["get", "list", "watch"]),
     Rule::new(&["policy"], &["poddisruptionbudgets"], &["get", "list", "watch"]),
     Rule::new(&["policy"], &["poddisruptionbudgets/status"], &["update"]),
@@ -41,6 +47,8 @@ struct Disruption {
     deployments: Informer<Deployment>,
     replica_sets: Informer<ReplicaSet>,
     controllers: Informer<ReplicationController>,
+    stateful_sets: Informer<StatefulSet>,
+    targets: Targets,
     setup: Setup,
     recorder: EventRecorder,
 }
@@ -53,6 +61,7 @@ pub async fn run(setup: Setup) {
     let deployments = informers.get::<Deployment>();
     let replica_sets = informers.get::<ReplicaSet>();
     let controllers = informers.get::<ReplicationController>();
+    let stateful_sets = informers.get::<StatefulSet>();
     let queue = Queue::new(setup.name);
     let keys = queue.clone();
     budgets.on_change(move |change| keys.add(key_of(change.object().as_ref())));
@@ -66,6 +75,15 @@ pub async fn run(setup: Setup) {
             }
         }
     });
+    let (keys, all) = (queue.clone(), budgets.clone());
+    stateful_sets.on_change(move |change| {
+        let replicas = |s: &StatefulSet| s.spec.replicas;
+        if change.old().is_none_or(|old| replicas(old) != replicas(change.object())) {
+            for budget in all.store().list_in(change.object().metadata.namespace()) {
+                keys.add(key_of(budget.as_ref()));
+            }
+        }
+    });
     // The scale of a Deployment changes before its pods do.
     let (keys, all) = (queue.clone(), budgets.clone());
     deployments.on_change(move |change| {
@@ -76,12 +94,15 @@ pub async fn run(setup: Setup) {
             }
         }
     });
-    if !wait_synced(&[&budgets, &pods, &deployments, &replica_sets, &controllers], &setup.cancel).await {
+    let synced = [&budgets as &dyn Synced, &pods, &deployments, &replica_sets, &controllers, &stateful_sets];
+    if !wait_synced(&synced, &setup.cancel).await {
         return;
     }
     let stale = tokio::spawn(clear_stale_targets(setup.clone(), pods.clone()));
     let (recorder, cancel) = (setup.recorder("controllermanager"), setup.cancel.clone());
-    let controller = Disruption { budgets, pods, deployments, replica_sets, controllers, setup, recorder };
+    let targets = Targets::new(setup.client.clone());
+    let controller =
+        Disruption { budgets, pods, deployments, replica_sets, controllers, stateful_sets, targets, setup, recorder };
     runner::run(Arc::new(controller), queue, 2, cancel).await;
     stale.abort();
 }
@@ -113,8 +134,18 @@ impl Controller for Disruption {
         if pods.is_empty() {
             self.recorder.normal(budget.as_ref(), "NoPods", "No matching pods found");
         }
-        let managed = self.managed(&pods);
-        if !managed.unmanaged.is_empty() && plan::needs_scale(&budget) {
+        let managed = if plan::needs_scale(&budget) { self.managed(&pods).await } else { Ok(Managed::default()) };
+        let managed = match managed {
+            Ok(managed) => managed,
+            Err(why) => {
+                let message = format!("Failed to calculate the number of expected pods: {why}");
+                self.recorder.warning(budget.as_ref(), "CalculateExpectedPodCountFailed", &message);
+                self.fail_safe(&budget, &why).await?;
+                return Err(Error::Other(message));
+            }
+        };
+        if !managed.unmanaged.is_empty() {
+            let selector = shown(budget.spec.as_ref().and_then(|s| s.selector.as_ref()));
             let message = format!(
                 "Pods selected by this PodDisruptionBudget (selector: {selector}) were found to be unmanaged. As a result, the \
                  status of the PDB cannot be calculated correctly, which may result in undefined behavior. To account for these \
@@ -144,46 +175,98 @@ impl Controller for Disruption {
 
 impl Disruption {
     /// The scales of the controllers behind the pods, each counted once.
-    fn managed(&self, pods: &[Arc<Pod>]) -> Managed {
+    async fn managed(&self, pods: &[Arc<Pod>]) -> Result<Managed, String> {
         let mut scales: BTreeMap<String, i32> = BTreeMap::new();
         let mut managed = Managed::default();
         for pod in pods {
-            let namespace = pod.metadata.namespace();
             let Some(owner) = pod_state::controller(pod) else {
                 managed.unmanaged.push(pod.metadata.name().to_owned());
                 continue;
             };
-            let found = match owner.kind.as_str() {
-                "ReplicaSet" => {
-                    self.replica_sets.get(namespace, &owner.name).filter(|r| r.metadata.uid() == owner.uid).map(|set| {
-                        let above = gantry_reconcile::owner::controller_of(&set.metadata)
-                            .filter(|o| o.kind == "Deployment")
-                            .and_then(|o| {
-                                self.deployments.get(namespace, &o.name).filter(|d| d.metadata.uid() == o.uid)
-                            });
-                        match above {
-                            Some(d) => (d.metadata.uid().to_owned(), d.spec.replicas.unwrap_or(1)),
-                            None => (set.metadata.uid().to_owned(), set.spec.replicas.unwrap_or(1)),
-                        }
-                    })
-                }
-                "ReplicationController" => self
-                    .controllers
-                    .get(namespace, &owner.name)
-                    .filter(|c| c.metadata.uid() == owner.uid)
-                    .map(|c| (c.metadata.uid().to_owned(), c.spec.as_ref().and_then(|s| s.replicas).unwrap_or(1))),
-                _ => None,
-            };
-            match found {
-                Some((uid, replicas)) => {
-                    scales.insert(uid, replicas);
-                }
-                None => managed.unmanaged.push(pod.metadata.name().to_owned()),
+            if scales.contains_key(&owner.uid) {
+                continue;
             }
+            let Some((uid, replicas)) = self.scale_of(pod.metadata.namespace(), owner).await? else {
+                return Err(format!("found no controllers for pod {:?}", pod.metadata.name()));
+            };
+            scales.insert(uid, replicas);
         }
         managed.scale = scales.values().sum();
-        managed
+        Ok(managed)
     }
+
+    /// The scale of a controller, from the caches or else from the server; of the Deployment above a ReplicaSet.
+    async fn scale_of(&self, namespace: &str, owner: &OwnerReference) -> Result<Option<(String, i32)>, String> {
+        let (group, _) = split_api_version(&owner.api_version);
+        let known = match (group, owner.kind.as_str()) {
+            ("apps" | "extensions", "ReplicaSet") => self.replica_set(namespace, owner),
+            ("apps", "StatefulSet") => {
+                let set = self.stateful_sets.get(namespace, &owner.name).filter(|s| s.metadata.uid() == owner.uid);
+                set.map(|s| (owner.uid.clone(), s.spec.replicas.unwrap_or(1)))
+            }
+            ("", "ReplicationController") => {
+                let found = self.controllers.get(namespace, &owner.name).filter(|c| c.metadata.uid() == owner.uid);
+                found.map(|c| (owner.uid.clone(), c.spec.as_ref().and_then(|s| s.replicas).unwrap_or(1)))
+            }
+            _ => None,
+        };
+        if known.is_some() {
+            return Ok(known);
+        }
+        let resource = self.targets.resolve(&owner.api_version, &owner.kind).await?;
+        match self.targets.scale(&resource, namespace, &owner.name).await {
+            Ok(scale) if scale.metadata.uid() != owner.uid => Ok(None),
+            Ok(scale) => Ok(Some((owner.uid.clone(), scale.spec.and_then(|s| s.replicas).unwrap_or(0)))),
+            // Either there is no such object, or none of its kind can be scaled.
+            Err(e) if e.is("NotFound") => {
+                if self.targets.has_scale(&resource).await.map_err(|e| e.to_string())? {
+                    return Ok(None);
+                }
+                Err(format!("{} does not implement the scale subresource", resource.qualified()))
+            }
+            Err(e) => Err(e.to_string()),
+        }
+    }
+
+    fn replica_set(&self, namespace: &str, owner: &OwnerReference) -> Option<(String, i32)> {
+        let set = self.replica_sets.get(namespace, &owner.name).filter(|r| r.metadata.uid() == owner.uid)?;
+        match controller_of(&set.metadata).filter(|o| o.kind == "Deployment") {
+            None => Some((owner.uid.clone(), set.spec.replicas.unwrap_or(1))),
+            Some(above) => {
+                let found = self.deployments.get(namespace, &above.name).filter(|d| d.metadata.uid() == above.uid)?;
+                Some((above.uid.clone(), found.spec.replicas.unwrap_or(1)))
+            }
+        }
+    }
+
+    /// Allows nothing, where it cannot be known what may be.
+    async fn fail_safe(&self, budget: &PodDisruptionBudget, why: &str) -> Result<(), Error> {
+        let mut failed = budget.clone();
+        let now = self.setup.config.clock.time();
+        failed.status = Some(plan::failed(budget.status.clone().unwrap_or_default(), why, now));
+        if failed.status == budget.status {
+            return Ok(());
+        }
+        let api = Api::<PodDisruptionBudget>::namespaced(self.setup.client.clone(), budget.metadata.namespace());
+        let key = budget.metadata.key();
+        let updated = api.update_status(&PostParams::default(), &failed).await;
+        updated.map(drop).map_err(|e| Error::api(format!("update status of pod disruption budget {key}"), e))
+    }
+}
+
+/// A selector as Go prints it.
+fn shown(selector: Option<&LabelSelector>) -> String {
+    let Some(selector) = selector else { return "nil".to_owned() };
+    let labels = selector.match_labels.iter().flatten().map(|(k, v)| format!("{k}: {v},"));
+    let one = |r: &LabelSelectorRequirement| {
+        let values = r.values.iter().flatten().map(String::as_str).collect::<Vec<_>>().join(" ");
+        format!("LabelSelectorRequirement{{Key:{},Operator:{},Values:[{values}],}},", r.key, r.operator)
+    };
+    let expressions: String = selector.match_expressions.iter().flatten().map(one).collect();
+    format!(
+        "&LabelSelector{{MatchLabels:map[string]string{{{}}},MatchExpressions:[]LabelSelectorRequirement{{{expressions}}},}}",
+        labels.collect::<String>()
+    )
 }
 
 /// Pods marked as about to be disrupted that were not: the mark is taken back.
@@ -228,7 +311,10 @@ fn stale_in(pod: &Pod, now: Option<i64>) -> Option<i64> {
     if pod_state::is_terminating(pod) || pod_state::is_finished(pod) {
         return None;
     }
-    let condition = pod_state::condition(pod, "DisruptionTarget").filter(|c| c.status == "True")?;
+    // What the node says it ends may take any time to end.
+    let by_node = |c: &&PodCondition| c.reason.as_deref() == Some("TerminationByKubelet");
+    let mark = pod_state::condition(pod, "DisruptionTarget").filter(|c| c.status == "True");
+    let condition = mark.filter(|c| !by_node(c))?;
     let since = condition.last_transition_time.as_ref()?.0.as_second();
     let timeout = i64::try_from(DELETION_TIMEOUT.as_secs()).unwrap_or(i64::MAX);
     Some(now.map_or(timeout, |now| since + timeout - now))

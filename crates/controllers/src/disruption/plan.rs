@@ -74,6 +74,38 @@ pub fn expected(budget: &PodDisruptionBudget, pods: &[Arc<Pod>], managed: &Manag
     }
 }
 
+/// The status of a budget of which it cannot be known what it allows: nothing.
+#[must_use]
+pub fn failed(status: PodDisruptionBudgetStatus, why: &str, now: Time) -> PodDisruptionBudgetStatus {
+    let observed = status.observed_generation;
+    let conditions =
+        with_condition(status.conditions.clone().unwrap_or_default(), ("False", "SyncFailed", why), observed, now);
+    PodDisruptionBudgetStatus { conditions: Some(conditions), disruptions_allowed: Some(0), ..status }
+}
+
+/// The conditions with that of allowed disruptions, as `(status, reason, message)`.
+fn with_condition(
+    mut conditions: Vec<Condition>,
+    (status, reason, message): (&str, &str, &str),
+    observed_generation: Option<i64>,
+    now: Time,
+) -> Vec<Condition> {
+    let since = conditions
+        .iter()
+        .find(|c| c.type_ == "DisruptionAllowed" && c.status == status)
+        .map_or(now, |c| c.last_transition_time.clone());
+    conditions.retain(|c| c.type_ != "DisruptionAllowed");
+    conditions.push(Condition {
+        type_: "DisruptionAllowed".into(),
+        status: status.into(),
+        reason: reason.into(),
+        observed_generation,
+        last_transition_time: since,
+        message: message.into(),
+    });
+    conditions
+}
+
 /// The status of the budget.
 #[must_use]
 pub fn compute(
@@ -112,20 +144,8 @@ pub fn compute(
     let allowed = if expected.count <= 0 { 0 } else { (healthy - expected.healthy).max(0) };
 
     let (status, reason) = if allowed > 0 { ("True", "SufficientPods") } else { ("False", "InsufficientPods") };
-    let mut conditions = old.conditions.clone().unwrap_or_default();
-    let since = conditions
-        .iter()
-        .find(|c| c.type_ == "DisruptionAllowed" && c.status == status)
-        .map_or(now, |c| c.last_transition_time.clone());
-    conditions.retain(|c| c.type_ != "DisruptionAllowed");
-    conditions.push(Condition {
-        type_: "DisruptionAllowed".into(),
-        status: status.into(),
-        reason: reason.into(),
-        observed_generation: budget.metadata.generation,
-        last_transition_time: since,
-        message: String::new(),
-    });
+    let conditions = old.conditions.unwrap_or_default();
+    let conditions = with_condition(conditions, (status, reason, ""), budget.metadata.generation, now);
     Computed {
         status: PodDisruptionBudgetStatus {
             conditions: Some(conditions),

@@ -162,6 +162,7 @@ pub(super) fn mirror_plan(
         manager: MANAGER,
         labels: endpoints.metadata.labels.clone().unwrap_or_default().into_iter().collect::<BTreeMap<_, _>>(),
         annotations,
+        keeps_hints: false,
     };
     // Slices are owned by the Endpoints they mirror, not by the Service.
     let owner = controller_reference(endpoints);

@@ -6,6 +6,7 @@ mod mirror;
 mod pods;
 mod slice_plan;
 mod slices;
+mod topology;
 mod tracker;
 
 pub use legacy::{RULES as LEGACY_RULES, run as run_legacy};

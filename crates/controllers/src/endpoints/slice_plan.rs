@@ -43,6 +43,8 @@ pub struct Wanted<'a> {
     pub labels: BTreeMap<String, String>,
     /// Annotations that slices take over.
     pub annotations: BTreeMap<String, String>,
+    /// Whether hints that stand in slices are no difference: somebody else decides on them afterwards.
+    pub keeps_hints: bool,
 }
 
 /// Who an endpoint is, whatever its conditions.
@@ -167,8 +169,12 @@ fn group(
         for e in stored.endpoints.iter().flatten() {
             match open.remove(&identity(e)) {
                 Some(fresh) => {
-                    draft.changed |= fresh != e;
-                    held.push(fresh.clone());
+                    let mut fresh = fresh.clone();
+                    if wanted.keeps_hints {
+                        fresh.hints.clone_from(&e.hints);
+                    }
+                    draft.changed |= fresh != *e;
+                    held.push(fresh);
                 }
                 None => draft.changed = true,
             }

@@ -4,6 +4,7 @@ use super::pods::{
     self, TriggerTimes, addresses, hostname, is_eligible, is_headless, publishes_not_ready, target_port,
 };
 use super::slice_plan::{Group, Wanted, plan};
+use super::topology::{self, ByZone, Shares, ZONE};
 use super::tracker::Written;
 use super::{MANAGED_BY, SERVICE_NAME, SlicePlan};
 use crate::config::Setup;
@@ -20,6 +21,7 @@ use k8s_openapi::api::core::v1::{Node, ObjectReference, Pod, Service};
 use k8s_openapi::api::discovery::v1::{
     Endpoint, EndpointConditions, EndpointHints, EndpointPort, EndpointSlice, ForNode, ForZone,
 };
+use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,7 +29,8 @@ use std::time::Duration;
 const WORKERS: usize = 5;
 /// Value of the label that names who manages a slice.
 pub(super) const MANAGER: &str = "endpointslice-controller.k8s.io";
-const ZONE: &str = "topology.kubernetes.io/zone";
+/// The key that stands for the nodes: no Service has a name without a namespace.
+const NODES: &str = "nodes";
 
 /// What the controller may do.
 pub const RULES: &[Rule] = &[
@@ -55,9 +58,15 @@ struct Slices {
     by_service: Index<EndpointSlice>,
     triggers: TriggerTimes,
     written: Arc<Written>,
+    /// What hints by zones were given, by Service and family.
+    hinted: Arc<Hinted>,
+    queue: Queue,
     setup: Setup,
     recorder: EventRecorder,
 }
+
+/// Hints that were given, by Service and family.
+type Hinted = Mutex<BTreeMap<String, BTreeMap<&'static str, ByZone>>>;
 
 /// Runs the controller.
 pub async fn run(setup: Setup) {
@@ -70,6 +79,16 @@ pub async fn run(setup: Setup) {
     let written = Arc::new(Written::default());
     pods::watch_services(&services, &all_pods, &queue);
     watch_slices(&slices, &queue, &written, MANAGER);
+    let hinted = Arc::new(Hinted::default());
+    let (q, given) = (queue.clone(), hinted.clone());
+    nodes.on_change(move |change| {
+        // Few clusters ask for such hints; in all others nodes report for nobody here.
+        let asked = !given.lock().is_empty();
+        let same = |old: &Arc<Node>| topology::facts(old) == topology::facts(change.object());
+        if asked && !change.old().is_some_and(same) {
+            q.add(NODES.to_owned());
+        }
+    });
     if !wait_synced(&[&services, &all_pods, &nodes, &slices], &setup.cancel).await {
         return;
     }
@@ -82,10 +101,71 @@ pub async fn run(setup: Setup) {
         by_service: index,
         triggers: TriggerTimes::default(),
         written,
+        hinted,
+        queue: queue.clone(),
         setup,
         recorder,
     });
     runner::run(controller, queue, WORKERS, cancel).await;
+}
+
+impl Slices {
+    /// Has the Services looked at again whose hints would overload a zone, now that the nodes are these.
+    fn nodes_changed(&self) {
+        let shares = self.shares();
+        for (service, families) in self.hinted.lock().iter() {
+            if families.values().any(|given| topology::is_overloaded(shares.as_ref(), given)) {
+                self.queue.add(service.clone());
+            }
+        }
+    }
+
+    fn shares(&self) -> Option<Shares> {
+        Shares::of(self.nodes.list().iter().map(AsRef::as_ref))
+    }
+
+    /// Puts hints by the zones' processors into a plan, and tells when they come and why they cannot.
+    fn hint(
+        &self,
+        key: &str,
+        service: &Service,
+        family: &'static str,
+        plan: &mut SlicePlan,
+        now: &[Arc<EndpointSlice>],
+    ) {
+        let named = |s: &EndpointSlice, list: &[EndpointSlice]| list.iter().any(|o| o.metadata.name == s.metadata.name);
+        let goes = |s: &EndpointSlice| plan.delete.iter().any(|o| o.metadata.name == s.metadata.name);
+        let stays = |s: &&Arc<EndpointSlice>| !s.metadata.is_deleting() && !named(s, &plan.update) && !goes(s);
+        let unchanged: Vec<Arc<EndpointSlice>> = now.iter().filter(stays).cloned().collect();
+        match topology::spread(self.shares().as_ref(), plan, unchanged) {
+            Ok(given) => {
+                let mut all = self.hinted.lock();
+                let new = !all.contains_key(key);
+                all.entry(key.to_owned()).or_default().insert(family, given);
+                drop(all);
+                if new {
+                    let message = format!("Topology Aware Hints has been enabled, addressType: {family}");
+                    self.recorder.normal(service, "TopologyAwareHintsEnabled", &message);
+                }
+            }
+            Err(why) => {
+                self.forget_hints(key, Some(family));
+                let message = format!("{why}, addressType: {family}");
+                self.recorder.warning(service, "TopologyAwareHintsDisabled", &message);
+            }
+        }
+    }
+
+    /// Whether there were any hints of the Service; those of one family, or all.
+    fn forget_hints(&self, key: &str, family: Option<&str>) -> bool {
+        let mut all = self.hinted.lock();
+        let Some(families) = all.get_mut(key) else { return false };
+        families.retain(|f, _| family.is_some_and(|gone| gone != *f));
+        if families.is_empty() {
+            all.remove(key);
+        }
+        true
+    }
 }
 
 /// Puts the Service's key into `queue` when a slice of `manager` changes.
@@ -155,10 +235,15 @@ impl Controller for Slices {
     }
 
     async fn reconcile(&self, key: &str) -> Result<Outcome, Error> {
+        if key == NODES {
+            self.nodes_changed();
+            return Ok(Outcome::done());
+        }
         let Some(service) = self.services.store().by_key(key) else {
             // The garbage collector deletes the slices, which the Service owns.
             self.triggers.forget(key);
             self.written.forget(key);
+            self.forget_hints(key, None);
             return Ok(Outcome::done());
         };
         let Some(selector) = pods::selector(&service) else { return Ok(Outcome::done()) };
@@ -178,6 +263,12 @@ impl Controller for Slices {
         let mut lost = Vec::new();
         let mut result = Ok(());
         let families = address_types(&service);
+        let by_zones = topology::is_auto(&service);
+        if !by_zones && self.forget_hints(key, None) {
+            let family = families.first().copied().unwrap_or("IPv4");
+            let message = format!("Topology Aware Hints has been disabled, addressType: {family}");
+            self.recorder.warning(&*service, "TopologyAwareHintsDisabled", &message);
+        }
         for family in ["IPv4", "IPv6"] {
             let of_family: Vec<Arc<EndpointSlice>> =
                 existing.iter().filter(|s| s.address_type == family).cloned().collect();
@@ -195,9 +286,15 @@ impl Controller for Slices {
                     manager: MANAGER,
                     labels: service.metadata.labels_or_empty().clone(),
                     annotations: BTreeMap::new(),
+                    keeps_hints: by_zones,
                 };
-                plan(&wanted, &of_family)
+                let mut plan = plan(&wanted, &of_family);
+                if by_zones {
+                    self.hint(key, &service, family, &mut plan, &of_family);
+                }
+                plan
             } else {
+                self.forget_hints(key, Some(family));
                 SlicePlan { delete: of_family, ..Default::default() }
             };
             let namespace = service.metadata.namespace();
@@ -287,7 +384,9 @@ fn endpoint(service: &Service, pod: &Pod, addresses: Vec<String>, zone: Option<S
     let terminating = pod.metadata.deletion_timestamp.is_some();
     let ready = publishes_not_ready(service) || (serving && !terminating);
     let node = Some(pod_state::node_name(pod)).filter(|n| !n.is_empty()).map(str::to_owned);
-    let distribution = service.spec.as_ref().and_then(|s| s.traffic_distribution.as_deref());
+    // The annotation that asks for hints by zones' processors goes before the field.
+    let spec = service.spec.as_ref().filter(|_| !topology::is_auto(service));
+    let distribution = spec.and_then(|s| s.traffic_distribution.as_deref());
     let zones = zone.clone().map(|name| vec![ForZone { name }]);
     let hints = match distribution.filter(|_| ready) {
         Some("PreferClose" | "PreferSameZone") if zones.is_some() => {

@@ -57,6 +57,7 @@ fn wanted_plan(service: &Service, groups: Vec<Group>, existing: &[Arc<EndpointSl
         manager: slices::MANAGER,
         labels: service.metadata.labels_or_empty().clone(),
         annotations: BTreeMap::new(),
+        keeps_hints: false,
     };
     plan(&wanted, existing)
 }

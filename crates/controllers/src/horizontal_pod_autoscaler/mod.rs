@@ -4,7 +4,7 @@ mod behavior;
 mod compute;
 mod metrics;
 mod replicas;
-mod target;
+pub(crate) mod target;
 
 use crate::config::Setup;
 use crate::rules::{EVENTS, Rule};

@@ -63,6 +63,22 @@ impl Targets {
         serde_json::from_slice(&bytes).map_err(|e| ClientError::Decode { what: path, message: e.to_string() })
     }
 
+    /// Whether objects of the resource can be scaled at all.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn has_scale(&self, of: &ResourceRef) -> Result<bool, ClientError> {
+        let path = match of.group.as_str() {
+            "" => format!("/api/{}", of.version),
+            group => format!("/apis/{group}/{}", of.version),
+        };
+        let bytes = self.client.call(http::Method::GET, &path, None, bytes::Bytes::new()).await?;
+        let list: serde_json::Value =
+            serde_json::from_slice(&bytes).map_err(|e| ClientError::Decode { what: path, message: e.to_string() })?;
+        let name = format!("{}/scale", of.plural);
+        Ok(list["resources"].as_array().into_iter().flatten().any(|r| r["name"] == name && r["kind"] == "Scale"))
+    }
+
     /// Sets the target's size; a conflict is answered by reading the scale again.
     ///
     /// # Errors

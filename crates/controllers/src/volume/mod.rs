@@ -3,6 +3,7 @@
 
 pub mod binder;
 pub mod ephemeral;
+pub mod expand;
 pub mod protection;
 pub mod provisioner;
 

@@ -1,17 +1,20 @@
-//! Claims that pods use and volumes that are bound do not go away: finalizers hold them until nobody needs them.
+//! Claims that pods use, volumes that are bound, and classes that either names do not go away: finalizers hold them until nobody
+//! needs them.
 
 use super::claims_of;
 use crate::config::Setup;
 use crate::pod_state;
 use crate::rules::{EVENTS, Rule};
 use async_trait::async_trait;
+use gantry_api::core::quota::attribute_classes;
 use gantry_api::kind::Kind;
 use gantry_api::meta::object::Meta;
 use gantry_api::storage::binding::{check_ephemeral, claim_name};
 use gantry_client::{Api, ListParams, PostParams};
 use gantry_reconcile::store::key_of;
-use gantry_reconcile::{Controller, Error, Index, Informer, Outcome, Queue, runner, wait_synced};
+use gantry_reconcile::{Change, Controller, Error, Index, Informer, Outcome, Queue, runner, wait_synced};
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod, Volume};
+use k8s_openapi::api::storage::v1::VolumeAttributesClass;
 use std::sync::Arc;
 
 /// Holds a claim that pods use.
@@ -28,6 +31,22 @@ pub const CLAIM_RULES: &[Rule] = &[
 /// What the controller of volumes may do.
 pub const VOLUME_RULES: &[Rule] =
     &[Rule::new(&[""], &["persistentvolumes"], &["get", "list", "update", "watch"]), EVENTS];
+
+/// Holds a VolumeAttributesClass that claims or volumes name.
+pub const CLASS_FINALIZER: &str = "kubernetes.io/vac-protection";
+/// What the controller of classes may do.
+pub const CLASS_RULES: &[Rule] = &[
+    Rule::new(&[""], &["persistentvolumeclaims", "persistentvolumes"], &["get", "list", "watch"]),
+    Rule::new(&["storage.k8s.io"], &["volumeattributesclasses"], &["get", "list", "update", "watch"]),
+    EVENTS,
+];
+
+struct Classes {
+    classes: Informer<VolumeAttributesClass>,
+    claims: Index<PersistentVolumeClaim>,
+    volumes: Index<PersistentVolume>,
+    setup: Setup,
+}
 
 struct Claims {
     claims: Informer<PersistentVolumeClaim>,
@@ -69,7 +88,7 @@ pub async fn run_claims(setup: Setup) {
     let keys = queue.clone();
     pods.on_change(move |change| {
         let pod = change.object();
-        let gone = matches!(change, gantry_reconcile::Change::Deleted(_));
+        let gone = matches!(change, Change::Deleted(_));
         if gone || pod.metadata.is_deleting() || pod_state::is_finished(pod) || pod_state::node_name(pod).is_empty() {
             claims_of(pod).into_iter().for_each(|key| keys.add(key));
         }
@@ -94,8 +113,46 @@ pub async fn run_volumes(setup: Setup) {
     runner::run(Arc::new(Volumes { volumes, setup }), queue, 1, cancel).await;
 }
 
+fn classes_of(claim: &PersistentVolumeClaim) -> Vec<String> {
+    attribute_classes(claim).into_iter().map(str::to_owned).collect()
+}
+
+fn class_of(volume: &PersistentVolume) -> Vec<String> {
+    let class = volume.spec.as_ref().and_then(|s| s.volume_attributes_class_name.clone());
+    class.filter(|c| !c.is_empty()).into_iter().collect()
+}
+
+/// Runs the controller of VolumeAttributesClasses.
+pub async fn run_classes(setup: Setup) {
+    let classes = setup.informers.get::<VolumeAttributesClass>();
+    let claims = setup.informers.get::<PersistentVolumeClaim>();
+    let volumes = setup.informers.get::<PersistentVolume>();
+    let claims_by_class = claims.index("attributes class", classes_of);
+    let volumes_by_class = volumes.index("attributes class", class_of);
+    let queue = Queue::new(setup.name);
+    let keys = queue.clone();
+    classes.on_change(move |change| keys.add(change.object().metadata.name().to_owned()));
+    // What named a class before the change may have let go of it.
+    let keys = queue.clone();
+    claims.on_change(move |change| {
+        let gone = matches!(change, Change::Deleted(_)).then(|| change.object());
+        change.old().or(gone).into_iter().flat_map(|c| classes_of(c)).for_each(|k| keys.add(k));
+    });
+    let keys = queue.clone();
+    volumes.on_change(move |change| {
+        let gone = matches!(change, Change::Deleted(_)).then(|| change.object());
+        change.old().or(gone).into_iter().flat_map(|v| class_of(v)).for_each(|k| keys.add(k));
+    });
+    if !wait_synced(&[&classes, &claims, &volumes], &setup.cancel).await {
+        return;
+    }
+    let cancel = setup.cancel.clone();
+    let controller = Classes { classes, claims: claims_by_class, volumes: volumes_by_class, setup };
+    runner::run(Arc::new(controller), queue, 1, cancel).await;
+}
+
 /// Writes the object with or without the finalizer; that it is gone is as good.
-async fn set<K: Kind + Clone>(api: &Api<K>, object: &K, finalizer: &str, wanted: bool) -> Result<(), Error> {
+pub(crate) async fn set<K: Kind + Clone>(api: &Api<K>, object: &K, finalizer: &str, wanted: bool) -> Result<(), Error> {
     let mut object = object.clone();
     let list = object.meta_mut().finalizers.get_or_insert_default();
     if wanted {
@@ -110,7 +167,8 @@ async fn set<K: Kind + Clone>(api: &Api<K>, object: &K, finalizer: &str, wanted:
     }
 }
 
-fn has(meta: &gantry_api::ObjectMeta, finalizer: &str) -> bool {
+/// Whether the object has the finalizer.
+pub(crate) fn has(meta: &gantry_api::ObjectMeta, finalizer: &str) -> bool {
     meta.finalizers_or_empty().iter().any(|f| f == finalizer)
 }
 
@@ -137,6 +195,26 @@ impl Controller for Claims {
             }
         } else if !going && !held {
             set(&api, claim.as_ref(), CLAIM_FINALIZER, true).await?;
+        }
+        Ok(Outcome::done())
+    }
+}
+
+#[async_trait]
+impl Controller for Classes {
+    fn name(&self) -> &'static str {
+        self.setup.name
+    }
+
+    async fn reconcile(&self, key: &str) -> Result<Outcome, Error> {
+        let Some(class) = self.classes.get("", key) else { return Ok(Outcome::done()) };
+        let (going, held) = (class.metadata.is_deleting(), has(&class.metadata, CLASS_FINALIZER));
+        let used = || self.claims.count(key) + self.volumes.count(key) > 0;
+        let api = Api::<VolumeAttributesClass>::all(self.setup.client.clone());
+        if going && held && !used() {
+            set(&api, class.as_ref(), CLASS_FINALIZER, false).await?;
+        } else if !going && !held {
+            set(&api, class.as_ref(), CLASS_FINALIZER, true).await?;
         }
         Ok(Outcome::done())
     }

@@ -175,7 +175,7 @@ impl Worker {
             env: env.into_pairs(),
             working_dir: container.working_dir.as_deref().filter(|w| !w.is_empty()).map(PathBuf::from),
             mounts,
-            devices: Vec::new(),
+            devices: self.volumes.devices(container)?,
             security: security::of(&pod, container, &agent.cfg.seccomp_dir),
             stdin: container.stdin == Some(true),
             stdin_once: container.stdin_once == Some(true),

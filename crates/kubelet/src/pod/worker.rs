@@ -429,7 +429,7 @@ impl Worker {
                 Ok(())
             }
             Err(error) => {
-                self.agent.recorder.warning(&*self.pod, "FailedMount", &error.event());
+                self.agent.recorder.warning(&*self.pod, error.reason(), &error.event());
                 Err(self.later())
             }
         }

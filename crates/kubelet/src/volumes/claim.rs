@@ -10,7 +10,7 @@ use k8s_openapi::api::core::v1::{
 };
 use std::collections::BTreeSet;
 use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -24,6 +24,27 @@ pub(crate) struct Claims {
 pub(crate) struct Found {
     pub path: PathBuf,
     pub read_only: bool,
+    /// Whether it is a block device.
+    pub block: bool,
+}
+
+/// What is wrong where a pod uses a volume as what it is not: mounts a block device, or takes a file system for a device.
+pub(super) fn wrong_mode(volume: &str, block: bool) -> String {
+    let (mode, place) = if block { ("Block", "volumeMounts") } else { ("Filesystem", "volumeDevices") };
+    format!("volume {volume} has volumeMode {mode}, but is specified in {place}")
+}
+
+/// Whether a container of the pod mounts the volume (`block`), or takes it as a device (not `block`).
+fn is_misused(pod: &Pod, volume: &str, block: bool) -> bool {
+    let spec = pod.spec.as_ref();
+    let containers = spec.into_iter().flat_map(|s| s.containers.iter().chain(s.init_containers.iter().flatten()));
+    containers.into_iter().any(|c| {
+        if block {
+            c.volume_mounts.iter().flatten().any(|m| m.name == volume)
+        } else {
+            c.volume_devices.iter().flatten().any(|d| d.name == volume)
+        }
+    })
 }
 
 /// How to hand a volume to a group of users.
@@ -98,16 +119,19 @@ impl Claims {
         let found = self.volume_of(pod, volume).await.map_err(unprocessed)?;
         let name = found.metadata.name.clone().unwrap_or_default();
         let spec = found.spec.clone().unwrap_or_default();
-        if spec.volume_mode.as_deref() == Some("Block") {
-            return Err(unprocessed(format!(
-                "volume {} has volumeMode Block, which this node does not support",
-                volume.name
-            )));
+        let block = spec.volume_mode.as_deref() == Some("Block");
+        if is_misused(pod, &volume.name, block) {
+            return Err(unprocessed(wrong_mode(&volume.name, block)));
         }
         let read_only = volume.persistent_volume_claim.as_ref().and_then(|c| c.read_only) == Some(true);
         let (root, inside) = (self.root.clone(), directory.join(&name));
         let made_here = found.metadata.annotation(binding::PROVISIONED_BY) == Some(binding::LOCAL_PATH);
         let shown = name.clone();
+        if block {
+            let failed = |Failure { stage, message }| MountError { volume: name.clone(), message, stage };
+            let path = block_device(&spec).map_err(failed)?;
+            return Ok(Found { path, read_only, block });
+        }
         let ready = tokio::task::spawn_blocking(move || {
             let path = ready(&spec, &name, &inside, made_here.then_some(root.as_path()))?;
             // A path of the host belongs to the host: its owners stay.
@@ -122,7 +146,7 @@ impl Claims {
             Ok(result) => result.map_err(|e: Failure| failed((e.stage, e.message)))?,
             Err(panic) => return Err(failed((super::Stage::SetUp, panic.to_string()))),
         };
-        Ok(Found { path, read_only })
+        Ok(Found { path, read_only, block })
     }
 }
 
@@ -135,6 +159,26 @@ impl From<String> for Failure {
     fn from(message: String) -> Self {
         Self { stage: super::Stage::SetUp, message }
     }
+}
+
+/// The device of a block volume on this node.
+fn block_device(spec: &PersistentVolumeSpec) -> Result<PathBuf, Failure> {
+    if let Some(local) = &spec.local {
+        let failed = |message: String| Failure { stage: super::Stage::MapDevice, message };
+        // A path below /dev/disk is a link, and its target may be another after a start of the machine.
+        let path = fs::canonicalize(&local.path).map_err(|e| failed(format!("{}: {e}", local.path)))?;
+        let meta = fs::metadata(&path).map_err(|e| failed(format!("{}: {e}", local.path)))?;
+        if !meta.file_type().is_block_device() {
+            return Err(failed(format!("{} is not a block device", local.path)));
+        }
+        return Ok(path);
+    }
+    if let Some(csi) = &spec.csi {
+        let message = no_driver("blockMapper.SetUpDevice failed to get CSI client", &csi.driver);
+        return Err(Failure { stage: super::Stage::SetUpDevice, message });
+    }
+    let message = "MapVolume.FindMapperPluginBySpec failed to find BlockVolumeMapper plugin. Volume plugin is nil.";
+    Err(Failure { stage: super::Stage::Process, message: message.into() })
 }
 
 /// Where the volume is on the host. `root` is given where this node's agent keeps it.
@@ -266,6 +310,29 @@ mod tests {
         let csi = failure(json!({"csi": {"driver": "d", "volumeHandle": "h"}}), dir.path());
         assert_eq!(csi.0, Stage::MountDevice);
         assert!(csi.1.ends_with("driver name d not found in the list of registered CSI drivers"));
+    }
+
+    #[test]
+    fn block_volumes_are_devices_of_this_node() {
+        use super::super::Stage;
+        let dir = tempfile::tempdir().unwrap();
+        let failure = |value: Value| block_device(&spec(value)).map_err(|e| (e.stage, e.message)).unwrap_err();
+        let told = failure(json!({"local": {"path": dir.path()}}));
+        assert_eq!(told, (Stage::MapDevice, format!("{} is not a block device", dir.path().display())));
+        assert_eq!(failure(json!({"local": {"path": "/nowhere"}})).0, Stage::MapDevice);
+        let csi = failure(json!({"csi": {"driver": "d", "volumeHandle": "h"}}));
+        assert_eq!(csi.0, Stage::SetUpDevice);
+        assert_eq!(failure(json!({"nfs": {"server": "s", "path": "/"}})).0, Stage::Process);
+        let pod = |container: Value| {
+            let mut container = container;
+            container["name"] = json!("c");
+            Pod { spec: serde_json::from_value(json!({"containers": [container]})).unwrap(), ..Pod::default() }
+        };
+        let mounts = pod(json!({"volumeMounts": [{"name": "v", "mountPath": "/v"}]}));
+        let takes = pod(json!({"volumeDevices": [{"name": "v", "devicePath": "/dev/v"}]}));
+        assert!(is_misused(&mounts, "v", true) && !is_misused(&mounts, "v", false) && !is_misused(&mounts, "w", true));
+        assert!(is_misused(&takes, "v", false) && !is_misused(&takes, "v", true));
+        assert_eq!(wrong_mode("v", true), "volume v has volumeMode Block, but is specified in volumeMounts");
     }
 
     #[test]

@@ -14,8 +14,8 @@ use crate::pod::env::{Environment, expand};
 use crate::pod::resources;
 use crate::references::{Held, References};
 use gantry_api::meta::quantity::Amount;
-use gantry_container::runtime::{Mount, MountSource, Propagation};
-use k8s_openapi::api::core::v1::{ConfigMap, Container, Pod, Secret, Volume};
+use gantry_container::runtime::{Device, Mount, MountSource, Propagation};
+use k8s_openapi::api::core::v1::{ConfigMap, Container, Pod, Secret, Volume, VolumeDevice};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use payload::Sources;
 use std::collections::BTreeMap;
@@ -42,10 +42,21 @@ pub(crate) enum Stage {
     NewMounter,
     MountDevice,
     SetUp,
+    /// Stages of block volumes.
+    SetUpDevice,
+    MapDevice,
 }
 
 impl MountError {
-    /// The message of the `FailedMount` event.
+    /// The reason of the event.
+    pub(crate) fn reason(&self) -> &'static str {
+        match self.stage {
+            Stage::SetUpDevice | Stage::MapDevice => "FailedMapVolume",
+            _ => "FailedMount",
+        }
+    }
+
+    /// The message of the event.
     pub(crate) fn event(&self) -> String {
         let (volume, message) = (&self.volume, &self.message);
         match self.stage {
@@ -58,6 +69,8 @@ impl MountError {
             }
             Stage::MountDevice => format!("MountVolume.MountDevice failed for volume {volume:?} : {message}"),
             Stage::SetUp => format!("MountVolume.SetUp failed for volume {volume:?} : {message}"),
+            Stage::SetUpDevice => format!("MapVolume.SetUpDevice failed for volume {volume:?} : {message}"),
+            Stage::MapDevice => format!("MapVolume.MapPodDevice failed for volume {volume:?} : {message}"),
         }
     }
 }
@@ -70,6 +83,8 @@ enum Ready {
         /// Volumes whose content comes from the API are read-only in containers.
         read_only: bool,
     },
+    /// A block device of the host, which containers see as a device.
+    Block { path: PathBuf, read_only: bool },
     /// An image, by reference. The runtime mounts it; it is pulled with the images of the containers that mount it.
     Image(String),
 }
@@ -203,7 +218,8 @@ impl Volumes {
                 let group = group.map(|id| claim::Group { id, on_root_mismatch });
                 let directory = self.directory.join("volumes/kubernetes.io~persistent-volume");
                 let found = sources.claims.prepare(pod, volume, &directory, group).await?;
-                Ready::Host { path: found.path, read_only: found.read_only }
+                let claim::Found { path, read_only, block } = found;
+                if block { Ready::Block { path, read_only } } else { Ready::Host { path, read_only } }
             } else if let Some(nfs) = volume.nfs.clone() {
                 let path = self.path(plugin_of(volume), &volume.name);
                 let (target, read_only) = (path.clone(), nfs.read_only == Some(true));
@@ -252,6 +268,8 @@ impl Volumes {
                     (MountSource::Bind(subpath::prepare(path, &sub, mode, &place)?), *read_only)
                 }
                 (Ready::Host { path, read_only }, None) => (MountSource::Bind(path.clone()), *read_only),
+                // Preparing refuses a pod that mounts a block volume.
+                (Ready::Block { .. }, _) => return Err(claim::wrong_mode(&m.name, true)),
                 (Ready::Image(reference), sub) => {
                     sub.as_deref().map_or(Ok(()), subpath::check)?;
                     (MountSource::Image { reference: reference.clone(), sub_path: sub.map(PathBuf::from) }, true)
@@ -275,11 +293,28 @@ impl Volumes {
         Ok(out)
     }
 
+    /// The block volumes of a container.
+    pub(crate) fn devices(&self, container: &Container) -> Result<Vec<Device>, String> {
+        let device = |d: &VolumeDevice| match self.ready.get(&d.name) {
+            Some(Ready::Block { path, read_only }) => Ok(Device {
+                host_path: path.clone(),
+                container_path: PathBuf::from(&d.device_path),
+                permissions: if *read_only { "r" } else { "mrw" }.to_owned(),
+                mode: None,
+                uid: None,
+                gid: None,
+            }),
+            Some(_) => Err(claim::wrong_mode(&d.name, false)),
+            None => Err(format!("cannot find volume {:?} to pass into container {:?}", d.name, container.name)),
+        };
+        container.volume_devices.iter().flatten().map(device).collect()
+    }
+
     /// Where on the host the volume lies that `fileKeyRef` may read from.
     pub(crate) fn directory_of(&self, volume: &str) -> Option<&Path> {
         match self.ready.get(volume)? {
             Ready::Host { path, .. } => Some(path),
-            Ready::Image(_) => None,
+            Ready::Block { .. } | Ready::Image(_) => None,
         }
     }
 

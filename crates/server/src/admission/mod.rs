@@ -24,6 +24,7 @@ mod namespace_lifecycle;
 mod node_restriction;
 mod owner_references;
 mod plugins;
+mod pod_group_protection;
 mod pod_node_selector;
 mod pod_security;
 mod pod_toleration_restriction;
@@ -63,13 +64,13 @@ use gantry_api::meta::status::ApiError;
 use rounds::Rounds;
 use measured::{Measured, Step, Timed};
 use serde_json::Value;
-
 use tokio::time::Instant;
 
 /// Type checking of policies.
 pub mod policy_types {
     pub use super::policy::{GroupVersionKind, check, kinds};
 }
+
 /// What is being done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
@@ -289,6 +290,7 @@ pub fn chain(authorizer: Arc<dyn Authorizer>, config: &AdmissionConfig) -> Chain
         Box::new(extended_resource_toleration::ExtendedResourceToleration),
         Box::new(default_class::DefaultStorageClass),
         Box::new(in_use_protection::InUseProtection),
+        Box::new(pod_group_protection::PodGroupProtection),
         Box::new(runtime_class::RuntimeClassPlugin),
         Box::new(certificate::Requestor),
         Box::new(default_class::DefaultIngressClass),
@@ -311,6 +313,7 @@ pub fn chain(authorizer: Arc<dyn Authorizer>, config: &AdmissionConfig) -> Chain
         Box::new(priority::Priority),
         Box::new(restriction()),
         Box::new(event_rate_limit::EventRateLimit::new(&config.event_limits)),
+        Box::new(pod_group_protection::PodGroupProtection),
         Box::new(owner_references::OwnerReferences(authorizer.clone())),
         Box::new(volume_claim::Resize),
         Box::new(runtime_class::RuntimeClassPlugin),

@@ -50,7 +50,7 @@ const KNOWN: &[Known] = &[
     off("ExtendedResourceToleration"),
     on("DefaultStorageClass"),
     on("StorageObjectInUseProtection"),
-    absent("PodGroupProtection"),
+    on("PodGroupProtection"),
     off("OwnerReferencesPermissionEnforcement"),
     on("PersistentVolumeClaimResize"),
     on("RuntimeClass"),
@@ -148,10 +148,7 @@ mod tests {
         let cases = [
             (config(&["Nonsense"], &[]), "--enable-admission-plugins: plugin \"Nonsense\" is unknown"),
             (config(&[], &["Nonsense"]), "--disable-admission-plugins: plugin \"Nonsense\" is unknown"),
-            (
-                config(&["PodGroupProtection"], &[]),
-                "--enable-admission-plugins: plugin \"PodGroupProtection\" is not available",
-            ),
+            (config(&["JobValidation"], &[]), "--enable-admission-plugins: plugin \"JobValidation\" is not available"),
             (
                 config(&["LimitRanger"], &["LimitRanger"]),
                 "[LimitRanger] in enable-admission-plugins and disable-admission-plugins overlapped",

@@ -14,7 +14,9 @@ use crate::cluster::{Cluster, resource_of};
 use async_trait::async_trait;
 use gantry_api::core::pod::resources::{Amounts, amounts};
 use gantry_api::core::quota;
+use gantry_api::core::quota_of_devices::{Classes, charged_with_pod, pod_of};
 use gantry_api::k8s_openapi::api::core::v1::{Pod, ResourceQuota, ScopedResourceSelectorRequirement};
+use gantry_api::k8s_openapi::api::resource::v1::{DeviceClass, ResourceClaim};
 use gantry_api::k8s_openapi::jiff::Timestamp;
 use gantry_api::kind::{Object, downcast_mut};
 use gantry_api::meta::object::Meta;
@@ -76,6 +78,27 @@ fn is_counted(a: &Attributes<'_>) -> bool {
     }
 }
 
+/// What a claim of devices is charged by: the classes there are, and what its pod is charged for already.
+struct Devices {
+    classes: Classes,
+    of_pod: Amounts,
+}
+
+/// None where the write is of something else than a claim of devices.
+async fn devices(a: &Attributes<'_>, cluster: &Cluster) -> Result<Option<Devices>, ApiError> {
+    let Some(claim) = a.object_as::<ResourceClaim>().cloned() else { return Ok(None) };
+    let classes = Classes::of(&cluster.list::<DeviceClass>("").await?);
+    let of_pod = match pod_of(&claim) {
+        Some((name, _)) => {
+            let pod = cluster.get::<Pod>(a.namespace, name).await?;
+            let claims = cluster.list::<ResourceClaim>(a.namespace).await?;
+            charged_with_pod(&claim, pod.as_ref(), &claims, cluster.clock.now())
+        }
+        None => Amounts::new(),
+    };
+    Ok(Some(Devices { classes, of_pod }))
+}
+
 fn names(list: Option<&ResourceList>) -> impl Iterator<Item = &String> {
     list.into_iter().flat_map(|l| l.keys())
 }
@@ -85,11 +108,18 @@ fn join<'a>(names: impl Iterator<Item = &'a String>) -> String {
 }
 
 /// What the quota is to be charged for the write: nothing where it is not concerned.
-fn charge_of(a: &Attributes<'_>, of: &ResourceQuota, now: Timestamp) -> Result<Option<Charge>, ApiError> {
+fn charge_of(
+    a: &Attributes<'_>,
+    of: &ResourceQuota,
+    devices: Option<&Devices>,
+    now: Timestamp,
+) -> Result<Option<Charge>, ApiError> {
     let info = a.resource.info();
     let Some(object) = a.object.as_deref() else { return Ok(None) };
     let status = of.status.clone().unwrap_or_default();
-    let bounded = || names(status.hard.as_ref()).filter(|n| quota::concerns(info.group, info.plural, n));
+    let concerns =
+        |n: &str| quota::concerns(info.group, info.plural, n) || devices.is_some_and(|d| d.classes.concerns(n));
+    let bounded = || names(status.hard.as_ref()).filter(|n| concerns(n));
     if bounded().next().is_none() || !quota::in_scope(of, object) {
         return Ok(None);
     }
@@ -102,6 +132,9 @@ fn charge_of(a: &Attributes<'_>, of: &ResourceQuota, now: Timestamp) -> Result<O
         return Err(a.forbidden(&format!("status unknown for quota: {name}, resources: {}", join(bounded()))));
     }
     let mut delta = quota::usage(info.group, info.plural, object, now);
+    if let Some(d) = devices {
+        d.classes.add(&mut delta, &d.of_pod);
+    }
     let negative: Vec<&String> = delta.iter().filter(|(_, a)| a.sign() < 0).map(|(n, _)| n).collect();
     if !negative.is_empty() {
         let names = join(negative.into_iter());
@@ -213,8 +246,9 @@ impl Quota {
     async fn charges(&self, a: &Attributes<'_>, cluster: &Cluster) -> Result<Vec<Charge>, ApiError> {
         let (mut charges, now) = (Vec::new(), cluster.clock.now());
         let quotas = cluster.list::<ResourceQuota>(a.namespace).await?;
+        let devices = if quotas.is_empty() { None } else { devices(a, cluster).await? };
         for of in &quotas {
-            charges.extend(charge_of(a, of, now)?);
+            charges.extend(charge_of(a, of, devices.as_ref(), now)?);
         }
         self.check_limited(a, &quotas, now)?;
         Ok(charges)

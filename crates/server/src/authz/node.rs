@@ -5,8 +5,9 @@ use super::{Attributes, Authorizer, Decision, Rules, rbac};
 use crate::authn::UserInfo;
 use crate::cluster::Cluster;
 use async_trait::async_trait;
+use gantry_api::core::pod::references;
 use gantry_api::k8s_openapi::api::certificates::v1::PodCertificateRequest;
-use gantry_api::k8s_openapi::api::core::v1::{Container, EphemeralContainer, PersistentVolume, Pod, PodSpec};
+use gantry_api::k8s_openapi::api::core::v1::{PersistentVolume, Pod};
 use gantry_api::k8s_openapi::api::rbac::v1::PolicyRule;
 use gantry_api::k8s_openapi::api::resource::v1::ResourceSlice;
 use gantry_api::meta::fields::FieldSelector;
@@ -213,7 +214,9 @@ impl NodeAuthorizer {
                     _ => Err("can only list/watch podcertificaterequests with nodeName field selector".into()),
                 }
             }
-            _ => Err("only the following verbs are allowed for a PodCertificateRequest: create, get, list, watch".into()),
+            _ => {
+                Err("only the following verbs are allowed for a PodCertificateRequest: create, get, list, watch".into())
+            }
         }
     }
 
@@ -254,62 +257,6 @@ fn single_name(a: &Attributes) -> Option<String> {
     }
     let selector = FieldSelector::parse(a.field_selector.as_deref()?).ok()?;
     selector.requires_exact_match("metadata.name").map(ToOwned::to_owned)
-}
-
-/// Whether a pod needs the secret, configmap or claim `name`.
-fn references(spec: &PodSpec, pod_name: Option<&str>, resource: &str, name: &str) -> bool {
-    let is = |n: Option<&str>| n == Some(name);
-    let env = |c: EnvOf<'_>| {
-        let single = c.env.iter().flatten().filter_map(|e| e.value_from.as_ref()).any(|v| match resource {
-            "secrets" => v.secret_key_ref.as_ref().is_some_and(|r| r.name == name),
-            "configmaps" => v.config_map_key_ref.as_ref().is_some_and(|r| r.name == name),
-            _ => false,
-        });
-        single
-            || c.env_from.iter().flatten().any(|f| match resource {
-                "secrets" => f.secret_ref.as_ref().is_some_and(|r| r.name == name),
-                "configmaps" => f.config_map_ref.as_ref().is_some_and(|r| r.name == name),
-                _ => false,
-            })
-    };
-    let pull = resource == "secrets" && spec.image_pull_secrets.iter().flatten().any(|r| r.name == name);
-    let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten()).map(EnvOf::container);
-    let ephemeral = spec.ephemeral_containers.iter().flatten().map(EnvOf::ephemeral);
-    let volumes = spec.volumes.iter().flatten().any(|v| {
-        let projected = || v.projected.iter().flat_map(|p| p.sources.iter().flatten());
-        match resource {
-            "secrets" => {
-                v.secret.as_ref().is_some_and(|s| is(s.secret_name.as_deref()))
-                    || projected().any(|s| s.secret.as_ref().is_some_and(|r| r.name == name))
-                    || v.csi.as_ref().and_then(|c| c.node_publish_secret_ref.as_ref()).is_some_and(|r| r.name == name)
-            }
-            "configmaps" => {
-                v.config_map.as_ref().is_some_and(|c| c.name == name)
-                    || projected().any(|s| s.config_map.as_ref().is_some_and(|r| r.name == name))
-            }
-            _ => {
-                let generated = || pod_name.is_some_and(|p| format!("{p}-{}", v.name) == name);
-                v.persistent_volume_claim.as_ref().is_some_and(|c| c.claim_name == name)
-                    || (v.ephemeral.is_some() && generated())
-            }
-        }
-    });
-    pull || volumes || containers.chain(ephemeral).any(env)
-}
-
-/// The environment of any sort of container.
-struct EnvOf<'a> {
-    env: &'a Option<Vec<gantry_api::k8s_openapi::api::core::v1::EnvVar>>,
-    env_from: &'a Option<Vec<gantry_api::k8s_openapi::api::core::v1::EnvFromSource>>,
-}
-
-impl<'a> EnvOf<'a> {
-    fn container(c: &'a Container) -> Self {
-        Self { env: &c.env, env_from: &c.env_from }
-    }
-    fn ephemeral(c: &'a EphemeralContainer) -> Self {
-        Self { env: &c.env, env_from: &c.env_from }
-    }
 }
 
 #[async_trait]

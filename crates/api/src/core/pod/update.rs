@@ -9,8 +9,8 @@ use crate::meta::field::{ErrorList, Path};
 use crate::meta::object::{differences, immutable, semantically_equal};
 use crate::meta::{names, text};
 use k8s_openapi::api::core::v1::{
-    Affinity, Container, ContainerStatus, NodeAffinity, NodeSelectorTerm, Pod, PodResourceClaim, PodSchedulingGate,
-    PodSpec, PodStatus, Toleration,
+    Affinity, Container, ContainerStatus, NodeAffinity, NodeSelectorTerm, Pod, PodExtendedResourceClaimStatus,
+    PodResourceClaim, PodSchedulingGate, PodSpec, PodStatus, Toleration,
 };
 use serde_json::{Value, json};
 
@@ -292,6 +292,9 @@ pub(super) fn validate_status_update(pod: &Pod, old: &Pod) -> ErrorList {
     }
     let claims = spec.resource_claims.as_deref().unwrap_or_default();
     validate_claims(&status, claims, &path.child("resourceClaimStatuses"), e);
+    if let Some(noted) = &status.extended_resource_claim_status {
+        validate_extended_claim(noted, &spec, &path.child("extendedResourceClaimStatus"), e);
+    }
     validate_addresses(&status, &path, e);
     errors
 }
@@ -310,6 +313,55 @@ fn validate_claims(status: &PodStatus, claims: &[PodResourceClaim], path: &Path,
         if let Some(claim) = &s.resource_claim_name {
             names::push_invalid(errors, &path, claim, &names::dns1123_subdomain(claim, false));
         }
+    }
+}
+
+/// What is noted of the claim made for extended resources is about containers of the pod and what they ask for.
+fn validate_extended_claim(
+    noted: &PodExtendedResourceClaimStatus,
+    spec: &PodSpec,
+    path: &Path,
+    errors: &mut ErrorList,
+) {
+    let mappings = path.child("requestMappings");
+    if noted.request_mappings.is_empty() {
+        errors.required(&mappings, "at least one request mapping is required");
+    }
+    for (i, m) in noted.request_mappings.iter().enumerate() {
+        let at = mappings.index(i);
+        let mut containers = spec.init_containers.iter().flatten().chain(&spec.containers);
+        match containers.find(|c| c.name == m.container_name) {
+            None => errors.invalid(
+                &at.child("containerName"),
+                m.container_name.as_str(),
+                "must match the name of an entry in spec.initContainers.name or spec.containers.name",
+            ),
+            Some(c) => {
+                let requests = c.resources.as_ref().and_then(|r| r.requests.as_ref());
+                if !requests.is_some_and(|r| r.contains_key(&m.resource_name)) {
+                    errors.invalid(
+                        &at.child("resourceName"),
+                        m.resource_name.as_str(),
+                        "must match the extended resource name of an entry in spec.initContainers.resources.requests or \
+                         spec.containers.resources.requests",
+                    );
+                }
+            }
+        }
+        // Upstream names the field without its place in the list.
+        let (request, field) = (m.request_name.as_str(), path.child("requestName"));
+        names::push_invalid(errors, &field, request, &names::dns1123_label(request, false));
+        if noted.request_mappings[..i].contains(m) {
+            errors.duplicate(&at.child("containerName"), m.container_name.as_str());
+            errors.duplicate(&at.child("resourceName"), m.resource_name.as_str());
+            errors.duplicate(&at.child("requestName"), m.request_name.as_str());
+        }
+    }
+    let (claim, field) = (noted.resource_claim_name.as_str(), path.child("resourceClaimName"));
+    if claim.is_empty() {
+        errors.required(&field, "");
+    } else {
+        names::push_invalid(errors, &field, claim, &names::dns1123_subdomain(claim, false));
     }
 }
 
@@ -407,6 +459,40 @@ mod tests {
             "status.resourceClaimStatuses[2].name: Invalid value: \"b\": must match the name of an entry in \
              `spec.resourceClaims`"
         );
+    }
+
+    #[test]
+    fn the_claim_for_extended_resources_noted_in_the_status() {
+        let requests = json!({"example.com/gpu": "1"});
+        let old = pod(json!({"containers": [{"name": "c", "image": "i", "resources": {"requests": requests}}]}));
+        let told = |noted: Value| {
+            let mut new = old.clone();
+            new.status.get_or_insert_default().extended_resource_claim_status = serde_json::from_value(noted).unwrap();
+            texts(&validate_status_update(&new, &old))
+        };
+        let mapping = |container: &str, resource: &str, request: &str| {
+            json!({"containerName": container, "resourceName": resource, "requestName": request})
+        };
+        let right = mapping("c", "example.com/gpu", "container-0-request-0");
+        let noted = |name: &str, mappings: &[Value]| json!({"resourceClaimName": name, "requestMappings": mappings});
+        assert_eq!(told(noted("p-x", std::slice::from_ref(&right))), Vec::<String>::new());
+        let path = "status.extendedResourceClaimStatus";
+        assert_eq!(
+            told(noted("", &[])),
+            [
+                format!("{path}.requestMappings: Required value: at least one request mapping is required"),
+                format!("{path}.resourceClaimName: Required value"),
+            ]
+        );
+        let found = told(noted("p-x", &[right.clone(), right, mapping("c", "cpu", "r"), mapping("d", "cpu", "r")]));
+        assert_eq!(found[0], format!("{path}.requestMappings[1].containerName: Duplicate value: \"c\""));
+        assert!(found[3].starts_with(&format!(
+            "{path}.requestMappings[2].resourceName: Invalid value: \"cpu\": must match the extended resource name"
+        )));
+        assert!(found[4].starts_with(&format!(
+            "{path}.requestMappings[3].containerName: Invalid value: \"d\": must match the name of an entry"
+        )));
+        assert_eq!(found.len(), 5);
     }
 
     #[test]

@@ -15,6 +15,11 @@ pub const ACCOUNT_NAME: &str = "kubernetes.io/service-account.name";
 /// Annotation of the Secret: the ServiceAccount's UID.
 pub const ACCOUNT_UID: &str = "kubernetes.io/service-account.uid";
 
+/// Label of the Secret: the day its token was last used.
+pub const LAST_USED: &str = "kubernetes.io/legacy-token-last-used";
+/// Label of the Secret: since which day its token is refused.
+pub const INVALID_SINCE: &str = "kubernetes.io/legacy-token-invalid-since";
+
 /// What such a token says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LegacyClaims {

@@ -1,18 +1,20 @@
 //! Recognises ServiceAccount tokens: signature, time, audience, and that everything the token is bound to still exists.
 
-use super::legacy::{ISSUER, LegacyClaims};
+use super::legacy::{INVALID_SINCE, ISSUER, LAST_USED, LegacyClaims};
 use super::{Claims, KeyError, Keys, NamedObject, groups, split_username};
 use crate::authn::jwt::untrusted_issuer;
 use crate::authn::{
     AUTHENTICATED, Authenticator, EXTRA_CREDENTIAL_ID, EXTRA_NODE_NAME, EXTRA_NODE_UID, EXTRA_POD_NAME, EXTRA_POD_UID,
     Peer, UserInfo, invalid_credentials,
 };
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, resource_of};
 use crate::config::ServerConfig;
 use async_trait::async_trait;
 use aws_lc_rs::digest::{SHA256, digest};
 use gantry_api::k8s_openapi::api::core::v1::{Node, Pod, Secret, ServiceAccount};
-use gantry_api::kind::Kind;
+use gantry_api::k8s_openapi::jiff::tz::TimeZone;
+use gantry_api::kind::{Kind, Object};
+use gantry_api::meta::object::Meta;
 use gantry_api::meta::status::ApiError;
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, HashMap};
@@ -138,11 +140,40 @@ impl TokenAuthenticator {
         self.still_there::<ServiceAccount>(&claims.namespace, Some(&account)).await?;
         let holder = NamedObject { name: claims.secret.clone(), uid: String::new() };
         let secret = self.find::<Secret>(&claims.namespace, &holder).await?;
-        let held = secret.as_ref().and_then(|s| s.data.as_ref()).and_then(|d| d.get("token"));
-        if held.is_none_or(|h| h.0 != token.as_bytes()) {
+        let holds = |s: &Secret| s.data.as_ref().and_then(|d| d.get("token")).is_some_and(|t| t.0 == token.as_bytes());
+        let Some(secret) = secret.filter(holds) else {
             return Err(invalid_credentials("token has been invalidated: its secret does not hold it"));
+        };
+        self.note_use(&secret).await;
+        if secret.metadata.label(INVALID_SINCE).is_some_and(|since| !since.is_empty()) {
+            let LegacyClaims { namespace, secret, account, .. } = claims;
+            return Err(invalid_credentials(format!(
+                "the token in secret {namespace}/{secret} for service account {namespace}/{account} has been marked \
+                 invalid. Use tokens from the TokenRequest API or manually created secret-based tokens, or remove the \
+                 '{INVALID_SINCE}' label from the secret to temporarily allow use of this token"
+            )));
         }
         Ok(good_for)
+    }
+
+    /// Labels the Secret with the day its token is used, once a day.
+    async fn note_use(&self, secret: &Secret) {
+        let today = self.cluster.clock.now().to_zoned(TimeZone::UTC).date();
+        let noted = secret.metadata.label(LAST_USED);
+        // Another server's day may have begun already.
+        let tomorrow = today.tomorrow().unwrap_or(today);
+        if noted.is_some_and(|n| n == today.to_string() || n == tomorrow.to_string()) {
+            return;
+        }
+        let (namespace, name) = (secret.metadata.namespace(), secret.metadata.name());
+        let mut label = |object: &mut dyn Object| {
+            object.meta_mut().labels.get_or_insert_default().insert(LAST_USED.to_owned(), today.to_string());
+            Ok(())
+        };
+        let objects = &self.cluster.objects;
+        if let Err(e) = objects.guaranteed_update(resource_of::<Secret>(), namespace, name, false, &mut label).await {
+            tracing::warn!(namespace, name, error = %e.message, "the use of a token in a Secret could not be noted");
+        }
     }
 
     async fn check(&self, claims: &Claims, audiences: &[String]) -> Result<Vec<String>, ApiError> {
