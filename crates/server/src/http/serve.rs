@@ -19,6 +19,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
@@ -52,27 +53,8 @@ impl Server {
         let accepting: Vec<_> = listeners
             .into_iter()
             .map(|listener| {
-                let (server, acceptor) = (self.clone(), acceptor.clone());
-                let (connections, shutdown, trust) = (connections.clone(), shutdown.clone(), trust.clone());
-                tokio::spawn(async move {
-                    loop {
-                        let accepted = tokio::select! {
-                            () = shutdown.cancelled() => break,
-                            accepted = listener.accept() => accepted,
-                        };
-                        match accepted {
-                            Ok((stream, address)) => {
-                                let watcher = connections.watcher();
-                                let (server, acceptor, trust) = (server.clone(), acceptor.clone(), trust.clone());
-                                tokio::spawn(connection(server, acceptor, trust, stream, address, watcher));
-                            }
-                            Err(e) => {
-                                tracing::warn!(error = %e, "cannot accept a connection");
-                                tokio::time::sleep(ACCEPT_RETRY).await;
-                            }
-                        }
-                    }
-                })
+                let (acceptor, trust, connections) = (acceptor.clone(), trust.clone(), connections.clone());
+                self.clone().accept(listener, acceptor, trust, connections, shutdown.clone())
             })
             .collect();
         shutdown.cancelled().await;
@@ -88,6 +70,36 @@ impl Server {
             tracing::warn!("connections were still busy when the server stopped");
         }
         Ok(())
+    }
+
+    /// Takes the connections of one listener until `shutdown`. Not in `serve`, of which whoever starts a server has a copy.
+    fn accept(
+        self: Arc<Self>,
+        listener: TcpListener,
+        acceptor: TlsAcceptor,
+        trust: Arc<ClientTrust>,
+        connections: Arc<GracefulShutdown>,
+        shutdown: CancellationToken,
+    ) -> JoinHandle<()> {
+        tokio::spawn(async move {
+            loop {
+                let accepted = tokio::select! {
+                    () = shutdown.cancelled() => break,
+                    accepted = listener.accept() => accepted,
+                };
+                match accepted {
+                    Ok((stream, address)) => {
+                        let watcher = connections.watcher();
+                        let (server, acceptor, trust) = (self.clone(), acceptor.clone(), trust.clone());
+                        tokio::spawn(connection(server, acceptor, trust, stream, address, watcher));
+                    }
+                    Err(e) => {
+                        tracing::warn!(error = %e, "cannot accept a connection");
+                        tokio::time::sleep(ACCEPT_RETRY).await;
+                    }
+                }
+            }
+        })
     }
 }
 
