@@ -61,8 +61,8 @@ use crate::cluster::Cluster;
 use async_trait::async_trait;
 use gantry_api::kind::{Object, Resource};
 use gantry_api::meta::status::ApiError;
-use rounds::Rounds;
 use measured::{Measured, Step, Timed};
+use rounds::Rounds;
 use serde_json::Value;
 use tokio::time::Instant;
 
@@ -272,8 +272,8 @@ impl Chain {
 /// The plugins that run, in upstream's order. `authorizer` is asked about approving, signing, granting, binding and owning.
 #[must_use]
 pub fn chain(authorizer: Arc<dyn Authorizer>, config: &AdmissionConfig) -> Chain {
-    let selector = || pod_node_selector::PodNodeSelector(config.node_selectors.clone());
     let measured = Arc::new(Measured::default());
+    let selector = || pod_node_selector::PodNodeSelector(config.node_selectors.clone());
     let restriction = || pod_toleration_restriction::PodTolerationRestriction(config.tolerations.clone());
     let mutating: Vec<Box<dyn MutatingPlugin>> = vec![
         Box::new(namespace_exists::NamespaceAutoProvision),
