@@ -30,6 +30,7 @@ pub struct Tables {
 
 impl Tables {
     /// One that answers with these objects.
+    #[must_use]
     pub fn of(lists: impl IntoIterator<Item = (&'static str, Vec<Value>)>) -> Self {
         Self { lists: Mutex::new(lists.into_iter().collect()), ..Self::default() }
     }

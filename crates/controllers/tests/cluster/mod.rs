@@ -1,5 +1,7 @@
 //! An API server over a memory store with all controllers, and nodes that run pods in name only.
 
+#![allow(dead_code, reason = "every test binary uses another part of this module")]
+
 use async_trait::async_trait;
 use bytes::Bytes;
 use gantry_api::clock::Clock;
