@@ -16,6 +16,19 @@ pub fn cpu(pid: u32) -> Result<Duration> {
     Ok(Duration::from_secs_f64(ticks as f64 / per_second as f64))
 }
 
+/// CPU time used by the calling thread since it began.
+///
+/// # Errors
+/// Where the kernel does not tell.
+pub fn own_thread() -> Result<Duration> {
+    let path = "/proc/thread-self/schedstat";
+    // The kernel brings the figure up to date when the thread is scheduled, or else with its next tick.
+    std::thread::yield_now();
+    let text = fs::read_to_string(path).with_context(|| format!("cannot read {path}"))?;
+    let nanoseconds = text.split_ascii_whitespace().next().and_then(|n| n.parse().ok());
+    nanoseconds.map(Duration::from_nanos).with_context(|| format!("{path} reads {text:?}"))
+}
+
 /// User and system time. The name before them may hold blanks and brackets.
 fn ticks(stat: &str) -> Option<u64> {
     let (_, fields) = stat.rsplit_once(')')?;
@@ -115,6 +128,7 @@ mod tests {
         assert!(resident(own).unwrap() > 100_000);
         assert!(proportional(own).unwrap() > 10_000);
         cpu(own).unwrap();
+        assert!(own_thread().unwrap() > Duration::ZERO);
         assert!(find(|arguments| arguments.is_empty()).is_ok());
     }
 }

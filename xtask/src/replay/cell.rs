@@ -12,7 +12,7 @@ use gantry_scheduler::snapshot::Snapshot;
 use gantry_scheduler::spread::DefaultConstraints;
 use serde_json::json;
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -167,7 +167,8 @@ impl Cell {
         // By importance, then by the time since which they wait.
         let mut waiting: BTreeSet<(Reverse<Tier>, u64, usize)> = BTreeSet::new();
         let mut starts = vec![0u32; tasks.len()];
-        let pods: Vec<Arc<PodInfo>> = tasks.iter().enumerate().map(|(n, t)| pod(n, t)).collect();
+        // Of those that wait or run: a day has millions of tasks, of which few are there at one time.
+        let mut pods: HashMap<usize, Arc<PodInfo>> = HashMap::new();
         let (mut next, mut now) = (0, 0);
         let (mut used, mut cpu_time, mut memory_time) = ((0i128, 0i128), 0i128, 0i128);
         while now < horizon {
@@ -191,7 +192,7 @@ impl Cell {
             {
                 ends.pop();
                 // Who was evicted meanwhile did not end.
-                if starts[n] == start && self.snapshot.displace(&pods[n].uid).is_some() {
+                if starts[n] == start && pods.remove(&n).is_some_and(|p| self.snapshot.displace(&p.uid).is_some()) {
                     step(-1, &tasks[n], &mut used);
                 }
             }
@@ -202,7 +203,8 @@ impl Cell {
                 if hopeless.is(task) {
                     continue;
                 }
-                let victims = match self.place(&pods[n], task.tier == Tier::Production) {
+                let pod = pods.entry(n).or_insert_with(|| pod(n, task)).clone();
+                let victims = match self.place(&pod, task.tier == Tier::Production) {
                     Outcome::Nowhere => {
                         hopeless.note(task);
                         continue;
