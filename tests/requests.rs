@@ -1,5 +1,5 @@
-//! What requests are answered that come to the wrong place or make an object by writing over it, what the server measures
-//! meanwhile, and what it says of policies whose expressions do not fit.
+//! What requests are answered that come to the wrong place or make an object by writing over it, what the server
+//! measures meanwhile, and what it says of policies whose expressions do not fit.
 
 mod cluster;
 
@@ -66,7 +66,10 @@ fn methods_and_places(api: &Api<'_>) {
 }
 
 fn objects_made_by_an_update(api: &Api<'_>) {
-    let role = |verbs: &[&str]| json!({"metadata": {"name": "made"}, "rules": [{"apiGroups": [""], "resources": ["pods"], "verbs": verbs}]});
+    let role = |verbs: &[&str]| {
+        let rule = json!({"apiGroups": [""], "resources": ["pods"], "verbs": verbs});
+        json!({"metadata": {"name": "made"}, "rules": [rule]})
+    };
     let bind = |group: &str| {
         json!({"metadata": {"name": "made"}, "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole",
             "name": "view"}, "subjects": [{"kind": "Group", "name": group, "apiGroup": "rbac.authorization.k8s.io"}]})
@@ -111,7 +114,8 @@ fn objects_made_by_an_update(api: &Api<'_>) {
 
 fn policy(name: &str, rule: &Value, expressions: &[&str]) -> Value {
     let validations: Vec<Value> = expressions.iter().map(|e| json!({"expression": e})).collect();
-    json!({"metadata": {"name": name}, "spec": {"matchConstraints": {"resourceRules": [rule]}, "validations": validations}})
+    let constraints = json!({"resourceRules": [rule]});
+    json!({"metadata": {"name": name}, "spec": {"matchConstraints": constraints, "validations": validations}})
 }
 
 /// What upstream's tests of ValidatingAdmissionPolicy expect of type checking, of built-in kinds and of custom resources.

@@ -67,9 +67,8 @@ impl Reloads {
             registry.register(name("automatic_reloads"), total, series.total.clone());
             let last = help("Timestamp of the last automatic reload", "split by status and apiserver identity");
             registry.register(name("automatic_reload_last_timestamp_seconds"), last, series.last.clone());
-            let applied = format!(
-                "Information about the last applied {subject} configuration with hash as label, split by apiserver identity"
-            );
+            let what = "Information about the last applied";
+            let applied = help(what, "with hash as label, split by apiserver identity");
             registry.register(name("last_config_info"), applied, series.applied.clone());
         }
     }

@@ -1,5 +1,5 @@
-//! Back ends that requests do not wait for: events are collected, and sent to the webhook or written to the log in batches,
-//! at a bounded rate. And the webhook that each event is sent to at once, while the request waits.
+//! Back ends that requests do not wait for: events are collected, and sent to the webhook or written to the log in
+//! batches, at a bounded rate. And the webhook that each event is sent to at once, while the request waits.
 
 use super::event::Event;
 use super::log::Log;

@@ -296,7 +296,8 @@ pub async fn replace(
     registry.reread().await.map_err(|e| format!("what could not be decrypted cannot be read again: {e}"))
 }
 
-/// Keeps the server's state of the key management services current until `gone` or until there is another configuration.
+/// Keeps the server's state of the key management services current until `gone` or until there is another
+/// configuration.
 pub fn keep(registry: &Arc<Registry>, gone: &CancellationToken) {
     let rules = registry.encryption().rules.load_full();
     for service in &rules.services {

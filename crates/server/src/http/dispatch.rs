@@ -69,8 +69,8 @@ pub async fn resource(server: &Arc<Server>, mut cx: RequestContext, body: Bytes)
     let Some(verb) = verbs.iter().copied().find(|v| v.as_str() == info.verb) else {
         return Err(ApiError::method_not_allowed());
     };
-    // Objects are created in collections, and collections are not written as a whole. Of custom resources, upstream does
-    // not tell paths with a name from those without.
+    // Objects are created in collections, and collections are not written as a whole. Of custom resources, upstream
+    // does not tell paths with a name from those without.
     let misplaced = match verb {
         Verb::Update | Verb::Patch => info.name.is_empty(),
         Verb::Create => !info.name.is_empty() && info.subresource.is_empty(),

@@ -103,8 +103,8 @@ pub fn holding<T: Send + Sync + 'static>(body: ResponseBody, kept: T) -> Respons
     .boxed()
 }
 
-/// The head of an answer alone. What is asked with HEAD says how long the body would be, and HTTP/2 breaks off where one
-/// comes along.
+/// The head of an answer alone. What is asked with HEAD says how long the body would be, and HTTP/2 breaks off where
+/// one comes along.
 #[must_use]
 pub fn without_body(mut response: Response) -> Response {
     if let Some(length) = response.body().size_hint().exact() {

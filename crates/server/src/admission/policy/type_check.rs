@@ -1,5 +1,5 @@
-//! Type checking of validating policies: their expressions against the schemas of what they are about. What does not fit
-//! is a warning in the policy's status, and nothing else comes of it
+//! Type checking of validating policies: their expressions against the schemas of what they are about. What does not
+//! fit is a warning in the policy's status, and nothing else comes of it
 //! (`k8s.io/apiserver/pkg/admission/plugin/policy/validating/typechecking.go`).
 
 use crate::admission::expression;
