@@ -24,7 +24,7 @@ pub async fn run(bench: &Bench) -> Result<Vec<Measurement>> {
     let clients = gantry.clients(workload::fillers()).await?;
     workload::namespace(&clients[0]).await?;
     let empty = gantry.memory()? as f64 / MB;
-    let nodes = bench.scaled(NODES, NODES / 50);
+    let nodes = NODES;
     workload::fill(&clients, binding::NODES, nodes, move |n| binding::node(n, Shape::Plain)).await?;
     gantry.settle().await?;
     let with_nodes = gantry.memory()? as f64 / MB;
