@@ -62,14 +62,13 @@ impl Kind for Job {
         let replacement = if spec.pod_failure_policy.is_some() { "Failed" } else { "TerminatingOrFailed" };
         spec.pod_replacement_policy.get_or_insert_with(|| replacement.to_owned());
         spec.manual_selector.get_or_insert(false);
-        let labels = spec.template.metadata.as_ref().and_then(|m| m.labels.clone());
-        if self.metadata.labels.as_ref().is_none_or(BTreeMap::is_empty) && labels.is_some() {
-            self.metadata.labels = labels;
-        }
+        label_as_template(self);
     }
 
     fn prepare_for_create(&mut self, _: &Context<'_>) {
         generate_selector(self);
+        // Upstream fills in what is left out whenever it reads an object, so also after the template got these labels.
+        label_as_template(self);
         self.status = Some(Default::default());
         self.metadata.generation = Some(1);
         // Gang scheduling is a feature that is off by default.
@@ -210,6 +209,14 @@ fn display_status(job: &Job, status: &JobStatus) -> &'static str {
         }
     }
     "Running"
+}
+
+/// A Job without labels has those of its pods.
+fn label_as_template(j: &mut Job) {
+    let labels = j.spec.as_ref().and_then(|s| s.template.metadata.as_ref()?.labels.clone());
+    if j.metadata.labels.as_ref().is_none_or(BTreeMap::is_empty) && labels.is_some() {
+        j.metadata.labels = labels;
+    }
 }
 
 /// Labels the pods with the Job's name and uid, and selects them by the uid, unless the user selects (`manualSelector`).

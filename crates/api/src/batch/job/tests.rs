@@ -34,6 +34,7 @@ fn defaults_and_labels_are_upstreams() {
         json!({"labels": {CONTROLLER_UID: "u1", JOB_NAME: "pi", "controller-uid": "u1", "job-name": "pi"}})
     );
     assert_eq!(json!(spec.selector), json!({"matchLabels": {CONTROLLER_UID: "u1"}}));
+    assert_eq!(j.metadata.labels, spec.template.metadata.unwrap().labels);
     assert!(j.validate().is_empty(), "{:?}", j.validate());
     let queue = job(&json!({"parallelism": 3}));
     assert_eq!(queue.spec.unwrap().completions, None);
