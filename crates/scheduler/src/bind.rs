@@ -162,7 +162,7 @@ impl Scheduler {
                 let message = format!("Successfully assigned {} to {node}", pod.key);
                 self.recorder.normal(pod.pod.as_ref(), "Scheduled", &message);
                 // Where the informer showed the pod already, it is out of the queue; where not, nothing may take it again.
-                self.state.lock().queue.remove(&pod.uid);
+                self.state.lock().queue.bound(&pod.uid, node, Instant::now());
                 true
             }
             Err(Unbound { gone, refused, message: error }) => {

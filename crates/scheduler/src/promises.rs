@@ -65,6 +65,12 @@ impl Promises {
         self.of.is_empty()
     }
 
+    /// The node that a pod was promised.
+    #[must_use]
+    pub fn of(&self, uid: &str) -> Option<&str> {
+        self.of.get(uid).map(String::as_str)
+    }
+
     /// Who was promised the node, by UID.
     pub fn on(&self, node: &str) -> impl Iterator<Item = &Arc<PodInfo>> {
         self.on.get(node).into_iter().flat_map(BTreeMap::values)

@@ -271,7 +271,16 @@ impl Queue {
         }
     }
 
-    /// Takes a pod out of everything but the nominations.
+    /// Forgets a pod that was bound to a node. Where it had been promised another, that has room for others again.
+    pub fn bound(&mut self, uid: &str, node: &str, now: Instant) {
+        let released = self.promises.of(uid).is_some_and(|promised| promised != node);
+        self.remove(uid);
+        if released {
+            self.changed(ClusterChange::PodGone, now);
+        }
+    }
+
+    /// Takes a pod out of everything but the promises.
     fn take(&mut self, uid: &str) -> Option<(Waiting, Place)> {
         let (waiting, place) = self.pods.remove(uid)?;
         match place {
@@ -448,7 +457,7 @@ impl Queue {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use gantry_api::k8s_openapi::api::core::v1::{Pod, PodSchedulingGate, PodSpec};
+    use gantry_api::k8s_openapi::api::core::v1::{Pod, PodSchedulingGate, PodSpec, PodStatus};
 
     fn pod(uid: &str, priority: i32, gated: bool) -> Arc<PodInfo> {
         let mut pod = Pod::default();
@@ -459,6 +468,28 @@ mod tests {
             ..Default::default()
         });
         Arc::new(PodInfo::new(Arc::new(pod)))
+    }
+
+    fn promised(uid: &str, node: &str) -> Arc<PodInfo> {
+        let mut pod = (*pod(uid, 0, false).pod).clone();
+        pod.status = Some(PodStatus { nominated_node_name: Some(node.into()), ..Default::default() });
+        Arc::new(PodInfo::new(Arc::new(pod)))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_promise_that_is_not_taken_up_is_room_for_others() {
+        for (node, helps) in [("n1", false), ("n2", true)] {
+            let mut q = Queue::new(Duration::from_secs(1), Duration::from_secs(10));
+            q.put(pod("waits", 0, false), false);
+            assert_eq!(popped(&mut q).as_deref(), Some("waits"));
+            q.unschedulable("waits", ["NodeResourcesFit"].into(), Instant::now());
+            q.put(promised("lucky", "n1"), false);
+            assert_eq!(popped(&mut q).as_deref(), Some("lucky"));
+            tokio::time::advance(Duration::from_secs(5)).await;
+            q.bound("lucky", node, Instant::now());
+            assert!(q.promises().is_empty());
+            assert_eq!(popped(&mut q).is_some(), helps, "{node}");
+        }
     }
 
     fn popped(q: &mut Queue) -> Option<String> {

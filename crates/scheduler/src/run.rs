@@ -287,9 +287,10 @@ impl Scheduler {
         if gone {
             state.assumed.remove(&info.uid);
             state.strangers.forget(&info.uid);
+            let was_promised = state.queue.promises().of(&info.uid).is_some();
             state.queue.remove(&info.uid);
             state.left_group(&info);
-            if state.snapshot.displace(&info.uid).is_some() {
+            if state.snapshot.displace(&info.uid).is_some() || was_promised {
                 state.queue.changed(ClusterChange::PodGone, now);
                 self.wake.notify_one();
             }
@@ -305,7 +306,7 @@ impl Scheduler {
                 state.strangers.bound(&info.uid, &node, now);
             }
             state.strangers.forget(&info.uid);
-            state.queue.remove(&info.uid);
+            state.queue.bound(&info.uid, &node, now);
             let new_here = state.snapshot.row_of_pod(&info.uid).is_none();
             let shrank = change.old().is_some_and(|old| {
                 let old = PodInfo::new(old.clone());
