@@ -218,6 +218,7 @@ pub fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    runtime.spawn(crate::memory::give_back());
     // Boxed: the runtime has several ways to drive what it is given, and each would hold a copy of all there is to do.
     let work: Pin<Box<dyn Future<Output = anyhow::Result<()>>>> = match cli.command {
         Command::Up(options) => Box::pin(roles::up::run(*options)),

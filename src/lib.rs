@@ -9,6 +9,7 @@ pub mod cli;
 pub mod config;
 pub mod encryption_options;
 pub mod in_process;
+pub mod memory;
 pub mod ranges;
 pub mod reload;
 pub mod roles;

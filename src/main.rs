@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 /// Huge pages would be a third of the memory of an idle cluster, for the allocator touches a little of each of its areas. They
 /// are forbidden before the first allocation; what runs in containers gets them back.

@@ -25,6 +25,7 @@ pub mod kinds;
 pub mod meta;
 pub mod networking;
 pub mod node;
+pub mod packed;
 pub mod policy;
 pub mod rbac;
 pub mod resource;

@@ -5,7 +5,7 @@
 //! called one change at a time, in order, by the informer's own task: they map an object to queue keys and return. As
 //! queues hold each key once, nothing is ever buffered beyond the number of objects, and no handler can miss a change.
 //! Cached objects come without their managed fields ([`Item::slim`]). What is seldom asked for is held as the text it came
-//! as ([`Store`]), which in one process is the API server's own memory.
+//! as ([`Store`]), which in one process is the API server's own memory, and packed once nothing has changed for a while.
 
 use crate::backoff::Backoff;
 use crate::store::{Index, Kept, Store, key_of};
@@ -13,6 +13,7 @@ use async_trait::async_trait;
 use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt};
 use gantry_api::kind::Kind;
+use gantry_api::packed::{Packing, REST};
 use gantry_client::{
     Api, Client, Error, Item, ListParams, MetadataApi, ObjectList, PartialObject, ResourceRef, WatchEvent, WatchParams,
     WatchStream,
@@ -343,6 +344,20 @@ impl<T: Item> Informer<T> {
             biased;
             () = cancel.cancelled() => {}
             () = work => {}
+            () = self.pack() => {}
+        }
+    }
+
+    /// Packs what rests in the cache, from time to time while something changes. Never ends.
+    async fn pack(&self) {
+        let mut packing = Packing::default();
+        loop {
+            self.0.store.changed_much().await;
+            let mut more = true;
+            while more {
+                tokio::time::sleep(REST).await;
+                more = self.0.store.pack(&mut packing).await;
+            }
         }
     }
 }

@@ -2,11 +2,14 @@
 
 use bytes::Bytes;
 use gantry_api::ObjectMeta;
+use gantry_api::packed::{Packing, Text, WORTH_IT};
 use gantry_client::Item;
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Bound;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
+use tokio::sync::Notify;
 
 /// `namespace/name`, or `name` where there is no namespace: how caches and queues name objects.
 #[must_use]
@@ -31,6 +34,8 @@ pub fn split_key(key: &str) -> (&str, &str) {
 const DECODED_MIN: usize = 1 << 10;
 /// The same where somebody reads that many. Who reads all objects of a kind at each change must not decode them each time.
 const DECODED_MAX: usize = 16 << 10;
+/// The same where nobody reads and nothing changes.
+const DECODED_AT_REST: usize = 128;
 
 /// An object with the text it was read from, where that may be kept instead.
 pub struct Kept<T> {
@@ -93,7 +98,9 @@ struct Slot<T> {
     decoded: Option<Arc<T>>,
     /// Finds the decoded form while somebody else has it.
     elsewhere: Weak<T>,
-    json: Option<Bytes>,
+    text: Option<Text>,
+    /// Came since what rests was packed the last time.
+    fresh: bool,
 }
 
 impl<T: Item> Slot<T> {
@@ -101,14 +108,21 @@ impl<T: Item> Slot<T> {
         self.decoded.clone().or_else(|| self.elsewhere.upgrade())
     }
 
+    /// Gives back the memory of a decoded form that nobody has any more.
+    fn forget(&mut self) {
+        if self.elsewhere.strong_count() == 0 {
+            self.elsewhere = Weak::new();
+        }
+    }
+
     fn object(&self) -> Arc<T> {
-        self.known().unwrap_or_else(|| decode(self.json.as_ref()))
+        self.known().unwrap_or_else(|| decode(self.text.as_ref()))
     }
 }
 
-fn decode<T: Item>(json: Option<&Bytes>) -> Arc<T> {
-    let json = json.expect("an object is decoded, or its text is kept");
-    let mut object = T::read(json).expect("the text was decoded before");
+fn decode<T: Item>(text: Option<&Text>) -> Arc<T> {
+    let text = text.expect("an object is decoded, or its text is kept");
+    let mut object = T::read(&text.bytes()).expect("the text was decoded before");
     object.slim();
     Arc::new(object)
 }
@@ -126,13 +140,18 @@ impl<T: Item> State<T> {
     /// Notes that the object at `key` is decoded, and lets go of those that were first.
     fn decoded(&mut self, key: Key) {
         self.decoded.push_back(key);
+        self.let_go();
+    }
+
+    fn let_go(&mut self) {
         while self.decoded.len() > self.decoded_max
             && let Some(first) = self.decoded.pop_front()
         {
             if let Some(slot) = self.objects.get_mut(&first)
-                && slot.json.is_some()
+                && slot.text.is_some()
             {
                 slot.decoded = None;
+                slot.forget();
             }
         }
     }
@@ -147,7 +166,8 @@ impl<T: Item> State<T> {
         let known = self.objects.get_key_value(name.as_str()).map(|(k, slot)| (k.clone(), slot.decoded.is_some()));
         let (key, noted) = known.unwrap_or_else(|| (name.into(), false));
         let has_text = json.is_some();
-        let slot = Slot { elsewhere: Arc::downgrade(&object), decoded: Some(object.clone()), json };
+        let text = json.map(Text::Plain);
+        let slot = Slot { elsewhere: Arc::downgrade(&object), decoded: Some(object.clone()), text, fresh: true };
         let old = self.objects.insert(key.clone(), slot).map(|slot| slot.object());
         for index in &mut self.indexes {
             if let Some(old) = &old {
@@ -167,11 +187,19 @@ impl<T: Item> State<T> {
 struct Found<T> {
     key: Key,
     object: Option<Arc<T>>,
-    json: Option<Bytes>,
+    text: Option<Text>,
+}
+
+struct Inner<T> {
+    state: Mutex<State<T>>,
+    /// Many objects are held, and there was a change.
+    much: Notify,
+    /// Objects that were read since what rests was packed the last time.
+    reads: AtomicUsize,
 }
 
 /// A cache of objects in key order. Cheap to clone; all clones are one cache.
-pub struct Store<T>(Arc<Mutex<State<T>>>);
+pub struct Store<T>(Arc<Inner<T>>);
 
 impl<T> Clone for Store<T> {
     fn clone(&self) -> Self {
@@ -183,14 +211,14 @@ impl<T: Item> Default for Store<T> {
     fn default() -> Self {
         let state =
             State { objects: BTreeMap::new(), indexes: Vec::new(), decoded: VecDeque::new(), decoded_max: DECODED_MIN };
-        Self(Arc::new(Mutex::new(state)))
+        Self(Arc::new(Inner { state: Mutex::new(state), much: Notify::new(), reads: AtomicUsize::new(0) }))
     }
 }
 
 fn found<'a, T: Item>(slots: impl Iterator<Item = (&'a Key, &'a Slot<T>)>) -> Vec<Found<T>> {
     let one = |(key, slot): (&Key, &Slot<T>)| match slot.known() {
-        Some(object) => Found { key: key.clone(), object: Some(object), json: None },
-        None => Found { key: key.clone(), object: None, json: slot.json.clone() },
+        Some(object) => Found { key: key.clone(), object: Some(object), text: None },
+        None => Found { key: key.clone(), object: None, text: slot.text.clone() },
     };
     slots.map(one).collect()
 }
@@ -205,14 +233,14 @@ impl<T: Item> Store<T> {
     /// The object of this key.
     #[must_use]
     pub fn by_key(&self, key: &str) -> Option<Arc<T>> {
-        let found = found(self.0.lock().objects.get_key_value(key).into_iter());
+        let found = found(self.0.state.lock().objects.get_key_value(key).into_iter());
         self.decode(found).pop()
     }
 
     /// All objects, in key order.
     #[must_use]
     pub fn list(&self) -> Vec<Arc<T>> {
-        let found = found(self.0.lock().objects.iter());
+        let found = found(self.0.state.lock().objects.iter());
         self.decode(found)
     }
 
@@ -222,30 +250,32 @@ impl<T: Item> Store<T> {
         // '0' follows '/', so the range holds exactly the keys that begin with "namespace/".
         let (from, to) = (format!("{namespace}/"), format!("{namespace}0"));
         let range = (Bound::Included(from.as_str()), Bound::Excluded(to.as_str()));
-        let found = found(self.0.lock().objects.range::<str, _>(range));
+        let found = found(self.0.state.lock().objects.range::<str, _>(range));
         self.decode(found)
     }
 
     /// Decodes what is not, and keeps it so unless it is more than is kept.
     fn decode(&self, found: Vec<Found<T>>) -> Vec<Arc<T>> {
+        self.0.reads.fetch_add(found.len(), Ordering::Relaxed);
         let undecoded = found.iter().filter(|f| f.object.is_none()).count();
         let mut kept = Vec::new();
         let mut out = Vec::with_capacity(found.len());
-        for Found { key, object, json } in found {
+        for Found { key, object, text } in found {
             let object = object.unwrap_or_else(|| {
-                let object = decode(json.as_ref());
+                let object = decode(text.as_ref());
                 if undecoded <= DECODED_MAX {
-                    kept.push((key, json, Arc::clone(&object)));
+                    kept.push((key, text, Arc::clone(&object)));
                 }
                 object
             });
             out.push(object);
         }
         if !kept.is_empty() {
-            let state = &mut *self.0.lock();
+            let state = &mut *self.0.state.lock();
             state.missed(kept.len());
-            for (key, json, object) in kept {
-                let same = |slot: &Slot<T>| slot.json.as_ref().map(|j| j.as_ptr()) == json.as_ref().map(|j| j.as_ptr());
+            for (key, text, object) in kept {
+                // Packed in the meantime it is decoded once more, the next time.
+                let same = |slot: &Slot<T>| slot.text.as_ref().zip(text.as_ref()).is_some_and(|(a, b)| a.is_same(b));
                 if let Some(slot) = state.objects.get_mut(&key)
                     && slot.decoded.is_none()
                     && same(slot)
@@ -262,13 +292,13 @@ impl<T: Item> Store<T> {
     /// All keys, in order.
     #[must_use]
     pub fn keys(&self) -> Vec<String> {
-        self.0.lock().objects.keys().map(|k| k.as_ref().to_owned()).collect()
+        self.0.state.lock().objects.keys().map(|k| k.as_ref().to_owned()).collect()
     }
 
     /// How many objects there are.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.0.lock().objects.len()
+        self.0.state.lock().objects.len()
     }
 
     /// Whether there are none.
@@ -280,7 +310,7 @@ impl<T: Item> Store<T> {
     /// An index kept up to date with the cache: `of` gives the values under which an object is found. Asking again for the
     /// same name gives the same index.
     pub fn index(&self, name: &'static str, of: impl Fn(&T) -> Vec<String> + Send + Sync + 'static) -> Index<T> {
-        let mut state = self.0.lock();
+        let mut state = self.0.state.lock();
         let slot = state.indexes.iter().position(|i| i.name == name).unwrap_or_else(|| {
             let mut data = IndexData { name, of: Box::new(of), entries: BTreeMap::new() };
             for (key, slot) in &state.objects {
@@ -299,12 +329,91 @@ impl<T: Item> Store<T> {
 
     /// The same with the text the object was read from, which may be kept instead of it.
     pub(crate) fn put_with(&self, object: Arc<T>, json: Option<Bytes>) -> Option<Arc<T>> {
-        self.0.lock().put(object, json)
+        let mut state = self.0.state.lock();
+        let old = state.put(object, json);
+        if state.objects.len() >= WORTH_IT {
+            self.0.much.notify_one();
+        }
+        old
+    }
+
+    /// Resolves once there has been a change while many objects are held.
+    pub(crate) async fn changed_much(&self) {
+        self.0.much.notified().await;
+    }
+
+    /// Packs the texts of what has not changed since the last time. False where nothing is left to do.
+    pub(crate) async fn pack(&self, packing: &mut Packing) -> bool {
+        let (mut more, mut batch, mut after) = (self.rest(), Vec::new(), None::<Key>);
+        loop {
+            let full = self.note_resting(packing, &mut batch, &mut after, &mut more);
+            let packed = packing.pack().await;
+            let state = &mut *self.0.state.lock();
+            for (number, text) in packed {
+                let (key, before): &(Key, Text) = &batch[number];
+                if let Some(slot) = state.objects.get_mut(key)
+                    && slot.text.as_ref().is_some_and(|t| t.is_same(before))
+                {
+                    slot.text = Some(text);
+                }
+            }
+            batch.clear();
+            if !full {
+                return more;
+            }
+        }
+    }
+
+    /// Keeps an eighth of the decoded objects so where fewer were read. False where no fewer can be kept.
+    fn rest(&self) -> bool {
+        let reads = self.0.reads.swap(0, Ordering::Relaxed);
+        let state = &mut *self.0.state.lock();
+        let held = state.decoded.len();
+        if state.objects.len() < WORTH_IT || held <= DECODED_AT_REST {
+            return false;
+        }
+        if reads < held {
+            state.decoded_max = (held / 8).max(DECODED_AT_REST);
+            state.let_go();
+        }
+        true
+    }
+
+    /// Notes the texts that rest of what comes after a key, in key order, until a batch is full; false where the end comes
+    /// first. `more` becomes true where something does not rest yet.
+    fn note_resting(
+        &self,
+        packing: &mut Packing,
+        batch: &mut Vec<(Key, Text)>,
+        after: &mut Option<Key>,
+        more: &mut bool,
+    ) -> bool {
+        let state = &mut *self.0.state.lock();
+        if state.objects.len() < WORTH_IT {
+            return false;
+        }
+        let from = after.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
+        let rest = state.objects.range_mut::<str, _>((from, Bound::Unbounded));
+        for (key, slot) in rest {
+            let fresh = std::mem::take(&mut slot.fresh);
+            slot.forget();
+            let Some(text) = slot.text.as_ref().filter(|text| !text.is_packed()) else { continue };
+            if fresh {
+                *more = true;
+                continue;
+            }
+            batch.push((key.clone(), text.clone()));
+            if packing.note(batch.len() - 1, text.clone()) {
+                *after = Some(key.clone());
+                return true;
+            }
+        }
+        false
     }
 
     /// Takes an object out.
     pub fn take(&self, key: &str) -> Option<Arc<T>> {
-        let state = &mut *self.0.lock();
+        let state = &mut *self.0.state.lock();
         let old = state.objects.remove(key)?.object();
         for index in &mut state.indexes {
             index.remove(key, &old);
@@ -330,7 +439,7 @@ impl<T: Item> Index<T> {
     #[must_use]
     pub fn get(&self, value: &str) -> Vec<Arc<T>> {
         let found = {
-            let state = &*self.store.0.lock();
+            let state = &*self.store.0.state.lock();
             let keys = state.indexes[self.slot].entries.get(value).into_iter().flatten();
             found(keys.filter_map(|k| state.objects.get_key_value(k)))
         };
@@ -340,13 +449,13 @@ impl<T: Item> Index<T> {
     /// How many objects are under `value`.
     #[must_use]
     pub fn count(&self, value: &str) -> usize {
-        self.store.0.lock().indexes[self.slot].entries.get(value).map_or(0, BTreeSet::len)
+        self.store.0.state.lock().indexes[self.slot].entries.get(value).map_or(0, BTreeSet::len)
     }
 
     /// All values, in order.
     #[must_use]
     pub fn values(&self) -> Vec<String> {
-        self.store.0.lock().indexes[self.slot].entries.keys().cloned().collect()
+        self.store.0.state.lock().indexes[self.slot].entries.keys().cloned().collect()
     }
 }
 
@@ -385,7 +494,7 @@ mod tests {
             let json = serde_json::to_vec(&*object).unwrap();
             s.put_with(object, Some(json.into()))
         };
-        let decoded = || s.0.lock().objects.values().filter(|o| o.decoded.is_some()).count();
+        let decoded = || s.0.state.lock().objects.values().filter(|o| o.decoded.is_some()).count();
         let count = DECODED_MIN * 2;
         for n in 0..count {
             put(n, "red");
@@ -397,7 +506,7 @@ mod tests {
         for n in 1..count {
             assert_eq!(put(n, "blue").unwrap().data.as_ref().unwrap()["tag"], "red");
         }
-        assert!(s.0.lock().objects["n/00000"].decoded.is_none());
+        assert!(s.0.state.lock().objects["n/00000"].decoded.is_none());
         assert!(Arc::ptr_eq(&first, &s.get("n", "00000").unwrap()));
         assert_eq!((by_tag.count("red"), by_tag.get("blue").len(), s.list().len()), (1, count - 1, count));
         // Somebody reads all: so many are kept decoded, until changes come without such readers. (The first one was in use.)
@@ -413,7 +522,46 @@ mod tests {
         for n in 0..count {
             assert!(s.take(&format!("n/{n:05}")).is_some());
         }
-        assert!(s.is_empty() && by_tag.values().is_empty() && s.0.lock().decoded.len() <= DECODED_MIN);
+        assert!(s.is_empty() && by_tag.values().is_empty() && s.0.state.lock().decoded.len() <= DECODED_MIN);
+    }
+
+    #[tokio::test]
+    async fn what_rests_is_packed_and_reads_the_same() {
+        let s = Store::default();
+        let count = WORTH_IT * 2 + 100;
+        let put = |n: usize, tag: &str| {
+            let object = cm("n", &format!("{n:05}"), &format!("{} {tag}", "what all have in common; ".repeat(20)));
+            let json = serde_json::to_vec(&*object).unwrap();
+            s.put_with(object, Some(json.into()));
+        };
+        let packed =
+            || s.0.state.lock().objects.values().filter(|o| o.text.as_ref().is_some_and(Text::is_packed)).count();
+        let mut packing = Packing::default();
+        for n in 0..WORTH_IT - 1 {
+            put(n, "first");
+        }
+        assert!(!s.pack(&mut packing).await && !s.pack(&mut packing).await);
+        assert_eq!(packed(), 0);
+        for n in 0..count {
+            put(n, "second");
+        }
+        tokio::time::timeout(std::time::Duration::ZERO, s.changed_much()).await.unwrap();
+        // What came since the last time does not rest yet.
+        assert!(s.pack(&mut packing).await);
+        assert_eq!(packed(), 0);
+        let decoded = || s.0.state.lock().objects.values().filter(|o| o.decoded.is_some()).count();
+        assert_eq!(decoded(), DECODED_MIN / 8);
+        put(0, "third");
+        assert!(s.pack(&mut packing).await);
+        assert_eq!(packed(), count - 1);
+        while s.pack(&mut packing).await {}
+        assert_eq!((packed(), decoded()), (count, DECODED_AT_REST));
+        // Read again, from the packed text.
+        let tag = |n: usize| s.get("n", &format!("{n:05}")).unwrap().data.as_ref().unwrap()["tag"].clone();
+        assert!(tag(0).ends_with(" third") && (1..count).all(|n| tag(n).ends_with(" second")));
+        put(5, "fourth");
+        assert!(tag(5).ends_with(" fourth") && packed() == count - 1);
+        assert_eq!(s.list().len(), count);
     }
 
     #[test]

@@ -123,7 +123,7 @@ pub fn append_item(
     match form {
         Form::Object => {
             out.push(b'{');
-            out.extend_from_slice(entry.item_tail());
+            out.extend_from_slice(&entry.item_tail());
         }
         Form::Metadata(version) => out.extend_from_slice(&partial(&entry.json(), version)?),
         Form::Table(version, include) => out.extend_from_slice(&row(resource, &entry.json(), version, include, now)?),

@@ -24,7 +24,7 @@ pub(crate) struct Limits {
 impl Default for Limits {
     /// The API server's watch caches keep their own, longer rings; this one only bridges restarts of a watch.
     fn default() -> Self {
-        Self { batches_max: 8192, bytes_max: 8 << 20 }
+        Self { batches_max: 8192, bytes_max: 4 << 20 }
     }
 }
 

@@ -2,7 +2,8 @@
 
 use super::Occurrence;
 use k8s_openapi::jiff::Timestamp;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -26,10 +27,18 @@ pub(crate) struct Decision {
     pub(crate) first: Timestamp,
 }
 
+/// What stands for a key: the keys themselves, names and messages of thousands of events, would take megabytes. Two keys that
+/// share one, once in 2^64, would be counted as the same event.
+fn digest(key: impl Hash) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    key.hash(&mut hasher);
+    hasher.finish()
+}
+
 /// A map that forgets what was not used for the longest time.
 struct Recent<V> {
-    entries: BTreeMap<String, (u64, V)>,
-    order: BTreeMap<u64, String>,
+    entries: BTreeMap<u64, (u64, V)>,
+    order: BTreeMap<u64, u64>,
     tick: u64,
 }
 
@@ -40,10 +49,10 @@ impl<V> Default for Recent<V> {
 }
 
 impl<V> Recent<V> {
-    fn entry(&mut self, key: &str, new: impl FnOnce() -> V) -> &mut V {
+    fn entry(&mut self, key: u64, new: impl FnOnce() -> V) -> &mut V {
         self.tick += 1;
         let tick = self.tick;
-        if let Some((at, _)) = self.entries.get(key) {
+        if let Some((at, _)) = self.entries.get(&key) {
             self.order.remove(at);
         } else {
             if self.entries.len() >= CAPACITY
@@ -51,17 +60,18 @@ impl<V> Recent<V> {
             {
                 self.entries.remove(&oldest);
             }
-            self.entries.insert(key.to_owned(), (tick, new()));
+            self.entries.insert(key, (tick, new()));
         }
-        self.order.insert(tick, key.to_owned());
-        let (at, value) = self.entries.get_mut(key).expect("inserted above");
+        self.order.insert(tick, key);
+        let (at, value) = self.entries.get_mut(&key).expect("inserted above");
         *at = tick;
         value
     }
 }
 
 struct Similar {
-    messages: BTreeSet<String>,
+    /// Digests of them.
+    messages: Vec<u64>,
     last: Instant,
 }
 
@@ -89,28 +99,25 @@ impl Correlator {
     /// None where the occurrence is not recorded because its source floods.
     pub(crate) fn decide(&mut self, o: &Occurrence, component: &str, now: Instant) -> Option<Decision> {
         let a = &o.about;
-        let object = [&a.kind, &a.namespace, &a.name, &a.uid, &a.api_version]
-            .map(|s| s.as_deref().unwrap_or_default())
-            .join("\u{0}");
-        let source = format!("{component}\u{0}{object}");
-        let group = format!("{source}\u{0}{}\u{0}{}", o.r#type.as_str(), o.reason);
+        let source = digest((component, &a.kind, &a.namespace, &a.name, &a.uid, &a.api_version));
+        let group = digest((source, o.r#type.as_str(), &o.reason));
+        let told = digest(&o.message);
 
-        let similar = self.similar.entry(&group, || Similar { messages: BTreeSet::new(), last: now });
+        let similar = self.similar.entry(group, || Similar { messages: Vec::new(), last: now });
         if now.duration_since(similar.last) > SIMILAR_WINDOW {
             similar.messages.clear();
         }
         similar.last = now;
-        if similar.messages.len() < SIMILAR {
-            similar.messages.insert(o.message.clone());
+        if similar.messages.len() < SIMILAR && !similar.messages.contains(&told) {
+            similar.messages.push(told);
         }
         let (key, message) = if similar.messages.len() < SIMILAR {
-            let path = a.field_path.as_deref().unwrap_or_default();
-            (format!("{group}\u{0}{path}\u{0}{}", o.message), o.message.clone())
+            (digest((group, &a.field_path, told)), o.message.clone())
         } else {
             (group, format!("(combined from similar events): {}", o.message))
         };
 
-        let bucket = self.buckets.entry(&source, || None);
+        let bucket = self.buckets.entry(source, || None);
         let filled = match bucket {
             None => BURST,
             Some(b) => (b.tokens + now.duration_since(b.at).as_secs_f64() / REFILL.as_secs_f64()).min(BURST),
@@ -120,7 +127,7 @@ impl Correlator {
 
         self.sequence += 1;
         let sequence = self.sequence;
-        let known = self.known.entry(&key, || None);
+        let known = self.known.entry(key, || None);
         let known = match known {
             Some(k) => {
                 k.count = k.count.saturating_add(1);

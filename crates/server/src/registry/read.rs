@@ -45,6 +45,8 @@ pub struct ListStream {
     now: Timestamp,
     head: Option<Vec<u8>>,
     source: Source,
+    /// The cache is read so often that it had better hold these objects as they are sent.
+    unpack: bool,
     first: bool,
     done: bool,
 }
@@ -122,6 +124,9 @@ impl ListStream {
                 while out.len() < CHUNK {
                     let Some(entry) = items.next() else { break };
                     let separate = !std::mem::take(&mut self.first);
+                    if self.unpack {
+                        entry.unpack();
+                    }
                     append(&mut out, self.message, separate, self.resource, &entry, self.form, self.now)?;
                 }
                 full = items.len() > 0;
@@ -138,6 +143,9 @@ impl ListStream {
                         continue;
                     }
                     let separate = !std::mem::take(&mut self.first);
+                    if self.unpack {
+                        entry.unpack();
+                    }
                     append(&mut out, self.message, separate, self.resource, entry, self.form, self.now)?;
                 }
                 let last = last.map(|e| e.path().to_owned());
@@ -219,6 +227,10 @@ impl Registry {
         let snapshot = self.shown_snapshot(resource, snapshot).await?;
         let revision = snapshot.revision;
         let mut metadata = json!({ "resourceVersion": revision.to_string() });
+        // Other lists read a part, and of the rest only what selectors look at.
+        let whole = namespace.is_empty() && selection.selects_all_of_namespace();
+        let page = if options.limit == 0 { usize::MAX } else { options.limit };
+        let unpack = whole && cache.is_read_often(snapshot.len().min(page));
         let source = if options.limit == 0 {
             Source::Snapshot { snapshot, selection, after }
         } else {
@@ -261,6 +273,7 @@ impl Registry {
             metadata: metadata.to_string(),
             message: None,
             source,
+            unpack,
             first: true,
             done: false,
         })))

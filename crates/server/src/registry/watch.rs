@@ -228,7 +228,7 @@ impl WatchBody {
             if let Some(entry) = found {
                 entry.path().clone_into(&mut position.after);
                 let frame = if entry.event() == EventType::Added {
-                    entry.frame().clone()
+                    entry.frame()
                 } else {
                     entry.reframed(EventType::Added, entry.revision)
                 };

@@ -35,6 +35,8 @@ impl From<Halted> for ApiError {
 pub struct Applied {
     revision: AtomicU64,
     changed: Notify,
+    /// A cache with many objects has changed.
+    much: Notify,
     /// Why there will be no further one.
     halted: OnceLock<String>,
 }
@@ -49,6 +51,16 @@ impl Applied {
     fn advance(&self, revision: u64) {
         self.revision.fetch_max(revision, Ordering::AcqRel);
         self.changed.notify_waiters();
+    }
+
+    /// A cache holds much, and not only of what it held before.
+    pub(super) fn note_much(&self) {
+        self.much.notify_one();
+    }
+
+    /// Resolves once that was noted since the last time.
+    pub(super) async fn changed_much(&self) {
+        self.much.notified().await;
     }
 
     /// Nothing more will be applied. The first cause stays.
@@ -258,6 +270,7 @@ impl Dispatcher {
         self.following.store(true, Ordering::Release);
         let replaced = self.replaced.lock().take();
         if let Some(replaced) = replaced {
+            tokio::spawn(self.clone().pack(stop.clone()));
             tokio::spawn(self.clone().run(watch, replaced, stop));
         }
         Ok(())

@@ -4,6 +4,8 @@ use bytes::{Bytes, BytesMut};
 use gantry_api::kind::{Object, Resource};
 use gantry_api::meta::fields::FieldSelector;
 use gantry_api::meta::labels::Selector;
+use gantry_api::packed::Text;
+use parking_lot::RwLock;
 use std::borrow::Borrow;
 use std::cmp::Ordering;
 use std::sync::{Arc, OnceLock};
@@ -91,7 +93,10 @@ impl Selectable {
 #[derive(Debug)]
 pub struct Entry {
     /// The whole watch event as it is sent: head, object, tail. The object is a slice of it, so that it is held once.
-    frame: Bytes,
+    /// Packed while nobody reads it.
+    frame: RwLock<Text>,
+    /// Bytes of the frame as it is sent.
+    length: usize,
     head: u8,
     /// Length of the `"apiVersion":…,"kind":…,` prefix that items of a list leave out.
     type_meta: u8,
@@ -118,14 +123,27 @@ impl Entry {
     ) -> Self {
         let (frame, head, type_meta) = encode(event, json, revision, resource);
         let Selectable { labels, fields } = selectable;
-        Self { frame, head, type_meta, event, path: path.into(), revision, labels, fields, converted: OnceLock::new() }
+        Self {
+            length: frame.len(),
+            frame: RwLock::new(Text::Plain(frame)),
+            head,
+            type_meta,
+            event,
+            path: path.into(),
+            revision,
+            labels,
+            fields,
+            converted: OnceLock::new(),
+        }
     }
 
     /// The last state of a deleted object, at the revision of its deletion.
     #[must_use]
     pub fn tombstone(&self, revision: u64) -> Self {
+        let frame = self.reframed(EventType::Deleted, revision);
         Self {
-            frame: self.reframed(EventType::Deleted, revision),
+            length: frame.len(),
+            frame: RwLock::new(Text::Plain(frame)),
             head: EventType::Deleted.head().len() as u8,
             type_meta: self.type_meta,
             event: EventType::Deleted,
@@ -162,8 +180,28 @@ impl Entry {
 
     /// The whole event as it goes over the wire.
     #[must_use]
-    pub fn frame(&self) -> &Bytes {
-        &self.frame
+    pub fn frame(&self) -> Bytes {
+        self.frame.read().bytes()
+    }
+
+    /// The frame as it is held.
+    #[must_use]
+    pub(super) fn text(&self) -> Text {
+        self.frame.read().clone()
+    }
+
+    /// Holds the frame in this form. It must be of the same bytes.
+    pub(super) fn hold(&self, text: Text) {
+        debug_assert_eq!(text.length(), self.length);
+        *self.frame.write() = text;
+    }
+
+    /// Holds the frame as it is sent, for it is asked for often.
+    pub fn unpack(&self) {
+        if self.frame.read().is_packed() {
+            let frame = self.frame();
+            self.hold(Text::Plain(frame));
+        }
     }
 
     /// The same object in an event of another type and possibly a later revision.
@@ -192,13 +230,13 @@ impl Entry {
     /// The object as JSON.
     #[must_use]
     pub fn json(&self) -> Bytes {
-        self.frame.slice(self.head as usize..self.frame.len() - TAIL.len())
+        self.frame().slice(self.head as usize..self.length - TAIL.len())
     }
 
     /// The object as an item of a list: JSON without `{` and without apiVersion and kind, as upstream leaves them out.
     #[must_use]
-    pub fn item_tail(&self) -> &[u8] {
-        &self.frame[self.head as usize + 1 + self.type_meta as usize..self.frame.len() - TAIL.len()]
+    pub fn item_tail(&self) -> Bytes {
+        self.frame().slice(self.head as usize + 1 + self.type_meta as usize..self.length - TAIL.len())
     }
 
     /// `namespace/name`, or `name` at cluster scope.
@@ -219,10 +257,10 @@ impl Entry {
         self.path.rsplit_once('/').map_or(&self.path, |(_, name)| name)
     }
 
-    /// Bytes this entry keeps in memory.
+    /// Bytes this entry keeps in memory while it is not packed.
     #[must_use]
     pub fn size(&self) -> usize {
-        self.frame.len() + self.path.len() + self.labels.0.len() + self.fields.0.len() + size_of::<Self>()
+        self.length + self.path.len() + self.labels.0.len() + self.fields.0.len() + size_of::<Self>()
     }
 
     /// The value of a label.

@@ -7,6 +7,7 @@
 pub(crate) mod dispatch;
 mod encoded;
 mod entry;
+mod pack;
 #[cfg(test)]
 mod tests;
 mod watcher;
@@ -24,6 +25,7 @@ use gantry_api::kinds;
 use gantry_api::meta::fields::{FieldSelector, unsupported_field};
 use gantry_api::meta::labels::Selector;
 use gantry_api::meta::status::ApiError;
+use gantry_api::packed::WORTH_IT;
 use imbl::OrdSet;
 use parking_lot::RwLock;
 use std::collections::{BTreeMap, VecDeque};
@@ -73,7 +75,7 @@ impl Event {
     #[must_use]
     pub fn frame(&self, shown: Shown) -> Bytes {
         match shown {
-            Shown::AsIs => self.entry.frame().clone(),
+            Shown::AsIs => self.entry.frame(),
             Shown::Added => {
                 self.added.get_or_init(|| self.entry.reframed(EventType::Added, self.entry.revision)).clone()
             }
@@ -183,6 +185,7 @@ pub struct WatchCache {
     unreadable: RwLock<BTreeMap<String, String>>,
     generation: AtomicU64,
     encodings: Encodings,
+    rest: pack::Rest,
 }
 
 impl WatchCache {
@@ -212,6 +215,7 @@ impl WatchCache {
             unreadable: RwLock::default(),
             generation: AtomicU64::new(0),
             encodings: Encodings::default(),
+            rest: pack::Rest::default(),
         }
     }
 
@@ -390,6 +394,7 @@ impl WatchCache {
         }
         state.last = revision;
         state.oldest = revision;
+        self.note_size(&state);
         self.generation.fetch_add(1, Ordering::AcqRel);
     }
 
@@ -420,6 +425,13 @@ impl WatchCache {
             self.generation.fetch_add(1, Ordering::AcqRel);
         }
         state.last = revision;
+        self.note_size(&state);
+    }
+
+    fn note_size(&self, state: &State) {
+        if state.items.len() >= WORTH_IT {
+            self.applied.note_much();
+        }
     }
 }
 

@@ -7,20 +7,20 @@ use gantry_api::meta::fields::FieldSelector;
 use gantry_api::meta::labels::Selector;
 use serde_json::{Value, json};
 
-fn pods() -> Arc<WatchCache> {
+pub(super) fn pods() -> Arc<WatchCache> {
     let resource = gantry_api::kinds::find("", "v1", "pods").unwrap();
     let plain = Encryption::none(Entropy::seeded(1)).of(resource);
     Arc::new(WatchCache::new(resource, "/registry/core/pods/".into(), Arc::new(Applied::default()), plain))
 }
 
-fn pod(name: &str, node: &str) -> Value {
+pub(super) fn pod(name: &str, node: &str) -> Value {
     json!({
         "metadata": { "name": name, "namespace": "ns", "labels": { "app": "web" } },
         "spec": { "nodeName": node, "containers": [{ "name": "c", "image": "registry.example.com/image:v1" }] },
     })
 }
 
-fn put(cache: &WatchCache, revision: u64, event: EventType, value: Value) {
+pub(super) fn put(cache: &WatchCache, revision: u64, event: EventType, value: Value) {
     let object = cache.resource.decode_value(value).unwrap();
     let path = format!("ns/{}", object.meta().name.as_deref().unwrap());
     let selectable = Selectable::of(cache.resource, object.as_ref());
