@@ -4,6 +4,7 @@ use crate::faults::{Dice, Faults, Faulty};
 use crate::hollow::{HollowNode, HollowSpec, Pace};
 use crate::keys::{self, Keys};
 use crate::log::EventLog;
+use crate::measured::Measured;
 use crate::mortal::Mortal;
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -138,6 +139,7 @@ struct Cradle {
     entropy: Entropy,
     dice: Dice,
     door: Arc<Door>,
+    log: EventLog,
     cancel: CancellationToken,
 }
 
@@ -196,10 +198,11 @@ impl Cradle {
     }
 
     fn connect(&self, life: u64) -> Connect {
-        let (door, dice) = (self.door.clone(), self.dice.clone());
+        let (door, dice, log, clock) = (self.door.clone(), self.dice.clone(), self.log.clone(), self.clock);
         Arc::new(move |user, name| {
             let through = Arc::new(ThroughDoor { door: door.clone(), life: Some(life), user });
-            Client::new(Arc::new(Faulty::new(through, dice.clone())), name)
+            let measured = Arc::new(Measured::new(through, log.clone(), clock));
+            Client::new(Arc::new(Faulty::new(measured, dice.clone())), name)
         })
     }
 }
@@ -234,6 +237,7 @@ impl ControlPlane {
             entropy: running.entropy.clone(),
             dice: running.dice.clone(),
             door: running.door.clone(),
+            log: running.log.clone(),
             cancel: running.cancel.clone(),
         };
         tokio::spawn(async move {

@@ -10,7 +10,7 @@ use gantry_api::storage::binding::LOCAL_PATH_ROOT;
 use gantry_client::{Api, Client, DeleteParams, Patch, PatchParams, PostParams};
 use gantry_reconcile::{Controller, Error, Informer, Informers, Outcome, Queue};
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::core::v1::{Node, Pod, Taint};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -53,6 +53,30 @@ pub struct HollowSpec {
     pub pods: u32,
     /// Labels besides the hostname.
     pub labels: BTreeMap<String, String>,
+    /// Taints it registers with.
+    pub taints: Vec<Taint>,
+}
+
+impl HollowSpec {
+    /// A node of four cores and 8 GiB that takes thirty pods.
+    #[must_use]
+    pub fn new(name: impl Into<String>, number: u8) -> Self {
+        let (cpu, memory) = ("4".into(), "8Gi".into());
+        Self { name: name.into(), number, cpu, memory, pods: 30, labels: BTreeMap::new(), taints: Vec::new() }
+    }
+
+    /// `node-<number>`, see [`HollowSpec::new`].
+    #[must_use]
+    pub fn numbered(number: u8) -> Self {
+        Self::new(format!("node-{number}"), number)
+    }
+
+    /// The same node in this zone.
+    #[must_use]
+    pub fn in_zone(mut self, number: u8) -> Self {
+        self.labels.insert("topology.kubernetes.io/zone".into(), format!("zone-{number}"));
+        self
+    }
 }
 
 /// How long a node takes for things: each time a duration is drawn between the two bounds.
@@ -67,6 +91,9 @@ pub struct Pace {
 }
 
 impl Pace {
+    /// What a node does at once takes it about a second.
+    pub const BRISK: Self = Self::millis((100, 900), (200, 2500), (50, 3000));
+
     /// Delays of this many milliseconds at least and at most, for each step.
     #[must_use]
     pub const fn millis(start: (u64, u64), ready: (u64, u64), stop: (u64, u64)) -> Self {
@@ -315,7 +342,8 @@ impl Kubelet {
         loop {
             let annotations = json!({LOCAL_PATH_ROOT: "/volumes"});
             let metadata = json!({"name": self.spec.name, "labels": labels, "annotations": annotations});
-            let object = json!({"metadata": metadata, "status": self.status()});
+            let spec = json!({"taints": self.spec.taints});
+            let object = json!({"metadata": metadata, "spec": spec, "status": self.status()});
             let created = match Node::from_value(object) {
                 Ok(node) => nodes.create(&PostParams::default(), &node).await,
                 Err(error) => return warn!(node = self.spec.name, %error, "not a node"),

@@ -11,7 +11,9 @@ pub mod control_plane;
 pub mod faults;
 pub mod hollow;
 mod keys;
+mod lab;
 pub mod log;
+pub mod measured;
 pub mod mortal;
 
 pub use control_plane::{ControlPlane, Plan, StartError};

@@ -11,9 +11,8 @@ use gantry_scheduler::{Explainer, SchedulerConfig};
 use gantry_server::authn::UserInfo;
 use gantry_sim::hollow::ENDS_AFTER;
 use gantry_sim::{Change, ControlPlane, HollowNode, HollowSpec, Pace, Plan, World, check};
-use k8s_openapi::api::core::v1::{Binding, ConfigMap, Namespace, Node, Pod};
+use k8s_openapi::api::core::v1::{Binding, ConfigMap, Node, Pod};
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
@@ -38,23 +37,6 @@ fn start(c: &ControlPlane, name: &str, cancel: &CancellationToken) {
     tokio::spawn(async move { gantry_scheduler::run(client, &informers, config, cancel).await });
 }
 
-fn node(c: &ControlPlane, number: u8) -> HollowNode {
-    let spec = HollowSpec {
-        name: format!("node-{number}"),
-        number,
-        cpu: "4".into(),
-        memory: "8Gi".into(),
-        pods: 30,
-        labels: BTreeMap::new(),
-    };
-    c.node(spec, Pace::millis((100, 900), (200, 2500), (50, 3000)))
-}
-
-async fn create<K: Kind>(c: &ControlPlane, namespace: &str, value: Value) {
-    let object = K::from_value(value).expect("the object is well formed");
-    c.api::<K>(namespace).create(&PostParams::default(), &object).await.expect("the object is created");
-}
-
 /// A pod that nearly fills half a node, so that a few decisions on old news are one too many.
 fn pod(n: usize) -> Value {
     json!({
@@ -74,17 +56,11 @@ fn schedulers_that_share_nodes_never_fill_one_beyond_what_it_has() {
         runtime.block_on(async {
             let c = ControlPlane::start(seed).await.expect("the control plane starts");
             let cancel = CancellationToken::new();
-            let nodes: Vec<HollowNode> = (1..=3).map(|n| node(&c, n)).collect();
-            create::<Namespace>(&c, "", json!({"metadata": {"name": SPACE}})).await;
-            let ready = |w: &World| {
-                let untainted = |n: &Value| n["spec"]["taints"].as_array().is_none_or(Vec::is_empty);
-                w.get("core/serviceaccounts", "lab/default").is_some()
-                    && w.all("core/nodes").filter(|(_, n)| untainted(n)).count() == 3
-            };
-            c.log.until("the cluster is ready", LIMIT, ready).await.expect("it starts");
+            let nodes: Vec<HollowNode> = (1..=3).map(|n| c.node(HollowSpec::numbered(n), Pace::BRISK)).collect();
+            c.furnish(SPACE, nodes.len()).await.expect("it starts");
             SCHEDULERS[1..].iter().for_each(|name| start(&c, name, &cancel));
             for n in 0..PODS {
-                create::<Pod>(&c, SPACE, pod(n)).await;
+                c.create::<Pod>(SPACE, pod(n)).await;
             }
             let ended =
                 |w: &World| w.all("core/pods").filter(|(_, p)| p["status"]["phase"] == "Succeeded").count() == PODS;
@@ -123,14 +99,12 @@ fn a_binding_that_a_dead_server_never_answers_holds_up_no_other() {
     runtime.block_on(async {
         let c = ControlPlane::start_with(Plan { deaths: vec![400], ..Plan::calm(1) }).await.expect("it starts");
         let first = c.server().expect("it lives");
-        create::<Namespace>(&c, "", json!({"metadata": {"name": SPACE}})).await;
-        let there = |w: &World| w.get("core/serviceaccounts", "lab/default").is_some();
-        c.log.until("there is a namespace", LIMIT, there).await.expect("it comes about");
+        c.furnish(SPACE, 0).await.expect("it comes about");
         let allocatable = json!({"cpu": "4", "memory": "8Gi", "pods": "30"});
-        create::<Node>(&c, "", json!({"metadata": {"name": "node-1"}, "status": {"allocatable": allocatable}})).await;
+        c.create::<Node>("", json!({"metadata": {"name": "node-1"}, "status": {"allocatable": allocatable}})).await;
         for name in ["one", "two"] {
             let spec = json!({"schedulerName": "nobody", "containers": [{"name": "c", "image": "i"}]});
-            create::<Pod>(&c, SPACE, json!({"metadata": {"name": name}, "spec": spec})).await;
+            c.create::<Pod>(SPACE, json!({"metadata": {"name": name}, "spec": spec})).await;
         }
         for n in 0.. {
             let map = ConfigMap::from_value(json!({"metadata": {"name": format!("map-{n}")}})).expect("well formed");

@@ -1,6 +1,6 @@
-//! What Jobs and CronJobs may never do.
+//! What CronJobs, evictions and quotas may never come to.
 
-use super::object::{amount, controlled, controller, is_active, is_going, is_true, list, number, text, uid, within};
+use super::object::{amount, annotation, controlled, controller, is_over, list, number, text, uid, within};
 use super::rollout::Weather;
 use super::rule::{Moment, Recent, Rule};
 use crate::log::World;
@@ -12,140 +12,10 @@ use std::time::Duration;
 const JOBS: &str = "batch/jobs";
 const CRON_JOBS: &str = "batch/cronjobs";
 const PODS: &str = "core/pods";
-const TRACKING: &str = "batch.kubernetes.io/job-tracking";
-const INDEX: &str = "batch.kubernetes.io/job-completion-index";
 const SCHEDULED: &str = "batch.kubernetes.io/cronjob-scheduled-timestamp";
-
-fn annotation<'v>(object: &'v Value, name: &str) -> &'v str {
-    object["metadata"]["annotations"][name].as_str().unwrap_or_default()
-}
 
 fn tell(m: &Moment<'_>, wrong: &mut Vec<String>, what: &str) {
     wrong.push(format!("r{} at {:?}: {} {}: {what}", m.revision, m.at, m.resource, m.path));
-}
-
-/// Whether a Job has come to its end.
-pub(crate) fn is_over(job: &Value) -> bool {
-    is_true(job, "Complete") || is_true(job, "Failed")
-}
-
-#[derive(Default)]
-struct Ends {
-    /// Whether each pod that ended succeeded, with its index.
-    pods: BTreeMap<String, (bool, String)>,
-    /// Pods that were let go before they ended: those that were too many, or of a Job that was suspended. They count for
-    /// nothing.
-    released: BTreeSet<String>,
-}
-
-/// Each pod of a Job counts once, whatever happens; no Job runs more at once than it may.
-#[derive(Default)]
-pub struct CountedOnce {
-    weather: Weather,
-    parallelism: BTreeMap<String, Recent>,
-    jobs: BTreeMap<String, Ends>,
-}
-
-impl CountedOnce {
-    /// For a history in such weather.
-    #[must_use]
-    pub fn new(weather: Weather) -> Self {
-        Self { weather, ..Self::default() }
-    }
-
-    fn job(&mut self, m: &Moment<'_>, job: &Value, wrong: &mut Vec<String>) {
-        let suspended = job["spec"]["suspend"] == true;
-        let at_once = if suspended { 0 } else { number(job, "/spec/parallelism") };
-        self.parallelism.entry(uid(job).to_owned()).or_default().set(m.at, at_once);
-        let ends = self.jobs.entry(uid(job).to_owned()).or_default();
-        let before = |field: &str| m.before.filter(|b| uid(b) == uid(job)).map_or(0, |b| number(b, field));
-        for count in ["/status/succeeded", "/status/failed"] {
-            if number(job, count) < before(count) {
-                tell(m, wrong, &format!("{count} went from {} to {}", before(count), number(job, count)));
-            }
-        }
-        let succeeded = ends.pods.values().filter(|(well, _)| *well).count();
-        let failed = ends.pods.len() - succeeded;
-        for (count, seen) in [("/status/succeeded", succeeded), ("/status/failed", failed)] {
-            if number(job, count) > i64::try_from(seen).unwrap_or(i64::MAX) {
-                tell(m, wrong, &format!("{count} is {} and {seen} pods ended so", number(job, count)));
-            }
-        }
-    }
-
-    fn pod(&mut self, m: &Moment<'_>, wrong: &mut Vec<String>) {
-        let Some(pod) = m.after.or(m.before) else { return };
-        let of = controller(pod);
-        let Some(ends) = self.jobs.get_mut(of) else { return };
-        let well = text(pod, "/status/phase") == "Succeeded";
-        let over = well || text(pod, "/status/phase") == "Failed" || is_going(pod) || m.after.is_none();
-        let tracked = list(pod, "/metadata/finalizers").any(|f| f == TRACKING);
-        if !over && !tracked {
-            ends.released.insert(uid(pod).to_owned());
-        }
-        // Neither do those count that still ran when a success policy was met.
-        let ended = well || text(pod, "/status/phase") == "Failed";
-        let met = |(_, job): (&str, &Value)| uid(job) == of && is_true(job, "SuccessCriteriaMet");
-        if !tracked && !ended && m.after.is_some() && within(m.world, JOBS, m.namespace()).any(met) {
-            ends.pods.remove(uid(pod));
-            ends.released.insert(uid(pod).to_owned());
-        }
-        // Who is deleted before it ended has failed.
-        if over && !ends.released.contains(uid(pod)) {
-            let entry = ends.pods.entry(uid(pod).to_owned());
-            let ended = entry.or_insert((well, annotation(pod, INDEX).to_owned()));
-            // One that was on its way out may succeed all the same.
-            ended.0 |= well;
-        }
-        if m.is_new() && !self.weather.unanswered {
-            let most = self.parallelism.get_mut(of).and_then(|p| p.values(m.at).max()).unwrap_or(i64::MAX);
-            let running = controlled(m.world, PODS, m.namespace(), of).filter(|p| is_active(p)).count();
-            if i64::try_from(running).unwrap_or(i64::MAX) > most {
-                tell(m, wrong, &format!("{running} pods of its Job run, of {most} that may"));
-            }
-        }
-    }
-}
-
-impl Rule for CountedOnce {
-    fn see(&mut self, m: &Moment<'_>, wrong: &mut Vec<String>) {
-        match (m.resource, m.after) {
-            (JOBS, Some(job)) => self.job(m, job, wrong),
-            (PODS, _) => self.pod(m, wrong),
-            _ => {}
-        }
-    }
-
-    fn end(&mut self, world: &World, wrong: &mut Vec<String>) {
-        for (name, job) in world.all(JOBS) {
-            let Some(ends) = self.jobs.get(uid(job)).filter(|_| is_over(job)) else { continue };
-            if job["status"]["uncountedTerminatedPods"]["succeeded"].is_array()
-                || job["status"]["uncountedTerminatedPods"]["failed"].is_array()
-            {
-                wrong.push(format!("job {name} is over and has not counted all of its pods"));
-            }
-            let well = ends.pods.values().filter(|(well, _)| *well);
-            let indexed = text(job, "/spec/completionMode") == "Indexed";
-            let succeeded =
-                if indexed { well.map(|(_, index)| index).collect::<BTreeSet<_>>().len() } else { well.count() };
-            let failed = ends.pods.values().filter(|(well, _)| !*well).count();
-            let is = |count: &str, seen: usize| number(job, count) == i64::try_from(seen).unwrap_or(-1);
-            if !is("/status/succeeded", succeeded) || !is("/status/failed", failed) {
-                wrong.push(format!(
-                    "job {name} counted {} and {}; {succeeded} of its pods succeeded and {failed} failed",
-                    job["status"]["succeeded"], job["status"]["failed"],
-                ));
-            }
-        }
-        for (name, pod) in world.all(PODS) {
-            let over = |(_, job): (&str, &Value)| uid(job) == controller(pod) && is_over(job);
-            let namespace = name.split_once('/').map_or("", |(n, _)| n);
-            let tracked = list(pod, "/metadata/finalizers").any(|f| f == TRACKING);
-            if tracked && within(world, JOBS, namespace).any(over) {
-                wrong.push(format!("pod {name} is still tracked though its job is over"));
-            }
-        }
-    }
 }
 
 /// A CronJob of which all runs are wanted makes one Job for each time of its schedule; none makes two for one.

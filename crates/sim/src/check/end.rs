@@ -1,11 +1,12 @@
 //! What must have come about in a namespace once all is quiet.
 
-use super::batch::is_over;
 use super::object::{
-    controlled, controller, is_active, is_going, is_ready, is_true, list, number, selects, serves, text, uid, within,
+    amount, controlled, controller, is_active, is_going, is_over, is_ready, is_true, list, number, selects, serves,
+    text, uid, within,
 };
 use super::rollout::made_for;
 use crate::log::World;
+use crate::measured::{load, share};
 use serde_json::Value;
 use std::collections::BTreeSet;
 
@@ -38,8 +39,8 @@ pub fn unsettled(world: &World, namespace: &str) -> Vec<String> {
             }
         }
     }
-    let looks = [deployments, replicas, stateful_sets, daemon_sets, jobs, bounds, pods];
-    // This is asked after every write: what costs more comes last.
+    let looks = [deployments, autoscalers, replicas, stateful_sets, daemon_sets, jobs, bounds, pods, claims];
+    // This is asked again and again: what costs more comes last.
     for look in looks {
         look(world, namespace, &mut wrong);
         if !wrong.is_empty() {
@@ -89,6 +90,35 @@ fn deployments(world: &World, namespace: &str, wrong: &mut Vec<String>) {
     }
 }
 
+/// Autoscalers have come to the number of pods that their load asks for.
+fn autoscalers(world: &World, namespace: &str, wrong: &mut Vec<String>) {
+    for (name, scaler) in within(world, "autoscaling/horizontalpodautoscalers", namespace) {
+        let target = format!("{namespace}/{}", text(scaler, "/spec/scaleTargetRef/name"));
+        let Some(deployment) = world.get("apps/deployments", &target) else { continue };
+        let template = "/spec/template";
+        let has = number(deployment, "/spec/replicas");
+        let app = text(deployment, &format!("{template}/metadata/labels/app"));
+        let each = share(load(world, namespace, app), usize::try_from(has).unwrap_or(0));
+        let request = amount(&deployment["spec"]["template"]["spec"]["containers"][0]["resources"]["requests"]["cpu"]);
+        let target = number(scaler, "/spec/metrics/0/resource/target/averageUtilization");
+        let wanted = scaled_to(has, each * 100 / request.milli_value().max(1), target);
+        let wanted = wanted.clamp(number(scaler, "/spec/minReplicas"), number(scaler, "/spec/maxReplicas"));
+        if wanted != has {
+            wrong.push(format!("autoscaler {name} has {has} pods with {each} m each, and should have {wanted}"));
+        }
+        counts("autoscaler", name, scaler, &["currentReplicas", "desiredReplicas"], has, wrong);
+    }
+}
+
+/// How many pods there should be, by how much of their request is used and how much is to be, in hundredths. A tenth more
+/// or less is left as it is.
+fn scaled_to(has: i64, used: i64, target: i64) -> i64 {
+    if (used - target).abs() * 10 <= target {
+        return has;
+    }
+    (used * has + target - 1).div_euclid(target.max(1))
+}
+
 fn replicas(world: &World, namespace: &str, wrong: &mut Vec<String>) {
     for resource in ["apps/replicasets", "core/replicationcontrollers"] {
         for (name, set) in within(world, resource, namespace) {
@@ -113,6 +143,14 @@ fn stateful_sets(world: &World, namespace: &str, wrong: &mut Vec<String>) {
         let names: Vec<String> = (start..start + wanted).map(|n| format!("{name}-{n}")).collect();
         if names.iter().map(String::as_str).collect::<BTreeSet<_>>() != has {
             wrong.push(format!("statefulset {name} wants {names:?} and has {has:?}"));
+        }
+        let templates = count(list(set, "/spec/volumeClaimTemplates").count());
+        let claims = count(within(world, "core/persistentvolumeclaims", namespace).count());
+        if text(set, "/spec/persistentVolumeClaimRetentionPolicy/whenScaled") == "Delete"
+            && templates > 0
+            && claims != wanted * templates
+        {
+            wrong.push(format!("statefulset {name} wants {wanted} and has {claims} claims"));
         }
         if text(set, "/spec/updateStrategy/type") == "OnDelete" {
             continue;
@@ -220,6 +258,14 @@ fn pods(world: &World, namespace: &str, wrong: &mut Vec<String>) {
             if !claim.is_empty() && bound().is_none_or(|c| text(c, "/status/phase") != "Bound") {
                 wrong.push(format!("claim {claim} of pod {name} is not bound"));
             }
+        }
+    }
+}
+
+fn claims(world: &World, namespace: &str, wrong: &mut Vec<String>) {
+    for (name, claim) in within(world, "core/persistentvolumeclaims", namespace) {
+        if is_going(claim) {
+            wrong.push(format!("claim {name} is still on its way out"));
         }
     }
 }

@@ -1,17 +1,27 @@
 //! What must hold in every run. Each function returns what is wrong, a line for each, empty where all is well.
 
 mod batch;
+mod claims;
+mod counted;
 mod end;
+mod gang;
 pub(crate) mod object;
 mod rollout;
 mod rule;
+mod scaled;
+mod tolerated;
 #[cfg(test)]
 mod violations;
 
-pub use batch::{CountedOnce, OnSchedule, WithinBudget, WithinQuota};
+pub use batch::{OnSchedule, WithinBudget, WithinQuota};
+pub use claims::Claims;
+pub use counted::CountedOnce;
 pub use end::unsettled;
+pub use gang::Whole;
 pub use rollout::{OnePerNode, Ordered, Rollouts, Weather};
 pub use rule::{Moment, Recent, Rule, walk};
+pub use scaled::WithinBounds;
+pub use tolerated::Tolerated;
 
 use crate::log::{Change, World};
 use object::{amount, is_finished, is_ready, list, number, text};

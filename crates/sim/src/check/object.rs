@@ -20,6 +20,10 @@ pub(crate) fn uid(object: &Value) -> &str {
     text(object, "/metadata/uid")
 }
 
+pub(crate) fn annotation<'v>(object: &'v Value, name: &str) -> &'v str {
+    object["metadata"]["annotations"][name].as_str().unwrap_or_default()
+}
+
 pub(crate) fn is_finished(pod: &Value) -> bool {
     matches!(text(pod, "/status/phase"), "Succeeded" | "Failed")
 }
@@ -48,6 +52,11 @@ pub(crate) fn is_ready(object: &Value) -> bool {
 /// Ready and not on its way out.
 pub(crate) fn serves(pod: &Value) -> bool {
     is_ready(pod) && is_active(pod)
+}
+
+/// Whether a Job has come to its end.
+pub(crate) fn is_over(job: &Value) -> bool {
+    is_true(job, "Complete") || is_true(job, "Failed")
 }
 
 /// UID of the owner that controls the object, empty where there is none.

@@ -18,6 +18,8 @@ pub struct Weather {
     pub unanswered: bool,
     /// Others than controllers took pods away, or containers failed.
     pub rough: bool,
+    /// How often the control plane died and came back.
+    pub deaths: u32,
 }
 
 const DEPLOYMENTS: &str = "apps/deployments";

@@ -85,7 +85,7 @@ pub fn walk(changes: &[Change], rules: &mut [&mut dyn Rule]) -> Vec<String> {
 pub struct Recent(VecDeque<(Duration, i64)>);
 
 /// No cache is further behind than this.
-const BEHIND: Duration = Duration::from_secs(45);
+pub(crate) const BEHIND: Duration = Duration::from_secs(45);
 
 impl Recent {
     /// It has this value from now on.

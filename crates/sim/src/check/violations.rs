@@ -167,11 +167,65 @@ fn jobs_that_count_once() {
         missed
             .put(7, "batch/jobs", "j", job(1, 0))
             .breaks(&mut rule())
-            .contains("1 of its pods succeeded and 1 failed")
+            .contains("job n/j counted 0 as failed, and 1 to 1 of its pods are so")
     );
     let released = over().put(5, "core/pods", "j-2", pod("Running")).put(6, "core/pods", "j-2", free("Running"));
     let released = released.put(7, "core/pods", "j-2", free("Failed")).put(8, "batch/jobs", "j", job(1, 0));
     assert_eq!(released.breaks(&mut rule()), "", "who was let go counts for nothing");
+
+    let listing = |how: &str, count: i64| {
+        let mut job = job(0, 0);
+        job["status"][how] = json!(count);
+        job["status"]["uncountedTerminatedPods"] = json!({how: ["j-1"]});
+        job
+    };
+    let listed =
+        || story().put(4, "batch/jobs", "j", listing("succeeded", 0)).put(5, "core/pods", "j-1", free("Succeeded"));
+    let counted = || listed().put(6, "batch/jobs", "j", job(1, 0));
+    assert_eq!(counted().breaks(&mut rule()), "");
+    let again = counted().put(7, "batch/jobs", "j", listing("succeeded", 1));
+    assert!(again.breaks(&mut rule()).contains("pod j-1 is to be counted as succeeded and was so before"));
+    let bad = story().put(4, "batch/jobs", "j", listing("failed", 0));
+    assert!(bad.breaks(&mut rule()).contains("pod j-1 is to be counted as failed and did not end so"));
+}
+
+/// As upstream: who is deleted counts as failed, whatever it comes to after; and of those that are too many it is not
+/// known what they have come to of late.
+#[test]
+fn jobs_that_do_not_know_how_their_pods_end() {
+    let job = |failed: i64, uncounted: Value, over: bool| {
+        let conditions = json!([{"type": "Complete", "status": if over { "True" } else { "False" }}]);
+        json!({"spec": {"parallelism": 1}, "status": {"failed": failed, "succeeded": 0, "conditions": conditions,
+            "uncountedTerminatedPods": uncounted}})
+    };
+    let pod = |phase: &str, finalizers: Value| {
+        let mut pod = owned("j", json!({"status": {"phase": phase}}));
+        pod["metadata"]["finalizers"] = finalizers;
+        pod
+    };
+    let tracked = || json!(["batch.kubernetes.io/job-tracking"]);
+    let stale = || CountedOnce::new(Weather { stale: true, ..Weather::default() });
+    let runs = || {
+        begun().put(1, "batch/jobs", "j", job(0, json!({}), false)).put(2, "core/pods", "p", pod("Running", tracked()))
+    };
+    let left = runs()
+        .put(3, "core/pods", "p", going(pod("Running", tracked())))
+        .put(4, "batch/jobs", "j", job(0, json!({"failed": ["p"]}), false))
+        .put(5, "core/pods", "p", going(pod("Running", json!([]))))
+        .put(6, "core/pods", "p", going(pod("Succeeded", json!([]))))
+        .put(7, "batch/jobs", "j", job(1, json!({}), true));
+    assert_eq!(left.breaks(&mut CountedOnce::new(Weather::default())), "");
+    let let_go = |until: u64| {
+        let ended = runs().put(3, "core/pods", "p", pod("Succeeded", tracked()));
+        ended.put(until, "core/pods", "p", pod("Succeeded", json!([])))
+    };
+    let over = |story: Story| story.put(90, "batch/jobs", "j", job(0, json!({}), true));
+    let deleted = |story: Story| story.put(89, "core/pods", "p", going(pod("Succeeded", json!([]))));
+    assert_eq!(over(deleted(let_go(4))).breaks(&mut stale()), "");
+    let strict = over(deleted(let_go(4))).breaks(&mut CountedOnce::new(Weather::default()));
+    assert!(strict.contains("counted 0 as succeeded, and 1 to 1"), "{strict}");
+    assert!(over(let_go(4)).breaks(&mut stale()).contains("was neither counted nor deleted"));
+    assert!(over(deleted(let_go(80))).breaks(&mut stale()).contains("counted 0 as succeeded"), "no cache is so old");
 }
 
 #[test]
@@ -239,4 +293,109 @@ fn quotas_and_budgets() {
     let rule = || WithinBudget::new(Weather::default());
     assert_eq!(two().breaks(&mut rule()), "");
     assert!(two().put(4, "core/pods", "b", evicted()).breaks(&mut rule()).contains("has 0 healthy pods of 1"));
+}
+
+#[test]
+fn autoscalers_within_their_bounds_and_policies() {
+    let scaler = json!({"spec": {"scaleTargetRef": {"name": "d"}, "minReplicas": 1, "maxReplicas": 5, "behavior": {
+        "scaleUp": {"policies": [{"type": "Pods", "value": 2, "periodSeconds": 30}]}}}});
+    let deployment = |replicas: i64| json!({"spec": {"replicas": replicas}});
+    let story = || {
+        let begun = begun().put(1, "apps/deployments", "d", deployment(1));
+        begun.put(2, "autoscaling/horizontalpodautoscalers", "h", scaler.clone())
+    };
+    let scaled = |story: Story, at: u64, to: i64| story.put(at, "apps/deployments", "d", deployment(to));
+    let rule = || WithinBounds::new(Weather::default());
+    let grown = || scaled(story(), 60, 3);
+    assert_eq!(grown().breaks(&mut rule()), "");
+    assert_eq!(scaled(grown(), 95, 5).breaks(&mut rule()), "");
+    assert!(scaled(grown(), 80, 5).breaks(&mut rule()).contains("3 are what its policy allows by now"));
+    assert!(scaled(story(), 60, 0).breaks(&mut rule()).contains("is scaled to 0 replicas and may have 1 to 5"));
+    assert!(scaled(scaled(grown(), 95, 5), 140, 6).breaks(&mut rule()).contains("may have 1 to 5"));
+    let mortal = Weather { deaths: 1, ..Weather::default() };
+    assert_eq!(scaled(grown(), 80, 5).breaks(&mut WithinBounds::new(mortal)), "", "what was done before is forgotten");
+}
+
+/// A node with or without a taint; nodes have no namespace.
+fn node(story: Story, at: u64, key: &str) -> Story {
+    let taints = if key.is_empty() { json!([]) } else { json!([{"key": key, "effect": "NoExecute"}]) };
+    let mut story = story.put(at, "core/nodes", "x", json!({"spec": {"taints": taints}}));
+    if let Some(change) = story.0.last_mut() {
+        change.key = "/registry/core/nodes/x".into();
+    }
+    story
+}
+
+#[test]
+fn pods_that_leave_for_taints_in_their_time() {
+    let pod = || {
+        let bears = json!([{"key": "k", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 20}]);
+        json!({"spec": {"nodeName": "x", "tolerations": bears}, "status": {"phase": "Running"}})
+    };
+    let leaves = || {
+        let mut pod = going(pod());
+        pod["status"]["conditions"] = json!([{"type": "DisruptionTarget", "reason": "DeletionByTaintManager"}]);
+        pod
+    };
+    let tainted = |key: &str| node(node(begun(), 1, "").put(2, "core/pods", "p", pod()), 10, key);
+    let rule = || Tolerated::new(Weather::default());
+    assert_eq!(tainted("k").put(30, "core/pods", "p", leaves()).breaks(&mut rule()), "");
+    assert_eq!(tainted("other").put(11, "core/pods", "p", leaves()).breaks(&mut rule()), "");
+    let early = tainted("k").put(25, "core/pods", "p", leaves()).breaks(&mut rule());
+    assert!(early.contains("leaves for a taint that it may bear"), "{early}");
+    let free = node(tainted("k"), 20, "").put(60, "core/pods", "p", leaves()).breaks(&mut rule());
+    assert!(free.contains("leaves for a taint that it may bear"), "{free}");
+    assert_eq!(node(tainted("k"), 100, "").breaks(&mut rule()), "", "a little late");
+    assert!(node(tainted("k"), 400, "").breaks(&mut rule()).contains("is still on node x"));
+    let came = |left: u64| {
+        let both = tainted("k").put(30, "core/pods", "p", leaves()).put(50, "core/pods", "q", pod());
+        both.put(left, "core/pods", "q", leaves())
+    };
+    assert_eq!(came(70).breaks(&mut rule()), "");
+    assert!(came(60).breaks(&mut rule()).contains("leaves for a taint"), "it came after the taint");
+}
+
+#[test]
+fn claims_that_are_kept_and_not_shared() {
+    let claims = "core/persistentvolumeclaims";
+    let set = |scaled: &str| {
+        json!({"spec": {"replicas": 1, "volumeClaimTemplates": [{"metadata": {"name": "v"}}],
+            "persistentVolumeClaimRetentionPolicy": {"whenScaled": scaled}}})
+    };
+    let claim = |volume: &str| json!({"spec": {"volumeName": volume}});
+    let pod = || {
+        let volume = json!({"name": "v", "persistentVolumeClaim": {"claimName": "v-s-0"}});
+        owned("s", json!({"spec": {"volumes": [volume]}, "status": {"phase": "Running"}}))
+    };
+    let story = |scaled: &str| {
+        let begun = begun().put(1, "apps/statefulsets", "s", set(scaled)).put(2, claims, "v-s-0", claim("a"));
+        begun.put(3, "core/pods", "s-0", pod())
+    };
+    let rule = Claims::default;
+    assert_eq!(story("Delete").breaks(&mut rule()), "");
+    assert!(story("Delete").put(4, claims, "v-s-0", claim("b")).breaks(&mut rule()).contains("had volume a and has"));
+    assert!(story("Retain").put(4, claims, "w", claim("a")).breaks(&mut rule()).contains("volume a has 2 claims"));
+    let kept = story("Retain").put(4, claims, "v-s-0", going(claim("a")));
+    assert!(kept.breaks(&mut rule()).contains("is deleted, and its set keeps it"));
+    let wanted = story("Delete").put(4, claims, "v-s-0", going(claim("a")));
+    assert!(wanted.breaks(&mut rule()).contains("is deleted, and its set keeps it"), "its pod is wanted");
+    let mut gone = story("Delete");
+    let key = format!("/registry/{claims}/n/v-s-0");
+    gone.0.push(Change { at: Duration::from_secs(5), revision: 9, key, value: None });
+    assert!(gone.breaks(&mut rule()).contains("is gone, and pod s-0 uses it"));
+    let other = owned("s", json!({"spec": {"volumes": []}}));
+    assert!(story("Retain").put(4, "core/pods", "s-1", other).breaks(&mut rule()).contains("does not use claim v-s-1"));
+}
+
+#[test]
+fn gangs_that_hold_no_part_for_long() {
+    let pod = |node: &str| {
+        let gang = json!({"gantry.io/pod-group": "g", "gantry.io/pod-group-min-count": "2"});
+        json!({"metadata": {"annotations": gang}, "spec": {"nodeName": node}})
+    };
+    let half = || begun().put(1, "core/pods", "a", pod("x")).put(1, "core/pods", "b", pod(""));
+    let rule = || Whole::new(Weather::default());
+    assert_eq!(half().put(2, "core/pods", "b", pod("y")).breaks(&mut rule()), "");
+    let torn = half().put(9, "core/pods", "c", json!({})).breaks(&mut rule());
+    assert!(torn.contains("gang n/g has 1 of 2 since 1s"), "{torn}");
 }

@@ -27,6 +27,11 @@ impl Driver {
         self.cluster.api(&self.namespace)
     }
 
+    /// The same, for what has no namespace.
+    pub fn at_large(&self) -> Self {
+        Self { namespace: String::new(), ..self.clone() }
+    }
+
     /// A number from `least` to `most`.
     pub fn draw(&self, least: i64, most: i64) -> i64 {
         least + i64::try_from(self.chance.below(u64::try_from(most - least + 1).unwrap_or(1))).unwrap_or(0)
@@ -120,5 +125,10 @@ impl Driver {
 
     pub async fn until(&self, what: &str, holds: impl FnMut(&World) -> bool) -> Result<(), Stuck> {
         self.cluster.log.until(&format!("{}: {what}", self.namespace), LIMIT, holds).await
+    }
+
+    /// Goes on only where something is so now.
+    pub async fn is_so(&self, what: &str, so: bool) -> Result<(), Stuck> {
+        self.cluster.log.until(&format!("{}: {what}", self.namespace), Duration::ZERO, |_| so).await
     }
 }

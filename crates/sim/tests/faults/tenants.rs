@@ -1,6 +1,6 @@
 //! What is done in one namespace: a workload drawn from the seed, and things done to it at times drawn from it.
 
-use crate::driver::Driver;
+use crate::driver::{Driver, LIMIT};
 use gantry_client::Patch;
 use gantry_sim::check::unsettled;
 use gantry_sim::{Stuck, hollow};
@@ -10,6 +10,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod, ReplicationControlle
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 /// What a namespace may be given to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,9 +30,12 @@ pub enum Tenant {
     Quota,
     Owners,
     Leaving,
+    Scaled,
+    Tolerant,
+    Together,
 }
 
-pub const ALL: [Tenant; 15] = [
+pub const ALL: [Tenant; 18] = [
     Tenant::Rolling,
     Tenant::Counting,
     Tenant::Ordered,
@@ -47,9 +51,13 @@ pub const ALL: [Tenant; 15] = [
     Tenant::Leaving,
     Tenant::Suspended,
     Tenant::Daemon,
+    Tenant::Scaled,
+    Tenant::Tolerant,
+    Tenant::Together,
 ];
 
-fn pod(app: &str, version: i64, policy: &str, cpu: &str) -> Value {
+/// The template of a pod.
+pub fn pod(app: &str, version: i64, policy: &str, cpu: &str) -> Value {
     json!({
         "metadata": {"labels": {"app": app}},
         "spec": {
@@ -66,23 +74,27 @@ fn template(version: i64) -> Value {
     json!({"spec": {"template": {"spec": {"containers": [{"name": "c", "image": format!("image:{version}")}]}}}})
 }
 
-fn selector() -> Value {
+/// Selects the pods of the application `w`.
+pub fn selector() -> Value {
     json!({"matchLabels": {"app": "w"}})
 }
 
 impl Driver {
     /// Waits until everything in the namespace is as declared.
     pub async fn settled(&self) -> Result<(), Stuck> {
-        let namespace = self.namespace.clone();
-        self.until("all is as declared", |w| unsettled(w, &namespace).is_empty()).await.map_err(|mut stuck| {
-            let wrong = self.cluster.log.look(|w| unsettled(w, &self.namespace));
-            stuck.what = format!("{}\n{}", stuck.what, wrong.join("\n"));
-            stuck
-        })
+        let wrong = || self.cluster.log.look(|w| unsettled(w, &self.namespace));
+        // A look at everything costs more than most writes.
+        for _ in 0..LIMIT.as_secs() {
+            if wrong().is_empty() {
+                return Ok(());
+            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        self.is_so(&format!("all is as declared:\n{}", wrong().join("\n")), false).await
     }
 
     /// Between two things that are done: until all is quiet, or for a moment.
-    async fn between(&self) -> Result<(), Stuck> {
+    pub async fn between(&self) -> Result<(), Stuck> {
         if self.chance(40) {
             return self.settled().await;
         }
@@ -101,7 +113,7 @@ impl Driver {
 
     /// Plays the tenant to its end; everything is then as declared. `rough` allows pods to be taken away.
     pub async fn play(&self, tenant: Tenant, rough: bool) -> Result<(), Stuck> {
-        self.cluster_wide::<Namespace>(json!({"metadata": {"name": self.namespace}})).await;
+        self.at_large().create::<Namespace>(json!({"metadata": {"name": self.namespace}})).await;
         let account = format!("{}/default", self.namespace);
         self.until("there is a service account", |w| w.get("core/serviceaccounts", &account).is_some()).await?;
         match tenant {
@@ -120,13 +132,13 @@ impl Driver {
             Tenant::Quota => self.quota().await?,
             Tenant::Owners => self.owners().await?,
             Tenant::Leaving => self.leaving().await?,
+            Tenant::Scaled => self.scaled().await?,
+            Tenant::Tolerant => self.tolerant().await?,
+            // Who is taken away before the others of its gang have come is never replaced, and they wait for ever.
+            Tenant::Together if rough => {}
+            Tenant::Together => self.together().await?,
         }
         self.settled().await
-    }
-
-    async fn cluster_wide<K: gantry_api::kind::Kind>(&self, value: Value) {
-        let other = Driver { namespace: String::new(), ..self.clone() };
-        other.create::<K>(value).await;
     }
 
     async fn rolling(&self, rough: bool) -> Result<(), Stuck> {
@@ -221,13 +233,13 @@ impl Driver {
             let before = self.names("core/pods");
             self.delete::<ReplicaSet>("r", "Orphan").await;
             self.until("it is gone", |w| w.get("apps/replicasets", &format!("{}/r", self.namespace)).is_none()).await?;
-            assert_eq!(self.names("core/pods"), before, "{}: orphaned pods are left alone", self.namespace);
+            self.is_so("orphaned pods are left alone", self.names("core/pods") == before).await?;
             let spec =
                 json!({"replicas": before.len(), "selector": selector(), "template": pod("w", 1, "Always", "10m")});
             self.create::<ReplicaSet>(json!({"metadata": {"name": "s"}, "spec": spec})).await;
             self.settled().await?;
             if !rough {
-                assert_eq!(self.names("core/pods"), before, "{}: orphaned pods are taken over", self.namespace);
+                self.is_so("orphaned pods are taken over", self.names("core/pods") == before).await?;
             }
         }
         Ok(())
@@ -238,10 +250,14 @@ impl Driver {
             "replicas": self.draw(1, 3), "selector": selector(), "serviceName": "s", "podManagementPolicy": policy,
             "template": pod("w", 1, "Always", "10m"), "ordinals": {"start": self.one_of(&[0, 0, 2])},
         });
-        if self.chance(40) {
+        let claims = self.chance(40);
+        if claims {
             let claim = json!({"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Mi"}}});
             spec["volumeClaimTemplates"] = json!([{"metadata": {"name": "v"}, "spec": claim}]);
             spec["template"]["spec"]["containers"][0]["volumeMounts"] = json!([{"name": "v", "mountPath": "/v"}]);
+            spec["persistentVolumeClaimRetentionPolicy"] = json!({
+                "whenScaled": self.one_of(&["Retain", "Delete"]), "whenDeleted": self.one_of(&["Retain", "Delete"]),
+            });
         }
         self.create::<StatefulSet>(json!({"metadata": {"name": "s"}, "spec": spec})).await;
         for _ in 0..self.draw(2, 3) {
@@ -257,6 +273,10 @@ impl Driver {
                 2 => self.patch::<StatefulSet>("s", &Patch::Strategic(template(self.draw(1, 3)))).await,
                 _ => self.lose_a_pod().await,
             }
+        }
+        if claims && self.chance(40) {
+            self.settled().await?;
+            self.leaves_claims().await?;
         }
         Ok(())
     }
@@ -372,7 +392,7 @@ impl Driver {
             "successfulJobsHistoryLimit": self.draw(0, 2),
         }}))
         .await;
-        tokio::time::sleep(std::time::Duration::from_secs(330)).await;
+        tokio::time::sleep(Duration::from_secs(330)).await;
         Ok(())
     }
 
@@ -493,8 +513,7 @@ impl Driver {
         let job = json!({"completions": 3, "template": self.ending("Never", 0)});
         self.create::<Job>(json!({"metadata": {"name": "j"}, "spec": job})).await;
         self.pause(15).await;
-        let other = Driver { namespace: String::new(), ..self.clone() };
-        other.delete::<Namespace>(&self.namespace, "Background").await;
+        self.at_large().delete::<Namespace>(&self.namespace, "Background").await;
         self.until("the namespace is gone", |w| w.get("core/namespaces", &self.namespace).is_none()).await
     }
 }

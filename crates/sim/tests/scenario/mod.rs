@@ -5,34 +5,19 @@ use gantry_api::kind::Kind;
 use gantry_client::{Api, DeleteParams, Error, ListParams, Patch, PatchParams, PostParams};
 use gantry_sim::{ControlPlane, HollowNode, HollowSpec, Pace, Stuck, World, check};
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
+use k8s_openapi::api::core::v1::{Node, Pod, Service};
 use k8s_openapi::api::policy::v1::{Eviction, PodDisruptionBudget};
 use k8s_openapi::api::scheduling::v1::PriorityClass;
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 const SPACE: &str = "shop";
 /// No step takes longer than this in virtual time.
 const LIMIT: Duration = Duration::from_secs(900);
-const BRISK: Pace = Pace::millis((100, 900), (200, 2500), (50, 3000));
 const SLOW: Pace = Pace::millis((4000, 9000), (5000, 12000), (2000, 9000));
 
 fn node(c: &ControlPlane, name: &str, number: u8) -> HollowNode {
-    let spec = HollowSpec {
-        name: name.into(),
-        number,
-        cpu: "4".into(),
-        memory: "8Gi".into(),
-        pods: 30,
-        labels: BTreeMap::from([("topology.kubernetes.io/zone".into(), format!("zone-{number}"))]),
-    };
-    c.node(spec, BRISK)
-}
-
-async fn create<K: Kind>(c: &ControlPlane, namespace: &str, value: Value) {
-    let object = K::from_value(value).expect("the object is well formed");
-    c.api::<K>(namespace).create(&PostParams::default(), &object).await.expect("the object is created");
+    c.node(HollowSpec::new(name, number).in_zone(number), Pace::BRISK)
 }
 
 async fn patch<K: Kind>(c: &ControlPlane, namespace: &str, name: &str, value: Value) {
@@ -112,28 +97,22 @@ fn is_tainted(world: &World, node: &str, effect: &str) -> bool {
 pub async fn play(c: &ControlPlane) -> Result<(), Stuck> {
     let mut nodes: Vec<HollowNode> = ["a", "b", "c"].iter().zip(1..).map(|(name, n)| node(c, name, n)).collect();
     for (name, value) in [("usual", 500), ("idle", 10), ("urgent", 1000)] {
-        create::<PriorityClass>(c, "", json!({"metadata": {"name": name}, "value": value})).await;
+        c.create::<PriorityClass>("", json!({"metadata": {"name": name}, "value": value})).await;
     }
-    create::<Namespace>(c, "", json!({"metadata": {"name": SPACE}})).await;
-    until(c, "the namespace is furnished", |w| w.get("core/serviceaccounts", "shop/default").is_some()).await?;
-    until(c, "the nodes are ready", |w| {
-        ["a", "b", "c"].iter().all(|n| w.get("core/nodes", n).is_some() && !is_tainted(w, n, "NoSchedule"))
-    })
-    .await?;
+    c.furnish(SPACE, nodes.len()).await?;
 
-    create::<Service>(c, SPACE, json!({
+    c.create::<Service>(SPACE, json!({
         "metadata": {"name": "web"}, "spec": {"selector": {"app": "web"}, "ports": [{"port": 80, "targetPort": 8080}]},
     }))
     .await;
-    create::<PodDisruptionBudget>(
-        c,
+    c.create::<PodDisruptionBudget>(
         SPACE,
         json!({
             "metadata": {"name": "web"}, "spec": {"maxUnavailable": 1, "selector": {"matchLabels": {"app": "web"}}},
         }),
     )
     .await;
-    create::<Deployment>(c, SPACE, deployment("web", 4, "500m", "usual")).await;
+    c.create::<Deployment>(SPACE, deployment("web", 4, "500m", "usual")).await;
     until(c, "web is up", settled).await?;
     patch::<Deployment>(c, SPACE, "web", json!({"spec": {"replicas": 6}})).await;
     until(c, "web is scaled up", settled).await?;
@@ -141,7 +120,7 @@ pub async fn play(c: &ControlPlane) -> Result<(), Stuck> {
     nodes[2].set_pace(SLOW);
     patch::<Deployment>(c, SPACE, "web", image(2)).await;
     until(c, "web is updated in spite of a slow node", settled).await?;
-    nodes[2].set_pace(BRISK);
+    nodes[2].set_pace(Pace::BRISK);
 
     nodes.remove(1).die();
     until(c, "the dead node's pods are evicted", |w| is_tainted(w, "b", "NoExecute")).await?;
@@ -159,9 +138,9 @@ pub async fn play(c: &ControlPlane) -> Result<(), Stuck> {
     until(c, "the node is back and has let go of its pods", |w| settled(w) && !is_tainted(w, "b", "NoSchedule"))
         .await?;
 
-    create::<Deployment>(c, SPACE, deployment("batch", 8, "1", "idle")).await;
+    c.create::<Deployment>(SPACE, deployment("batch", 8, "1", "idle")).await;
     until(c, "the cluster is full", settled).await?;
-    create::<Deployment>(c, SPACE, deployment("urgent", 2, "2", "urgent")).await;
+    c.create::<Deployment>(SPACE, deployment("urgent", 2, "2", "urgent")).await;
     until(c, "the urgent has taken its place", |w| {
         check::pods_of(w, "shop/urgent").filter(|p| p["status"]["phase"] == "Running").count() == 2
             && check::pods_of(w, "shop/batch").any(|p| p["spec"]["nodeName"].is_null())
