@@ -23,7 +23,10 @@ pub(crate) struct Strangers {
 impl Strangers {
     /// Whether bindings have to be compared.
     pub(crate) fn are_about(&self, now: Instant) -> bool {
-        !self.waiting.is_empty() || self.last_seen.is_some_and(|seen| now.duration_since(seen) < FORGOTTEN_AFTER)
+        // Room that a binding of ours may have taken all the same must not be given away, either.
+        !self.waiting.is_empty()
+            || !self.unanswered.is_empty()
+            || self.last_seen.is_some_and(|seen| now.duration_since(seen) < FORGOTTEN_AFTER)
     }
 
     /// A pod of another scheduler waits for its node.
@@ -83,10 +86,14 @@ mod tests {
         let (mut strangers, now) = (Strangers::default(), Instant::now());
         strangers.unanswered("a", "one");
         strangers.unanswered("a", "two");
+        assert!(strangers.are_about(now), "what came of them is not known");
         strangers.bound("a", "one", now);
         strangers.bound("a", "two", now);
+        strangers.forget("a");
         assert!(!strangers.are_about(now));
+        strangers.unanswered("a", "one");
         strangers.bound("a", "three", now);
+        strangers.forget("a");
         assert!(strangers.are_about(now), "no binding of ours named that node");
         let mut strangers = Strangers::default();
         strangers.unanswered("b", "one");
