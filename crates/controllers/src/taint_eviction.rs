@@ -106,9 +106,9 @@ impl Evictions {
     }
 }
 
-/// When a pod must go because of these taints: None for never, a time in the past or present for now. A pod begins to bear
-/// a taint when that was added, or when the pod was `bound` to the node that had it; `since` stands for what is not known
-/// of these.
+/// When a pod must go because of these taints: None for never, a time in the past or present for now. A pod begins to
+/// bear a taint when that was added, or when the pod was `bound` to the node that had it; `since` stands for what is
+/// not known of these.
 #[must_use]
 pub fn deadline(
     tolerations: &[Toleration],

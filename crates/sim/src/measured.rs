@@ -1,7 +1,9 @@
-//! What pods use, made up: a metrics API that knows a load for each application and shares it among the pods that serve it.
+//! What pods use, made up: a metrics API that knows a load for each application and shares it among the pods that
+//! serve it.
 //!
-//! The load of the pods labelled `app=<name>` is what the ConfigMap [`LOADS`] of their namespace holds under that name, in
-//! thousandths of a core. It stands in for the kubelets that the server would ask, which here are nodes in name only.
+//! The load of the pods labelled `app=<name>` is what the ConfigMap [`LOADS`] of their namespace holds under that
+//! name, in thousandths of a core. It stands in for the kubelets that the server would ask, which here are nodes in
+//! name only.
 
 use crate::check::object::{serves, text, within};
 use crate::log::{EventLog, World};

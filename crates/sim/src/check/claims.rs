@@ -10,8 +10,8 @@ const CLAIMS: &str = "core/persistentvolumeclaims";
 const STATEFUL_SETS: &str = "apps/statefulsets";
 const PODS: &str = "core/pods";
 
-/// A claim has one volume for all its life and a volume one claim at a time; no claim goes that a pod uses; a StatefulSet's
-/// claims outlive its pods unless it says otherwise.
+/// A claim has one volume for all its life and a volume one claim at a time; no claim goes that a pod uses; a
+/// StatefulSet's claims outlive its pods unless it says otherwise.
 #[derive(Default)]
 pub struct Claims {
     /// Replicas of each StatefulSet, by UID.

@@ -48,16 +48,16 @@ enum Verdict {
     Open,
     /// As what it was when it was counted.
     Decided,
-    /// It need not be counted. Upstream takes the finalizer from pods that are too many, without a look at what they have
-    /// come to since its cache saw them run.
+    /// It need not be counted. Upstream takes the finalizer from pods that are too many, without a look at what they
+    /// have come to since its cache saw them run.
     Optional,
 }
 
 #[derive(Default)]
 struct Ends {
     pods: BTreeMap<String, End>,
-    /// Pods that were let go before they ended: those that were too many, or of a Job that was suspended. They count for
-    /// nothing.
+    /// Pods that were let go before they ended: those that were too many, or of a Job that was suspended. They count
+    /// for nothing.
     released: BTreeSet<String>,
     /// Pods that were ever written down to be counted.
     listed: BTreeSet<String>,

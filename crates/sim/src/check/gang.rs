@@ -13,8 +13,8 @@ const BINDING: Duration = Duration::from_secs(2);
 /// Where requests fail or who makes them dies, what is not bound is tried again, and that takes its back-off.
 const TRYING: Duration = Duration::from_secs(240);
 
-/// A gang has nodes for none of its pods or for its minimum, but for the time that its bindings take. Pods that have ended
-/// count: they were placed.
+/// A gang has nodes for none of its pods or for its minimum, but for the time that its bindings take. Pods that have
+/// ended count: they were placed.
 #[derive(Default)]
 pub struct Whole {
     weather: Weather,

@@ -1,4 +1,5 @@
-//! Pods leave nodes whose `NoExecute` taints they do not tolerate, or no longer; neither before their time nor long after.
+//! Pods leave nodes whose `NoExecute` taints they do not tolerate, or no longer; neither before their time nor long
+//! after.
 
 use super::object::{condition, is_active, is_going, list, text};
 use super::rollout::Weather;
