@@ -2,8 +2,8 @@
 //! kept between decisions only makes the next one quicker.
 //!
 //! What depends on a node and its pods alone is kept per class of equal pods and node ([`Local`]); what depends on pods
-//! elsewhere is counted per class and topology domain ([`Cycle`]) and stepped as pods come and go. Where scores depend on
-//! nodes alone, those of a class are kept in their order, and a decision takes the first that everything else allows:
+//! elsewhere is counted per class and topology domain ([`Cycle`]) and stepped as pods come and go. Where scores depend
+//! on nodes alone, those of a class are kept in their order, and a decision takes the first that everything else allows:
 //! what it costs does not grow with the cluster. Otherwise it is a walk over a sample of the nodes that reads a few
 //! numbers of each.
 

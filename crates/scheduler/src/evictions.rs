@@ -1,5 +1,5 @@
-//! What each node would have to evict for a pod of one class and priority: kept from one such pod to the next, and looked
-//! at again where a node, its pods or the promises about it changed. The least bad comes first.
+//! What each node would have to evict for a pod of one class and priority: kept from one such pod to the next, and
+//! looked at again where a node, its pods or the promises about it changed. The least bad comes first.
 
 use crate::class::EXPLORED;
 use crate::cycle::Cycle;

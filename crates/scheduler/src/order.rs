@@ -1,5 +1,5 @@
-//! Nodes that pass a class's own filters, by what they score by themselves. Kept as nodes change, so that the best of fifty
-//! thousand is found as quickly as that of a hundred.
+//! Nodes that pass a class's own filters, by what they score by themselves. Kept as nodes change, so that the best of
+//! fifty thousand is found as quickly as that of a hundred.
 
 use crate::profile::Weights;
 use crate::score::{Greatest, Parts, Raw};
