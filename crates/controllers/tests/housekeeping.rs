@@ -1,5 +1,5 @@
-//! What runs beside the workloads: hints of zones, Secrets with tokens, annotations of nodes, claims that grow, quotas of
-//! devices.
+//! What runs beside the workloads: hints of zones, Secrets with tokens, annotations of nodes, classes of attributes,
+//! budgets, quotas of devices.
 
 mod cluster;
 
@@ -10,13 +10,12 @@ use gantry_client::{Api, DeleteParams, Patch, PatchParams, PostParams};
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{
-    ConfigMap, Event, Node, PersistentVolume, PersistentVolumeClaim, Pod, ResourceQuota, Secret, Service,
-    ServiceAccount,
+    ConfigMap, Event, Node, PersistentVolumeClaim, Pod, ResourceQuota, Secret, Service, ServiceAccount,
 };
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::resource::v1::{DeviceClass, ResourceClaim};
-use k8s_openapi::api::storage::v1::{StorageClass, VolumeAttributesClass};
+use k8s_openapi::api::storage::v1::VolumeAttributesClass;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -141,35 +140,14 @@ async fn secrets_with_tokens_and_their_accounts_let_go_of_each_other() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_claim_that_grows_waits_for_its_driver() {
-    let c = Cluster::furnished().await;
-    make::<StorageClass>(
-        &c,
-        json!({"metadata": {"name": "slow"}, "provisioner": "example.com/disk", "allowVolumeExpansion": true}),
-    )
-    .await;
-    let spec = json!({"accessModes": ["ReadWriteOnce"], "storageClassName": "slow"});
-    let mut volume = spec.clone();
-    volume["capacity"] = json!({"storage": "1Gi"});
-    volume["hostPath"] = json!({"path": "/data"});
-    make::<PersistentVolume>(&c, json!({"metadata": {"name": "v"}, "spec": volume})).await;
-    let mut claim = spec;
-    claim["resources"] = json!({"requests": {"storage": "1Gi"}});
-    c.create::<PersistentVolumeClaim>(json!({"metadata": {"name": "data"}, "spec": claim})).await;
-    c.until("the claim is bound", || async {
-        let claim = c.api::<PersistentVolumeClaim>().get("data").await.unwrap();
-        claim.status.and_then(|s| s.phase).as_deref() == Some("Bound")
-    })
-    .await;
-    let more = json!({"spec": {"resources": {"requests": {"storage": "2Gi"}}}});
-    c.patch::<PersistentVolumeClaim>("data", more).await;
-    told(&c, "data", "ExternalExpanding", "waiting for an external controller to expand this PVC").await;
-}
-
-#[tokio::test(start_paused = true)]
 async fn a_class_of_attributes_stays_while_a_claim_names_it() {
     let c = Cluster::furnished().await;
-    make::<VolumeAttributesClass>(&c, json!({"metadata": {"name": "fast"}, "driverName": "example.com/disk"})).await;
+    make::<VolumeAttributesClass>(
+        &c,
+        json!({"metadata": {"name": "fast"}, "driverName": "example.com/disk",
+        "parameters": {"iops": "500"}}),
+    )
+    .await;
     let api = all::<VolumeAttributesClass>(&c);
     assert_eq!(api.get("fast").await.unwrap().metadata.finalizers_or_empty(), ["kubernetes.io/vac-protection"]);
     let spec = json!({"accessModes": ["ReadWriteOnce"], "storageClassName": "", "volumeAttributesClassName": "fast",
@@ -185,13 +163,12 @@ async fn a_class_of_attributes_stays_while_a_claim_names_it() {
 #[tokio::test(start_paused = true)]
 async fn a_budget_is_measured_by_the_scale_of_whatever_controls_its_pods() {
     let c = Cluster::with_node().await;
-    let template = json!({"metadata": {"labels": {"app": "db"}}, "spec": {"containers": [{"name": "c", "image": "i"}]}});
+    let template =
+        json!({"metadata": {"labels": {"app": "db"}}, "spec": {"containers": [{"name": "c", "image": "i"}]}});
     let selector = json!({"matchLabels": {"app": "db"}});
     let spec = json!({"replicas": 3, "serviceName": "db", "selector": selector, "template": template});
     c.create::<StatefulSet>(json!({"metadata": {"name": "db"}, "spec": spec})).await;
-    let budget = |name: &str, selector: &Value| {
-        json!({"metadata": {"name": name}, "spec": {"maxUnavailable": 1, "selector": selector}})
-    };
+    let budget = |name: &str, selector: &Value| json!({"metadata": {"name": name}, "spec": {"maxUnavailable": 1, "selector": selector}});
     c.create::<PodDisruptionBudget>(budget("db", &selector)).await;
     let status = |name: &'static str| {
         let c = &c;
