@@ -162,9 +162,7 @@ fn placed(cluster: &Cluster) {
 
 /// What had to go says why, as long as it is there and for some time after.
 fn taken_away(cluster: &Cluster) {
-    cluster.apply(
-        "apiVersion: scheduling.k8s.io/v1\nkind: PriorityClass\nmetadata: {name: urgent}\nvalue: 1000000",
-    );
+    cluster.apply("apiVersion: scheduling.k8s.io/v1\nkind: PriorityClass\nmetadata: {name: urgent}\nvalue: 1000000");
     let cores = cluster.jsonpath(&["node", "node-1"], "{.status.allocatable.cpu}");
     let all: u64 = cores.strip_suffix('m').map_or_else(|| cores.parse::<u64>().unwrap() * 1000, |m| m.parse().unwrap());
     let most = format!("{}m", all * 6 / 10);
@@ -179,7 +177,8 @@ fn taken_away(cluster: &Cluster) {
     let message = "default-scheduler: preempting to accommodate a higher priority pod";
     assert_eq!(e["disrupted"]["message"], message, "{e:#}");
     let uid = cluster.jsonpath(&["pod", "urgent"], "{.metadata.uid}");
-    let told = serde_json::json!([{"reason": "Preempted", "message": format!("Preempted by pod {uid} on node node-1")}]);
+    let told =
+        serde_json::json!([{"reason": "Preempted", "message": format!("Preempted by pod {uid} on node node-1")}]);
     cluster.wait_for("the event", || (explain(cluster, "victim")["disrupted"]["events"] == told).then_some(()));
     cluster.kubectl(&["patch", "pod", "victim", "-p", "{\"metadata\": {\"finalizers\": null}}"]);
     let e = explained(cluster, "victim", "Gone");

@@ -11,7 +11,14 @@ use serde_json::Value;
 impl Kind for ClusterRoleBinding {
     const INFO: ResourceInfo = ResourceInfo {
         create_on_update: true,
-        ..ResourceInfo::new(super::GROUP, "v1", "ClusterRoleBinding", "clusterrolebindings", "clusterrolebinding", false)
+        ..ResourceInfo::new(
+            super::GROUP,
+            "v1",
+            "ClusterRoleBinding",
+            "clusterrolebindings",
+            "clusterrolebinding",
+            false,
+        )
     };
     const COLUMNS: &'static [Column] = &[
         Column { name: "Name", r#type: "string", format: "name", description: "Name of the binding.", priority: 0 },

@@ -7,10 +7,8 @@ use crate::meta::names;
 use k8s_openapi::api::rbac::v1::Role;
 
 impl Kind for Role {
-    const INFO: ResourceInfo = ResourceInfo {
-        create_on_update: true,
-        ..ResourceInfo::new(super::GROUP, "v1", "Role", "roles", "role", true)
-    };
+    const INFO: ResourceInfo =
+        ResourceInfo { create_on_update: true, ..ResourceInfo::new(super::GROUP, "v1", "Role", "roles", "role", true) };
     crate::kind_codec!();
 
     fn validate(&self) -> ErrorList {

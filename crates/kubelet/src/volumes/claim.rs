@@ -234,7 +234,8 @@ pub(super) fn mount_nfs(nfs: &NFSVolumeSource, options: &[String], target: &Path
     }
     let read_only = (nfs.read_only == Some(true)).then_some("ro");
     // In order and each once, as upstream joins them.
-    let options: BTreeSet<&str> = options.iter().map(String::as_str).chain(read_only).filter(|o| !o.is_empty()).collect();
+    let options: BTreeSet<&str> =
+        options.iter().map(String::as_str).chain(read_only).filter(|o| !o.is_empty()).collect();
     let source = format!("{}:{}", nfs.server, nfs.path);
     let mut arguments = vec!["-t".to_owned(), "nfs".to_owned()];
     if !options.is_empty() {

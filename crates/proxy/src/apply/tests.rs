@@ -307,7 +307,7 @@ fn a_node_with_an_uplink() {
         let (a, outside) = (Pod::new(&network, "a").await, Pod::new(&network, "outside").await);
         a.serve("a");
         // The second pod is moved out of the cluster: it only knows the node's uplink address.
-        let tid = outside.path.iter().nth(4).expect("thread").to_string_lossy().into_owned();
+        let tid = outside.0.path().iter().nth(4).expect("thread").to_string_lossy().into_owned();
         administer(&format!(
             "ip link add uplink type veth peer name up1; ip link set up1 netns {tid}; \
              ip addr add 192.0.2.1/24 dev uplink; ip link set uplink up"

@@ -470,9 +470,7 @@ mod tests {
             new.status.get_or_insert_default().extended_resource_claim_status = serde_json::from_value(noted).unwrap();
             texts(&validate_status_update(&new, &old))
         };
-        let mapping = |container: &str, resource: &str, request: &str| {
-            json!({"containerName": container, "resourceName": resource, "requestName": request})
-        };
+        let mapping = |container: &str, resource: &str, request: &str| json!({"containerName": container, "resourceName": resource, "requestName": request});
         let right = mapping("c", "example.com/gpu", "container-0-request-0");
         let noted = |name: &str, mappings: &[Value]| json!({"resourceClaimName": name, "requestMappings": mappings});
         assert_eq!(told(noted("p-x", std::slice::from_ref(&right))), Vec::<String>::new());
