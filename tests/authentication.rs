@@ -295,8 +295,13 @@ fn by_request(api: &Api<'_>) {
     ask("carol", json!(["client auth"]));
     api.until(&format!("{all}/carol"), "issued", |c| c["status"]["certificate"].is_string());
     std::fs::write(file("crt"), decoded(api, &["csr", "carol"], "{{.status.certificate | base64decode}}")).unwrap();
-    let (crt, key) = (file("crt"), file("key"));
-    let me = cluster.kubectl(&["--client-certificate", &crt, "--client-key", &key, "auth", "whoami", "-o", "json"]);
+    let server = cluster.kubectl(&["config", "view", "-o", "jsonpath={.clusters[0].cluster.server}"]);
+    let authority = cluster.data_dir().join("pki/ca.crt").display().to_string();
+    let mut curl = cluster.inside("curl");
+    curl.args(["-sS", "--cacert", &authority, "--cert", &file("crt"), "--key", &file("key")]);
+    let review = r#"{"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"}"#;
+    curl.args(["-H", "Content-Type: application/json", "-d", review]);
+    let me = run(curl.arg(format!("{server}/apis/authentication.k8s.io/v1/selfsubjectreviews")));
     let me: Value = serde_json::from_str(&me).unwrap();
     let user = &me["status"]["userInfo"];
     assert_eq!((&user["username"], &user["groups"]), (&json!("carol"), &json!(["crew", "system:authenticated"])));

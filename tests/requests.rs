@@ -86,7 +86,9 @@ fn objects_made_by_an_update(api: &Api<'_>) {
     for (collection, object) in &made {
         let path = format!("{collection}/made");
         assert_eq!(api.send("PUT", &path, object).code, 201, "{path}");
-        assert_eq!(api.send("PUT", &path, object).code, 200, "{path}");
+        // These are not changed by who does not say which version of them.
+        let again = if path.contains("/leases/") || path.contains("/runtimeclasses/") { 422 } else { 200 };
+        assert_eq!(api.send("PUT", &path, object).code, again, "{path}");
     }
     api.send("PUT", &format!("{MAPS}/made"), &json!({"metadata": {"name": "made"}})).expect(404);
 

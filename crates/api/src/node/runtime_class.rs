@@ -19,6 +19,7 @@ use std::collections::BTreeSet;
 impl Kind for RuntimeClass {
     const INFO: ResourceInfo = ResourceInfo {
         create_on_update: true,
+        unconditional_update: false,
         ..ResourceInfo::new("node.k8s.io", "v1", "RuntimeClass", "runtimeclasses", "runtimeclass", false)
     };
     const COLUMNS: &'static [Column] = &[

@@ -147,7 +147,7 @@ mod tests {
             {"expression": "object.spec.template.spec.containers.all(c, c.image.startsWith('x'))",
              "messageExpression": "'the name is ' + variables.text"},
             {"expression": "authorizer.group('').resource('pods').check('get').allowed()"},
-            {"expression": "namespaceObject.metadata.labels.size() > 0 && object.metadata.name.matches('[')"},
+            {"expression": "namespaceObject.metadata.labels.size() > 0 && object.metadata.name.matches('[a-z]')"},
             {"expression": "object.spec.strategy.rollingUpdate.maxSurge == 1"},
         ]);
         assert_eq!(warnings(fine), []);
