@@ -3,10 +3,11 @@
 use crate::access_options::AccessOptions;
 use crate::admission_options::AdmissionOptions;
 use crate::audit_options::AuditOptions;
+use crate::controller_options::ControllerOptions;
 use crate::encryption_options::EncryptionOptions;
 use crate::ranges::{Ranges, family};
 use crate::scheduler_options::SchedulerOptions;
-use clap::Args;
+use clap::{ArgAction, Args};
 use gantry_api::versions::Versions;
 use ipnet::IpNet;
 use std::net::IpAddr;
@@ -96,12 +97,9 @@ pub struct ServerOptions {
     /// Ports for Services of type NodePort, FROM-TO
     #[arg(long, value_name = "RANGE", default_value = "30000-32767", value_parser = port_range)]
     pub service_node_port_range: (u16, u16),
-    /// Lifetime of the certificates that are signed for nodes, where they ask for none: 8760h0m0s, 30m, 90s
-    #[arg(long, value_name = "DURATION", default_value = "8760h0m0s", value_parser = lifetime)]
-    pub cluster_signing_duration: Duration,
-    /// How often a HorizontalPodAutoscaler looks at what is measured
-    #[arg(long, value_name = "DURATION", default_value = "15s", value_parser = lifetime)]
-    pub horizontal_pod_autoscaler_sync_period: Duration,
+    /// Controllers
+    #[command(flatten)]
+    pub controllers: ControllerOptions,
     /// Where to write the admin's kubeconfig
     #[arg(long, value_name = "FILE", default_value = DEFAULT_KUBECONFIG)]
     pub kubeconfig: PathBuf,
@@ -129,6 +127,10 @@ pub struct ServerOptions {
     /// Scheduling
     #[command(flatten)]
     pub scheduling: SchedulerOptions,
+    /// Let administrators look into the process at /debug/pprof/ and /debug/flags/
+    #[arg(long, value_name = "BOOL", action = ArgAction::Set, num_args = 0..=1, require_equals = true,
+        default_value_t = true, default_missing_value = "true")]
+    pub profiling: bool,
 }
 
 impl ServerOptions {
@@ -162,12 +164,6 @@ fn port_range(text: &str) -> Result<(u16, u16), String> {
         Some((from, to)) if from <= to && from > 0 => Ok((from, to)),
         _ => Err("expected FROM-TO with 0 < FROM <= TO <= 65535".into()),
     }
-}
-
-/// A length of time as Kubernetes' flags spell it, more than none.
-fn lifetime(text: &str) -> Result<Duration, String> {
-    let length = gantry_kubelet::duration(text)?;
-    if length.is_zero() { Err("must be more than 0".into()) } else { Ok(length) }
 }
 
 /// Settings of the agent role.
@@ -356,10 +352,6 @@ mod tests {
         assert_eq!(port_range("30000-32767"), Ok((30000, 32767)));
         for bad in ["", "5", "9-3", "0-9", "1-70000", "a-b"] {
             assert!(port_range(bad).is_err(), "{bad}");
-        }
-        assert_eq!(lifetime("8760h0m0s"), Ok(Duration::from_secs(8760 * 3600)));
-        for bad in ["", "0s", "90", "-1h"] {
-            assert!(lifetime(bad).is_err(), "{bad}");
         }
     }
 }

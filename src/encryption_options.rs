@@ -49,6 +49,8 @@ impl EncryptionOptions {
         if text.is_empty() {
             anyhow::bail!("encryption provider configuration file {:?} is empty", file.display());
         }
-        Encryption::parse(&text, clock, entropy.clone()).map_err(anyhow::Error::msg).with_context(|| named("error in"))
+        let read = Encryption::parse(&text, clock, entropy.clone()).map_err(anyhow::Error::msg);
+        let read = read.with_context(|| named("error in"))?;
+        Ok(read.reloading(self.encryption_provider_config_automatic_reload))
     }
 }

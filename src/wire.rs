@@ -4,8 +4,9 @@ use crate::in_process::{self, Connect};
 use gantry_api::clock::Clock;
 use gantry_api::entropy::Entropy;
 use gantry_api::kind::Kind;
-use gantry_controllers::ControllersConfig;
+use gantry_controllers::{ControllersConfig, node_ipam};
 use gantry_reconcile::Informers;
+use gantry_reconcile::measured::Queues;
 use gantry_scheduler::config::Configuration;
 use gantry_scheduler::{Explainer, SchedulerConfig};
 use gantry_server::Server;
@@ -34,6 +35,10 @@ pub struct Components {
     pub autoscaling_period: Option<Duration>,
     /// Addresses of the cluster's DNS Service, where the nodes serve DNS.
     pub cluster_dns: Vec<IpAddr>,
+    /// How long tokens in Secrets stay that nobody uses; Kubernetes' year where it is not given.
+    pub legacy_token_period: Option<Duration>,
+    /// What the nodes' ranges of pod addresses are cut out of; None where nodes bring their own.
+    pub node_ranges: Option<node_ipam::Ranges>,
     /// Profiles of the scheduler.
     pub scheduling: Configuration,
 }
@@ -57,6 +62,8 @@ pub async fn run(server: Arc<Server>, connect: Connect, components: Components, 
         signing_duration,
         autoscaling_period,
         cluster_dns,
+        legacy_token_period,
+        node_ranges,
         scheduling,
     } = components;
     let factory = connect.clone();
@@ -66,9 +73,12 @@ pub async fn run(server: Arc<Server>, connect: Connect, components: Components, 
     config.certificate_duration = signing_duration.unwrap_or(config.certificate_duration);
     config.autoscaling_period = autoscaling_period.unwrap_or(config.autoscaling_period);
     config.cluster_dns = cluster_dns;
+    config.legacy_token_period = legacy_token_period.unwrap_or(config.legacy_token_period);
+    config.node_ranges = node_ranges;
     config.pod_groups =
         server.registry.find(PodGroup::INFO.group, PodGroup::INFO.version, PodGroup::INFO.plural).is_some();
     let pod_groups = config.pod_groups;
+    let measured = config.measured.clone();
     let manager = "kube-controller-manager";
     let manager = connect(UserInfo::new(&format!("system:{manager}"), &[]), manager);
     let informers = Informers::new(manager);
@@ -77,6 +87,8 @@ pub async fn run(server: Arc<Server>, connect: Connect, components: Components, 
     let asked = explainer.clone();
     // One server has one scheduler; in a second wiring of the same server the first stays.
     let _ = server.services.explain.set(Arc::new(move |namespace, name| asked.explain(namespace, name)));
+    let queues = Queues { known_as: gantry_controllers::measured::queue_name };
+    server.metrics.tell_of(vec![Box::new(explainer.clone()), Box::new(measured), Box::new(queues)]);
     let scheduling = SchedulerConfig { configuration: scheduling, clock, entropy, pod_groups, explainer };
     tokio::join!(
         // In order: an unordered choice draws lots, and two simulations from one seed would differ.

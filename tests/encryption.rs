@@ -340,10 +340,11 @@ fn a_key_management_service_keeps_the_keys() {
     create(&api, "t", "another");
     assert!(!holds(&store, &stored_form(plain)) && holds(&store, b"k8s:enc:kms:v2:vault:"));
     assert_eq!((value(&api, "s").as_str(), asked()), (plain, 0), "what it has made itself it knows");
-    for path in ["/healthz/kms-providers", "/livez/kms-providers", "/readyz/kms-providers"] {
+    for path in ["/healthz/kms-provider-0", "/livez/kms-provider-0", "/readyz/kms-provider-0"] {
         assert_eq!(api.try_get(path).text, "ok");
     }
-    assert!(api.try_get("/readyz?verbose").text.contains("[+]kms-providers ok"));
+    assert!(api.try_get("/readyz?verbose").text.contains("[+]kms-provider-0 ok"));
+    assert_eq!(api.try_get("/healthz/kms-providers").code, 404, "that is of configurations which are read again");
     let metrics = api.try_get("/metrics").text;
     for wanted in [
         "apiserver_envelope_encryption_key_id_hash_total{transformation_type=\"to_storage\",provider_name=\"vault\"",
@@ -380,15 +381,15 @@ fn a_key_management_service_keeps_the_keys() {
     assert_eq!(api.send("POST", SECRETS, &new).expect(500)["message"], not_yet);
     let settings = "/api/v1/namespaces/default/configmaps";
     api.create(settings, &json!({"metadata": {"name": "m"}}));
-    let ill = api.try_get("/healthz/kms-providers");
+    let ill = api.try_get("/healthz/kms-provider-0");
     assert_eq!(ill.code, 500);
-    assert!(ill.text.starts_with("internal server error: kms-provider-0: "), "{}", ill.text);
+    assert!(ill.text.starts_with("internal server error: "), "{}", ill.text);
     assert!(ill.text.contains("rpc error: code = DeadlineExceeded desc = "), "{}", ill.text);
-    assert!(api.try_get("/readyz?verbose").text.contains("[-]kms-providers failed: reason withheld"));
+    assert!(api.try_get("/readyz?verbose").text.contains("[-]kms-provider-0 failed: reason withheld"));
     plugin = Some(up());
     cluster.wait_for("what is encrypted to be shown again", || {
         // Whoever asks for the server's health has it ask the service.
-        api.try_get("/healthz/kms-providers");
+        api.try_get("/healthz/kms-provider-0");
         (api.try_get(&path).code == 200).then_some(())
     });
     assert_eq!(value(&api, "s"), plain);

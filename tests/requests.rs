@@ -5,6 +5,7 @@ mod cluster;
 
 use cluster::Cluster;
 use cluster::api::Api;
+use cluster::measured::{Metric, tells};
 use serde_json::{Value, json};
 
 #[test]
@@ -36,8 +37,10 @@ fn methods_and_places(api: &Api<'_>) {
         assert_eq!(status["message"], "the server does not allow this method on the requested resource");
     }
     // Bodies that are not to come would break off HTTP/2.
-    let head = api.over_http2().request("HEAD", &item, None);
-    assert_eq!((head.code, head.text.as_str()), (200, ""), "{}", head.head);
+    for (path, code) in [(item.as_str(), 405), (MAPS, 405), ("/version", 405), ("/apis", 405), ("/readyz", 200)] {
+        let head = api.over_http2().request("HEAD", path, None);
+        assert_eq!((head.code, head.text.as_str()), (code, ""), "{path}: {}", head.head);
+    }
 
     let shaped = |path: &str, shape: &str| {
         api.with_header(&format!("Accept: application/json;as={shape};g=meta.k8s.io;v=v1")).try_get(path)
@@ -170,7 +173,7 @@ fn types_in_policies(api: &Api<'_>) {
 }
 
 /// Stable and beta metrics of upstream's API server that this one has: name, type, labels.
-const MEASURED: &[(&str, &str, &[&str])] = &[
+const MEASURED: &[Metric] = &[
     (
         "apiserver_admission_controller_admission_duration_seconds",
         "histogram",
@@ -178,7 +181,7 @@ const MEASURED: &[(&str, &str, &[&str])] = &[
     ),
     ("apiserver_admission_step_admission_duration_seconds", "histogram", &["operation", "rejected", "type"]),
     ("apiserver_current_inflight_requests", "gauge", &["request_kind"]),
-    ("apiserver_flowcontrol_current_executing_seats", "gauge", &["priority_level"]),
+    ("apiserver_flowcontrol_current_executing_seats", "gauge", &["flow_schema", "priority_level"]),
     ("apiserver_flowcontrol_dispatched_requests_total", "counter", &["flow_schema", "priority_level"]),
     ("apiserver_flowcontrol_nominal_limit_seats", "gauge", &["priority_level"]),
     ("apiserver_flowcontrol_request_wait_duration_seconds", "histogram", &["execute", "flow_schema", "priority_level"]),
@@ -219,24 +222,14 @@ const MEASURED: &[(&str, &str, &[&str])] = &[
         "counter",
         &["enforcement_action", "error_type", "policy", "policy_binding"],
     ),
-    ("kubernetes_healthcheck", "gauge", &["name", "type"]),
-    ("kubernetes_healthchecks_total", "counter", &["name", "status", "type"]),
     ("process_cpu_seconds_total", "counter", &[]),
 ];
 
-/// The names of the labels of a sample, in order, without the bounds of buckets.
-fn labels(line: &str) -> Vec<String> {
-    let inside = line.split_once('{').map_or("", |(_, rest)| rest.rsplit_once('}').map_or("", |(inside, _)| inside));
-    let mut names = Vec::new();
-    let mut rest = inside;
-    while let Some((name, after)) = rest.split_once("=\"") {
-        names.push(name.trim_start_matches(',').to_owned());
-        rest = after.split_once('"').map_or("", |(_, rest)| rest);
-    }
-    names.retain(|n| n != "le");
-    names.sort();
-    names
-}
+/// What `/metrics/slis` tells, in the same way.
+const INDICATORS: &[Metric] = &[
+    ("kubernetes_healthcheck", "gauge", &["name", "type"]),
+    ("kubernetes_healthchecks_total", "counter", &["name", "status", "type"]),
+];
 
 fn measurements(api: &Api<'_>) {
     // Something of everything.
@@ -258,12 +251,11 @@ fn measurements(api: &Api<'_>) {
     assert!(answer.head.contains("text/plain; version=0.0.4; charset=utf-8"), "{}", answer.head);
     let text = &answer.text;
     assert!(!text.contains("# EOF"));
-    for (name, kind, wanted) in MEASURED {
-        assert!(text.lines().any(|l| l == format!("# TYPE {name} {kind}")), "{name} is no {kind}");
-        let sample = if *kind == "histogram" { format!("{name}_count") } else { (*name).to_owned() };
-        let found = text.lines().find(|l| l.strip_prefix(&sample).is_some_and(|r| r.starts_with(['{', ' '])));
-        assert_eq!(labels(found.unwrap_or_else(|| panic!("no sample of {name}"))), *wanted, "{name}");
-    }
+    tells(text, MEASURED);
+    let indicators = api.try_get("/metrics/slis").text;
+    tells(&indicators, INDICATORS);
+    let well = "kubernetes_healthcheck{name=\"ping\",type=\"readyz\"} 1";
+    assert!(indicators.lines().any(|l| l == well) && !text.contains("kubernetes_healthcheck"), "{indicators}");
     let has = |parts: &[&str]| text.lines().any(|line| parts.iter().all(|part| line.contains(part)));
     let dry =
         ["apiserver_request_total{", "dry_run=\"All\"", "verb=\"POST\"", "resource=\"configmaps\"", "code=\"201\""];
@@ -274,7 +266,6 @@ fn measurements(api: &Api<'_>) {
         has(&["apiserver_request_total{", "group=\"types.example.com\"", "resource=\"things\""]),
         "also of learned ones"
     );
-    assert!(has(&["kubernetes_healthcheck{", "name=\"ping\"", "type=\"readyz\"", "} 1"]));
     let refused =
         ["name=\"ValidatingAdmissionPolicy\"", "rejected=\"true\"", "operation=\"CREATE\"", "type=\"validate\""];
     assert!(has(&refused));

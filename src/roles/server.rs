@@ -4,6 +4,7 @@ use super::join::CLUSTER_INFO;
 use crate::bootstrap::{DataDir, Pki, data_dir::seed, pki::Identity};
 use crate::cli::ServerCommand;
 use crate::config::{ClusterOptions, ServerOptions};
+use crate::debugging::ThisProcess;
 use crate::in_process;
 use crate::wire::{self, Components};
 use anyhow::{Context, Result};
@@ -106,6 +107,8 @@ pub async fn start(
     cancel: &CancellationToken,
 ) -> Result<Running> {
     let scheduling = options.scheduling.configuration()?;
+    let controllers = &options.controllers;
+    let node_ranges = controllers.node_ranges(cluster)?;
     let clock = Clock::starting_at(Timestamp::now());
     let entropy = Entropy::from_seed_bytes(seed()?);
     let audit = options.audit.open(clock, &entropy)?;
@@ -129,6 +132,9 @@ pub async fn start(
     config.encryption = Some(encryption);
     let store: Arc<dyn Store> = Arc::new(store);
     let server = Server::new(config, store, clock, entropy.clone()).await.context("cannot start the API server")?;
+    if options.profiling {
+        server.debugging.get_or_init(|| Arc::new(ThisProcess));
+    }
 
     let admin = pki.client("admin", "kubernetes-admin", Some("system:masters"))?;
     write_kubeconfig(options, &url, &pki, &admin)?;
@@ -149,8 +155,10 @@ pub async fn start(
         ca_key_pem: pki.ca().key_pem.clone(),
         clock,
         entropy,
-        signing_duration: Some(options.cluster_signing_duration),
-        autoscaling_period: Some(options.horizontal_pod_autoscaler_sync_period),
+        signing_duration: Some(controllers.cluster_signing_duration),
+        autoscaling_period: Some(controllers.horizontal_pod_autoscaler_sync_period),
+        legacy_token_period: Some(controllers.legacy_service_account_token_clean_up_period),
+        node_ranges,
         cluster_dns: cluster.dns_service_ips(),
         scheduling,
     };

@@ -9,6 +9,7 @@ pub mod api;
 pub mod busybox;
 pub mod clients;
 pub mod https;
+pub mod measured;
 pub mod pods;
 pub mod socket;
 pub mod webhook;

@@ -1,5 +1,7 @@
 //! What the controllers are given from outside.
 
+use crate::measured::Measured;
+use crate::node_ipam;
 use gantry_api::clock::Clock;
 use gantry_api::entropy::Entropy;
 use gantry_client::Client;
@@ -42,6 +44,10 @@ pub struct ControllersConfig {
     pub pod_groups: bool,
     /// Finished pods beyond this number are deleted, oldest first (`--terminated-pod-gc-threshold`); 0 keeps all.
     pub terminated_pod_threshold: usize,
+    /// What the nodes' ranges of pod addresses are cut out of (`--allocate-node-cidrs`); None where nodes bring their own.
+    pub node_ranges: Option<node_ipam::Ranges>,
+    /// What the controllers measure.
+    pub measured: Measured,
 }
 
 impl ControllersConfig {
@@ -62,6 +68,8 @@ impl ControllersConfig {
             legacy_token_period: Duration::from_secs(365 * 24 * 3600),
             pod_groups: false,
             terminated_pod_threshold: 12500,
+            node_ranges: None,
+            measured: Measured::default(),
         }
     }
 }

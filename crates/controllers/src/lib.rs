@@ -19,7 +19,9 @@ pub mod history;
 pub mod horizontal_pod_autoscaler;
 pub mod job;
 pub mod list;
+pub mod measured;
 pub mod namespace;
+pub mod node_ipam;
 pub mod node_lifecycle;
 pub mod pod_gc;
 pub mod pod_group_protection;
@@ -42,4 +44,5 @@ pub mod volume;
 
 pub use config::{ControllersConfig, Setup};
 pub use list::{ALL, Entry, run};
+pub use measured::Measured;
 pub use rules::Rule;

@@ -59,6 +59,7 @@ pub static ALL: &[Entry] = &[
     entry!("local-path-provisioner", crate::volume::provisioner::RULES, crate::volume::provisioner::run),
     entry!("namespace-controller", crate::namespace::RULES, crate::namespace::run),
     entry!("node-controller", crate::node_lifecycle::RULES, crate::node_lifecycle::run),
+    entry!("node-ipam-controller", crate::node_ipam::RULES, crate::node_ipam::run),
     entry!("persistent-volume-binder", crate::volume::binder::RULES, crate::volume::binder::run),
     entry!("pod-garbage-collector", crate::pod_gc::RULES, crate::pod_gc::run),
     entry!(

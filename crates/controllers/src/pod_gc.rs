@@ -56,6 +56,18 @@ pub enum Why {
     OutOfService,
 }
 
+impl Why {
+    /// The reason, as upstream's measurements call it.
+    const fn name(self) -> &'static str {
+        match self {
+            Why::Finished => "terminated",
+            Why::Orphaned => "orphaned",
+            Why::NeverScheduled => "unscheduled",
+            Why::OutOfService => "out-of-service",
+        }
+    }
+}
+
 /// Runs the controller.
 pub async fn run(setup: Setup) {
     let pods = setup.informers.get::<Pod>();
@@ -185,7 +197,9 @@ impl Controller for PodGc {
         let mut errors = Vec::new();
         for (pod, why) in decide(&pods, &self.nodes.list(), &gone, threshold) {
             info!(pod = %pod.metadata.key(), reason = ?why, "deleting pod");
-            if let Err(e) = self.delete(&pod, why).await {
+            let deleted = self.delete(&pod, why).await;
+            self.setup.config.measured.pod_collected(pod.metadata.namespace(), why.name(), deleted.is_ok());
+            if let Err(e) = deleted {
                 errors.push(e);
             }
         }

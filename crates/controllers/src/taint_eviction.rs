@@ -186,7 +186,11 @@ impl Controller for Evictions {
         match evicted {
             Err(e) if !e.is("NotFound") && !e.is("Conflict") => Err(Error::api(format!("evict pod {key}"), e)),
             // Not before: what failed is tried again without bearing the taint anew.
-            _ => {
+            evicted => {
+                if evicted.is_ok() {
+                    let late = clock.now().duration_since(end).as_secs_f64();
+                    self.setup.config.measured.taint_deleted(late);
+                }
                 self.pending.lock().remove(key);
                 Ok(Outcome::done())
             }

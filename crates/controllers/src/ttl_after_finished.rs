@@ -80,7 +80,14 @@ impl Controller for TtlAfterFinished {
             ..Default::default()
         };
         match api.delete(fresh.metadata.name(), &params).await {
-            Ok(_) => Ok(Outcome::done()),
+            Ok(_) => {
+                let ttl = fresh.spec.as_ref().and_then(|s| s.ttl_seconds_after_finished).unwrap_or(0);
+                if let Some(end) = finished(&fresh).and_then(|c| c.last_transition_time.as_ref()) {
+                    let since = self.setup.config.clock.now().duration_since(end.0).as_secs_f64();
+                    self.setup.config.measured.job_expired(since - f64::from(ttl));
+                }
+                Ok(Outcome::done())
+            }
             Err(e) if e.is("NotFound") => Ok(Outcome::done()),
             Err(e) => Err(Error::api(format!("delete job {key}"), e)),
         }

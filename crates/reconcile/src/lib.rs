@@ -7,6 +7,7 @@ pub mod error;
 pub mod events;
 pub mod expectations;
 pub mod informer;
+pub mod measured;
 pub mod owner;
 pub mod plan;
 pub mod queue;

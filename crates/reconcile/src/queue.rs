@@ -2,6 +2,7 @@
 
 use crate::backoff::nth_delay;
 use parking_lot::Mutex;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt::Debug;
 use std::sync::{Arc, Weak};
@@ -18,30 +19,48 @@ pub struct QueueStats {
     pub adds: u64,
     /// Keys added with back-off so far (`workqueue_retries_total`).
     pub retries: u64,
-    /// Keys being worked on (`workqueue_unfinished_work`, as a count).
-    pub processing: usize,
+    /// For how long all that is being worked on has been (`workqueue_unfinished_work_seconds`).
+    pub unfinished: Duration,
+    /// The longest of it (`workqueue_longest_running_processor_seconds`).
+    pub longest: Duration,
+}
+
+/// How long keys wait and are worked on; clones are one.
+#[derive(Clone, Debug)]
+pub struct Times {
+    /// `workqueue_queue_duration_seconds`.
+    pub waited: Histogram,
+    /// `workqueue_work_duration_seconds`.
+    pub worked: Histogram,
+}
+
+impl Times {
+    fn new() -> Self {
+        let buckets = || exponential_buckets(10e-9, 10.0, 10);
+        Self { waited: Histogram::new(buckets()), worked: Histogram::new(buckets()) }
+    }
 }
 
 trait Counted: Send + Sync {
-    fn name(&self) -> String;
-    fn stats(&self) -> QueueStats;
+    fn told(&self) -> (&'static str, QueueStats, Times);
 }
 
 /// Every queue of the process, for its metrics.
 static QUEUES: Mutex<Vec<Weak<dyn Counted>>> = Mutex::new(Vec::new());
 
-/// Names and counters of all queues of the process that are in use, in the order they were made.
+/// Names, counters and times of all queues of the process that are in use, in the order they were made.
 #[must_use]
-pub fn all_stats() -> Vec<(String, QueueStats)> {
-    let mut queues = QUEUES.lock();
-    queues.retain(|q| q.strong_count() > 0);
-    queues.iter().filter_map(Weak::upgrade).map(|q| (q.name(), q.stats())).collect()
+pub fn all_stats() -> Vec<(&'static str, QueueStats, Times)> {
+    let queues: Vec<_> = QUEUES.lock().iter().filter_map(Weak::upgrade).collect();
+    queues.iter().map(|q| q.told()).collect()
 }
 
 struct State<T> {
     ready: VecDeque<T>,
-    dirty: BTreeSet<T>,
-    processing: BTreeSet<T>,
+    /// Keys that wait, and since when.
+    dirty: BTreeMap<T, Instant>,
+    /// Keys that are worked on, and since when.
+    processing: BTreeMap<T, Instant>,
     delayed: BTreeMap<T, Instant>,
     by_time: BTreeSet<(Instant, T)>,
     failures: BTreeMap<T, u32>,
@@ -51,7 +70,8 @@ struct State<T> {
 }
 
 struct Shared<T> {
-    name: String,
+    name: &'static str,
+    times: Times,
     base: Duration,
     cap: Duration,
     state: Mutex<State<T>>,
@@ -67,20 +87,36 @@ impl<T> Clone for Queue<T> {
     }
 }
 
+impl<T: Ord + Clone + Debug + Send + 'static> Counted for Shared<T> {
+    fn told(&self) -> (&'static str, QueueStats, Times) {
+        (self.name, self.stats(), self.times.clone())
+    }
+}
+
+impl<T: Ord + Clone> Shared<T> {
+    fn stats(&self) -> QueueStats {
+        let s = self.state.lock();
+        let (depth, adds, retries) = (s.ready.len(), s.adds, s.retries);
+        let now = Instant::now();
+        let at_work = || s.processing.values().map(|since| now.saturating_duration_since(*since));
+        QueueStats { depth, adds, retries, unfinished: at_work().sum(), longest: at_work().max().unwrap_or_default() }
+    }
+}
+
 impl<T: Ord + Clone + Debug + Send + 'static> Queue<T> {
     /// A queue whose per-key back-off goes from 5 ms to 1000 s.
     #[must_use]
-    pub fn new(name: &str) -> Self {
+    pub fn new(name: &'static str) -> Self {
         Self::with_backoff(name, Duration::from_millis(5), Duration::from_secs(1000))
     }
 
     /// A queue with its own back-off.
     #[must_use]
-    pub fn with_backoff(name: &str, base: Duration, cap: Duration) -> Self {
+    pub fn with_backoff(name: &'static str, base: Duration, cap: Duration) -> Self {
         let state = State {
             ready: VecDeque::new(),
-            dirty: BTreeSet::new(),
-            processing: BTreeSet::new(),
+            dirty: BTreeMap::new(),
+            processing: BTreeMap::new(),
             delayed: BTreeMap::new(),
             by_time: BTreeSet::new(),
             failures: BTreeMap::new(),
@@ -88,13 +124,20 @@ impl<T: Ord + Clone + Debug + Send + 'static> Queue<T> {
             adds: 0,
             retries: 0,
         };
-        Self(Arc::new(Shared { name: name.to_owned(), base, cap, state: Mutex::new(state), wake: Notify::new() }))
+        let (state, wake) = (Mutex::new(state), Notify::new());
+        let shared = Arc::new(Shared { name, times: Times::new(), base, cap, state, wake });
+        let counted: Arc<dyn Counted> = shared.clone();
+        let mut queues = QUEUES.lock();
+        queues.retain(|q| q.strong_count() > 0);
+        queues.push(Arc::downgrade(&counted));
+        drop(queues);
+        Self(shared)
     }
 
     /// The queue's name.
     #[must_use]
     pub fn name(&self) -> &str {
-        &self.0.name
+        self.0.name
     }
 
     /// Adds a key now. A key already waiting is not added again; one being worked on comes back when that is done.
@@ -164,8 +207,10 @@ impl<T: Ord + Clone + Debug + Send + 'static> Queue<T> {
                     s.add(key);
                 }
                 if let Some(key) = s.ready.pop_front() {
-                    s.dirty.remove(&key);
-                    s.processing.insert(key.clone());
+                    if let Some(since) = s.dirty.remove(&key) {
+                        self.0.times.waited.observe(now.saturating_duration_since(since).as_secs_f64());
+                    }
+                    s.processing.insert(key.clone(), now);
                     if !s.ready.is_empty() {
                         // One permit stands for any number of additions: pass it on.
                         self.0.wake.notify_one();
@@ -192,8 +237,10 @@ impl<T: Ord + Clone + Debug + Send + 'static> Queue<T> {
     /// Ends work on a key.
     pub fn done(&self, key: &T) {
         let mut s = self.0.state.lock();
-        s.processing.remove(key);
-        if s.dirty.contains(key) {
+        if let Some(since) = s.processing.remove(key) {
+            self.0.times.worked.observe(since.elapsed().as_secs_f64());
+        }
+        if s.dirty.contains_key(key) {
             s.ready.push_back(key.clone());
             drop(s);
             self.0.wake.notify_one();
@@ -213,18 +260,18 @@ impl<T: Ord + Clone + Debug + Send + 'static> Queue<T> {
     /// Counters.
     #[must_use]
     pub fn stats(&self) -> QueueStats {
-        let s = self.0.state.lock();
-        QueueStats { depth: s.ready.len(), adds: s.adds, retries: s.retries, processing: s.processing.len() }
+        self.0.stats()
     }
 }
 
 impl<T: Ord + Clone> State<T> {
     fn add(&mut self, key: T) {
-        if self.closed || !self.dirty.insert(key.clone()) {
+        if self.closed || self.dirty.contains_key(&key) {
             return;
         }
+        self.dirty.insert(key.clone(), Instant::now());
         self.adds += 1;
-        if !self.processing.contains(&key) {
+        if !self.processing.contains_key(&key) {
             self.ready.push_back(key);
         }
     }

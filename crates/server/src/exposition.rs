@@ -5,8 +5,11 @@ use std::collections::HashSet;
 /// Content type of the format.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
+/// Counters that upstream calls without `_total` though their names do not end in `_count`.
+const BARE: [&str; 2] = ["endpoint_slice_controller_changes", "endpoint_slice_controller_syncs"];
+
 /// Turns OpenMetrics text into it: there, counters are described under their name without `_total`, and a mark ends the
-/// text. Counters that upstream calls `…_count` lose the `_total` that OpenMetrics gives them.
+/// text. Counters that upstream calls `…_count`, and [`BARE`] ones, lose the `_total` that OpenMetrics gives them.
 #[must_use]
 pub fn from_open_metrics(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
@@ -16,7 +19,7 @@ pub fn from_open_metrics(text: &str) -> String {
         if let Some(told) = line.strip_prefix("# HELP ") {
             help = Some(told);
         } else if let Some((name, kind)) = line.strip_prefix("# TYPE ").and_then(|t| t.split_once(' ')) {
-            let is_count = kind == "counter" && name.ends_with("_count");
+            let is_count = kind == "counter" && (name.ends_with("_count") || BARE.contains(&name));
             if is_count {
                 counts.insert(name);
             }

@@ -16,6 +16,7 @@ pub mod cluster;
 pub mod component_status;
 pub mod config;
 mod crd;
+pub mod debug;
 mod discovery;
 pub mod encryption;
 mod exposition;

@@ -12,6 +12,7 @@ use gantry_api::kind::Resource;
 use http_body::{Body, Frame};
 use http_body_util::BodyExt;
 use parking_lot::Mutex;
+use prometheus_client::collector::Collector;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
@@ -19,11 +20,12 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry as Metered;
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fmt::Write;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -72,13 +74,13 @@ struct DeprecatedLabels {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct CheckLabels {
-    name: &'static str,
+    name: Cow<'static, str>,
     r#type: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct CheckedLabels {
-    name: &'static str,
+    name: Cow<'static, str>,
     status: &'static str,
     r#type: &'static str,
 }
@@ -103,6 +105,10 @@ type Histograms<L> = Family<L, Histogram, fn() -> Histogram>;
 /// All measurements.
 pub struct Metrics {
     registry: Metered,
+    /// How health checks go; told apart from the rest, so that they can be asked for often.
+    indicators: Metered,
+    /// What runs beside the server in its process.
+    beside: OnceLock<Metered>,
     requests: Family<CodeLabels, Counter>,
     latency: Histograms<TimeLabels>,
     sizes: Histograms<RequestLabels>,
@@ -127,7 +133,7 @@ impl Metrics {
     /// Nothing measured yet.
     #[must_use]
     pub fn new() -> Self {
-        let mut registry = Metered::default();
+        let (mut registry, mut indicators) = (Metered::default(), Metered::default());
         let requests = Family::default();
         let latency: Histograms<TimeLabels> = Family::new_with_constructor(|| Histogram::new(LATENCY.iter().copied()));
         let sizes: Histograms<RequestLabels> = Family::new_with_constructor(|| Histogram::new(SIZES.iter().copied()));
@@ -137,8 +143,10 @@ impl Metrics {
         registry.register("apiserver_response_sizes", told, sizes.clone());
         let told = "Gauge of deprecated APIs that have been requested";
         registry.register("apiserver_requested_deprecated_apis", told, deprecated.clone());
-        registry.register("kubernetes_healthcheck", "The result of a single health check", health.clone());
-        registry.register("kubernetes_healthchecks", "The results of all health checks", checks.clone());
+        let told = "This metric records the result of a single healthcheck";
+        indicators.register("kubernetes_healthcheck", told, health.clone());
+        let told = "This metric records the results of all healthcheck";
+        indicators.register("kubernetes_healthchecks", told, checks.clone());
         registry.register(
             "apiserver_request",
             "Counter of apiserver requests by verb, resource, scope and HTTP code",
@@ -158,6 +166,8 @@ impl Metrics {
         reloads.register(&mut registry);
         Self {
             registry,
+            indicators,
+            beside: OnceLock::new(),
             reloads,
             requests,
             latency,
@@ -177,6 +187,15 @@ impl Metrics {
     pub fn with(mut self, register: impl FnOnce(&mut Metered)) -> Self {
         register(&mut self.registry);
         self
+    }
+
+    /// Has what runs beside the server exported, too. Of a second set of components only the first is told.
+    pub fn tell_of(&self, components: Vec<Box<dyn Collector>>) {
+        self.beside.get_or_init(|| {
+            let mut beside = Metered::default();
+            components.into_iter().for_each(|c| beside.register_collector(c));
+            beside
+        });
     }
 
     fn series(&self, labels: &TimeLabels) -> Arc<Series> {
@@ -265,10 +284,20 @@ impl Metrics {
     }
 
     /// Notes how a health check went; `of` is the endpoint it was asked for at.
-    pub fn checked(&self, name: &'static str, of: &'static str, well: bool) {
-        self.health.get_or_create(&CheckLabels { name, r#type: of }).set(i64::from(well));
+    pub fn checked(&self, name: &Cow<'static, str>, of: &'static str, well: bool) {
+        self.health.get_or_create(&CheckLabels { name: name.clone(), r#type: of }).set(i64::from(well));
         let status = if well { "success" } else { "error" };
-        self.checks.get_or_create(&CheckedLabels { name, status, r#type: of }).inc();
+        self.checks.get_or_create(&CheckedLabels { name: name.clone(), status, r#type: of }).inc();
+    }
+
+    /// The text of `/metrics/slis`.
+    #[must_use]
+    pub fn render_indicators(&self) -> String {
+        let mut out = String::new();
+        if let Err(e) = encode(&mut out, &self.indicators) {
+            tracing::error!(error = %e, "metrics cannot be written");
+        }
+        exposition::from_open_metrics(&out)
     }
 
     /// The text of `/metrics`.
@@ -277,6 +306,12 @@ impl Metrics {
         let mut out = String::new();
         if let Err(e) = encode(&mut out, &self.registry) {
             tracing::error!(error = %e, "metrics cannot be written");
+        }
+        if let Some(beside) = self.beside.get() {
+            out.truncate(out.rfind("# EOF").unwrap_or(out.len()));
+            if let Err(e) = encode(&mut out, beside) {
+                tracing::error!(error = %e, "metrics cannot be written");
+            }
         }
         let mut more = String::new();
         let written = self.render_gauges(&mut more, registry).and_then(|()| flow.render(&mut more));
@@ -317,6 +352,11 @@ impl Metrics {
         gauge(out, "apiserver_storage_objects", "Stored objects by resource")?;
         for (resource, _, _, objects, _) in &counts {
             writeln!(out, "apiserver_storage_objects{{resource=\"{resource}\"}} {objects}")?;
+        }
+        gauge(out, "gantry_watch_cache_bytes", "Memory of the watch cache by resource")?;
+        for cache in registry.caches() {
+            let resource = cache.resource.info().qualified();
+            writeln!(out, "gantry_watch_cache_bytes{{resource=\"{resource}\"}} {}", cache.bytes())?;
         }
         gauge(out, "apiserver_registered_watchers", "Watchers by group and kind")?;
         for (_, group, kind, _, watchers) in counts.iter().filter(|c| c.4 > 0) {

@@ -7,6 +7,7 @@ use crate::authn::{UserInfo, issuer_discovery};
 use crate::authz::{Authorizer, Configured};
 use crate::component_status::Components;
 use crate::config::ServerConfig;
+use crate::debug::Process;
 use crate::discovery::Discovery;
 use crate::encryption::Encryption;
 use crate::flow::{self, Flow};
@@ -26,8 +27,8 @@ use gantry_api::kind::Resource;
 use gantry_store::{Store, StoreError};
 use http::Request;
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use tokio_util::sync::CancellationToken;
 
 /// Why a server could not be started.
@@ -72,6 +73,8 @@ pub struct Server {
     pub services: Services,
     /// Measurements.
     pub metrics: Metrics,
+    /// The process, where clients may look into it (`--profiling`).
+    pub debugging: OnceLock<Arc<dyn Process>>,
     /// What else of the control plane runs.
     pub components: Components,
     pub(crate) flow: Arc<Flow>,
@@ -154,6 +157,7 @@ impl Server {
             registry,
             services,
             metrics,
+            debugging: OnceLock::new(),
             components: Components::default(),
             flow: Flow::new(config.requests_at_once, clock),
             discovery: ArcSwap::from_pointee(Discovery::new(&served, Vec::new())),

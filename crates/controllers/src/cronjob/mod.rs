@@ -326,6 +326,9 @@ impl CronJobs {
             Ok(job) => {
                 let message = format!("Created job {}", job.metadata.name());
                 self.recorder.normal(cron_job, "SuccessfulCreate", &message);
+                if let Some(created) = &job.metadata.creation_timestamp {
+                    self.setup.config.measured.cron_job_started(created.0.duration_since(at).as_secs_f64());
+                }
                 job
             }
             Err(e) if e.is("AlreadyExists") => {

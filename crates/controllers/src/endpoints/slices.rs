@@ -247,7 +247,9 @@ impl Controller for Slices {
             return Ok(Outcome::done());
         };
         let Some(selector) = pods::selector(&service) else { return Ok(Outcome::done()) };
+        let measured = &self.setup.config.measured;
         if !self.written.is_seen(key, self.slices.store()) {
+            measured.slices_synced("stale");
             // Each slice's own event brings the key back; this only guards against one that was lost.
             return Ok(Outcome::after(Duration::from_secs(1)));
         }
@@ -302,6 +304,9 @@ impl Controller for Slices {
             if result.is_err() {
                 break;
             }
+            measured.slices_changed("create", plan.create.len());
+            measured.slices_changed("update", plan.update.len());
+            measured.slices_changed("delete", plan.delete.len());
         }
         if let Err(e) = &result
             && !e.is_routine()
@@ -309,6 +314,7 @@ impl Controller for Slices {
             let message = format!("Error updating Endpoint Slices for Service {key}: {e}");
             self.recorder.warning(&*service, "FailedToUpdateEndpointSlices", &message);
         }
+        measured.slices_synced(if result.is_ok() { "success" } else { "error" });
         result?;
         if lost.is_empty() {
             return Ok(Outcome::done());

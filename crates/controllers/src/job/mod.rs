@@ -36,6 +36,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 use survey::Survey;
+use tokio::time::Instant;
 use track::Tracking;
 
 /// Holds a Job's pod until it is counted.
@@ -44,6 +45,8 @@ pub const FINALIZER: &str = "batch.kubernetes.io/job-tracking";
 const WORKERS: usize = 5;
 /// Back-off of Jobs that cannot be reconciled: from, to.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// What is counted of a Job whose pods are not managed this time.
+const RECONCILING: &str = "reconciling";
 /// Changes of pods are gathered for this long.
 const GATHER: Duration = Duration::from_secs(1);
 
@@ -199,11 +202,22 @@ impl Controller for Jobs {
             self.recorder.warning(&*cached, "UnknownCompletionMode", message);
             return Ok(Outcome::done());
         }
+        let began = Instant::now();
+        let mut action = RECONCILING;
+        let outcome = self.sync(key, &cached, spec, &mut action).await;
+        self.setup.config.measured.job_synced(is_indexed(spec), outcome.is_ok(), action, began.elapsed());
+        outcome
+    }
+}
+
+impl Jobs {
+    /// Does what a Job asks for; `action` is what that was.
+    async fn sync(&self, key: &str, cached: &Job, spec: &JobSpec, action: &mut &'static str) -> Result<Outcome, Error> {
         let satisfied = self.expectations.satisfied(key);
         // Read before the pods: one that the cache has meanwhile seen released is no longer tracked there either.
         let leaving = self.removals.of(key);
-        let pods = self.claim(&cached, spec).await?;
-        let mut job = (*cached).clone();
+        let pods = self.claim(cached, spec).await?;
+        let mut job = cached.clone();
         let before = job.status.clone().unwrap_or_default();
         let (now, time) = (self.setup.config.clock.now(), self.setup.config.clock.time());
         let status = job.status.get_or_insert_default();
@@ -216,6 +230,7 @@ impl Controller for Jobs {
         let mut turn = Turn { key, spec, job, survey, satisfied, again: None };
         turn.again = turn.survey.deadline;
         let managed = self.manage(&mut turn).await;
+        *action = managed.action;
         let (active, ready, terminating) = managed.counts;
         let status = turn.job.status.get_or_insert_default();
         status.active = (active != 0).then_some(active);
@@ -224,7 +239,8 @@ impl Controller for Jobs {
         let changed = managed.changed
             || (&status.active, status.ready, status.terminating) != (&before.active, before.ready, before.terminating);
         let tracking = track::track(&mut turn.job, &turn.survey, &time);
-        self.settle(key, turn.job, &turn.survey, tracking, changed).await?;
+        let counted = (before.succeeded, before.failed);
+        self.settle(key, turn.job, &turn.survey, tracking, (counted, changed)).await?;
         managed.result?;
         Ok(Outcome { requeue_after: turn.again })
     }
@@ -247,6 +263,8 @@ struct Managed {
     counts: (i32, i32, i32),
     /// Whether the status must be written.
     changed: bool,
+    /// What is counted of it.
+    action: &'static str,
     result: Result<(), Error>,
 }
 
@@ -257,6 +275,7 @@ impl Jobs {
         let mut m = Managed {
             counts: (i32::try_from(s.active.len()).unwrap_or(i32::MAX), s.ready, s.terminating),
             changed: false,
+            action: RECONCILING,
             result: Ok(()),
         };
         if s.finish.is_some() {
@@ -271,14 +290,19 @@ impl Jobs {
         }
         let manages = turn.satisfied && !turn.job.metadata.is_deleting();
         if manages {
+            m.action = "tracking";
             match plan::plan(turn.spec, s, self.setup.config.clock.now()) {
                 Work::None => {}
                 Work::Wait(delay) => {
                     let delay = delay.max(GATHER);
                     turn.again = Some(turn.again.map_or(delay, |a| a.min(delay)));
                 }
-                Work::Delete(pods) => m.take(self.delete_surplus(turn.key, &turn.job, &pods).await),
+                Work::Delete(pods) => {
+                    m.action = "pods_deleted";
+                    m.take(self.delete_surplus(turn.key, &turn.job, &pods).await);
+                }
                 Work::Create(indexes) => {
+                    m.action = "pods_created";
                     let (made, result) = self.create(turn.key, &turn.job, turn.spec, s, &indexes).await;
                     m.counts.0 += i32::try_from(made).unwrap_or(i32::MAX);
                     m.result = result;
@@ -328,10 +352,20 @@ impl Jobs {
         mut job: Job,
         survey: &Survey,
         mut t: Tracking,
-        changed: bool,
+        (mut counted, changed): ((Option<i32>, Option<i32>), bool),
     ) -> Result<(), Error> {
+        let measured = &self.setup.config.measured;
+        let indexed = job.spec.as_ref().is_some_and(is_indexed);
+        let mut count = |job: &Job| {
+            let status = job.status.clone().unwrap_or_default();
+            let more = |now: Option<i32>, before: Option<i32>| now.unwrap_or(0) - before.unwrap_or(0);
+            let (succeeded, failed) = (more(status.succeeded, counted.0), more(status.failed, counted.1));
+            measured.job_pods_finished(indexed, succeeded, failed);
+            counted = (status.succeeded, status.failed);
+        };
         if t.changed || changed {
             job = self.write(&job).await?;
+            count(&job);
             self.records.lock().insert(key.to_owned(), survey.record);
         }
         let (released, failure) = self.release(key, &t.release).await;
@@ -340,15 +374,17 @@ impl Jobs {
         let settled = track::settle(status, &t.held);
         if let Err(e) = failure {
             if settled {
-                self.write(&job).await?;
+                count(&self.write(&job).await?);
             }
             return Err(e);
         }
         let ended = !t.full && track::end(status, t.finish.as_ref());
         if settled || ended {
             job = self.write(&job).await?;
+            count(&job);
         }
         if let Some(finish) = t.finish.filter(|_| ended) {
+            measured.job_finished(indexed, finish.type_ == COMPLETE, finish.reason.as_deref().unwrap_or_default());
             if finish.type_ == COMPLETE {
                 let succeeded = job.status.as_ref().and_then(|s| s.succeeded).unwrap_or(0);
                 if job.spec.as_ref().and_then(|s| s.completions).is_some_and(|n| succeeded > n) {

@@ -263,6 +263,7 @@ impl Nodes {
                 }
             }
         }
+        let begins = no_execute.is_some_and(|key| !taints::has(node, key, "NoExecute"));
         let Some(taints) = with_taints(node, &no_schedule, no_execute, &now) else { return Ok(delayed) };
         let patch = json!({
             "metadata": {"resourceVersion": node.metadata.resource_version()},
@@ -270,7 +271,12 @@ impl Nodes {
         });
         let api = Api::<Node>::all(self.setup.client.clone());
         match api.patch(node.metadata.name(), &PatchParams::default(), &Patch::Merge(patch)).await {
-            Ok(_) => Ok(delayed),
+            Ok(_) => {
+                if begins {
+                    self.setup.config.measured.node_evicted(zone_of(node));
+                }
+                Ok(delayed)
+            }
             Err(e) if e.is("NotFound") => Ok(None),
             Err(e) => Err(Error::api(format!("change taints of node {}", node.metadata.name()), e)),
         }

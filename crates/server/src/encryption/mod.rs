@@ -16,6 +16,7 @@ use gantry_api::clock::Clock;
 use gantry_api::entropy::Entropy;
 use gantry_api::kind::Resource;
 use kms::Kms;
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -197,6 +198,8 @@ impl Rules {
 #[derive(Clone)]
 pub struct Encryption {
     rules: Arc<ArcSwap<Rules>>,
+    /// Whether the configuration may be replaced by another.
+    reloads: bool,
     measured: kms::metrics::Metrics,
     entropy: Entropy,
 }
@@ -217,7 +220,14 @@ impl Encryption {
     #[must_use]
     pub fn none(entropy: Entropy) -> Self {
         let (rules, measured) = (Arc::default(), kms::metrics::Metrics::default());
-        Self { rules, measured, entropy }
+        Self { rules, reloads: false, measured, entropy }
+    }
+
+    /// The same, told that the configuration may be replaced by another: its services then have one health check together.
+    #[must_use]
+    pub fn reloading(mut self, reloads: bool) -> Self {
+        self.reloads = reloads;
+        self
     }
 
     /// Reads a configuration.
@@ -264,12 +274,18 @@ impl Encryption {
         self.measured.register(registry);
     }
 
-    /// Whether the key management services are well; what `/healthz/kms-providers` says where they are not.
-    ///
-    /// # Errors
-    /// What is wrong with which of them.
-    pub async fn health(&self) -> Result<(), String> {
-        self.rules.load_full().health().await
+    /// Whether the key management services are well, by the names of health checks: one of each service, or one of all
+    /// where the configuration may be replaced, because checks are registered once.
+    pub async fn checks(&self) -> Vec<(Cow<'static, str>, Result<(), String>)> {
+        let rules = self.rules.load_full();
+        if self.reloads {
+            return vec![("kms-providers".into(), rules.health().await)];
+        }
+        let mut checks = Vec::new();
+        for (i, service) in rules.services.iter().enumerate() {
+            checks.push((format!("kms-provider-{i}").into(), service.check().await));
+        }
+        checks
     }
 
     /// How the values of a resource are stored.

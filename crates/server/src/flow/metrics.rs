@@ -1,6 +1,7 @@
 //! Measurements of flow control under upstream's names.
 
 use super::Flow;
+use super::queue_set::Request;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
@@ -9,7 +10,6 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 use std::collections::BTreeMap;
 use std::fmt::Write;
-use std::sync::Arc;
 use std::time::Duration;
 
 /// Upstream's buckets of `apiserver_flowcontrol_request_wait_duration_seconds`.
@@ -117,27 +117,27 @@ impl Flow {
         gauge(out, "current_limit_seats", "Current number of execution seats", seats(|l| f64::from(l.current)))?;
         gauge(out, "lower_limit_seats", "Lower bound of execution seats", seats(|l| f64::from(l.least)))?;
         gauge(out, "upper_limit_seats", "Upper bound of execution seats", seats(|l| f64::from(l.most)))?;
-        gauge(
-            out,
-            "current_executing_seats",
-            "Seats occupied by executing requests",
-            seats(|l| f64::from(l.set.seats_in_use())),
-        )?;
         gauge(out, "demand_seats_smoothed", "Smoothed seat demand", seats(|l| l.set.demand.smoothed))?;
-        let by_schema = |requests: Vec<(&str, &Arc<str>)>| {
-            let mut counts: BTreeMap<String, usize> = BTreeMap::new();
-            for (level, schema) in requests {
-                *counts.entry(format!("flow_schema=\"{schema}\",priority_level=\"{level}\"")).or_default() += 1;
+        let by_schema = |requests: &[(&str, &Request)], weight: fn(&Request) -> u32| {
+            let mut counts: BTreeMap<String, u32> = BTreeMap::new();
+            for (level, request) in requests {
+                let labels = format!("flow_schema=\"{}\",priority_level=\"{level}\"", request.schema);
+                *counts.entry(labels).or_default() += weight(request);
             }
             counts.into_iter().map(|(labels, n)| (labels, n.to_string()))
         };
         let mut waiting = Vec::new();
         let mut running = Vec::new();
         for (name, level) in &state.levels {
-            running.extend(level.set.running().map(|r| (name.as_str(), &r.schema)));
-            waiting.extend(level.set.queues().flat_map(|q| q.waiting).map(|r| (name.as_str(), &r.schema)));
+            running.extend(level.set.running().map(|r| (name.as_str(), r)));
+            waiting.extend(level.set.queues().flat_map(|q| q.waiting).map(|r| (name.as_str(), r)));
         }
-        gauge(out, "current_inqueue_requests", "Number of requests currently pending in queues", by_schema(waiting))?;
-        gauge(out, "current_executing_requests", "Number of requests currently executing", by_schema(running))
+        let (each, seats): (fn(&Request) -> u32, fn(&Request) -> u32) = (|_| 1, |r| r.width);
+        let told = "Number of requests currently pending in queues";
+        gauge(out, "current_inqueue_requests", told, by_schema(&waiting, each))?;
+        let told = "Number of seats currently pending in queues";
+        gauge(out, "current_inqueue_seats", told, by_schema(&waiting, seats))?;
+        gauge(out, "current_executing_requests", "Number of requests currently executing", by_schema(&running, each))?;
+        gauge(out, "current_executing_seats", "Seats occupied by executing requests", by_schema(&running, seats))
     }
 }

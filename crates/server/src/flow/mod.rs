@@ -16,6 +16,7 @@ mod report;
 mod shares;
 
 use crate::authn::UserInfo;
+use crate::debug;
 use crate::request::RequestInfo;
 use demand::PERIOD;
 use gantry_api::clock::Clock;
@@ -50,7 +51,8 @@ const LEVEL_UID: HeaderName = HeaderName::from_static("x-kubernetes-pf-priorityl
 #[must_use]
 pub fn is_long_running(info: &RequestInfo) -> bool {
     const LONG: &[&str] = &["attach", "exec", "proxy", "log", "portforward"];
-    info.verb == "watch" || info.verb == "proxy" || (info.is_resource && LONG.contains(&info.subresource.as_str()))
+    let long = info.verb == "watch" || info.verb == "proxy";
+    long || if info.is_resource { LONG.contains(&info.subresource.as_str()) } else { debug::is_profile(&info.path) }
 }
 
 /// Whether a request only reads.

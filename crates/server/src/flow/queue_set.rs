@@ -407,12 +407,6 @@ impl QueueSet {
     pub fn waiting(&self) -> usize {
         self.waiting
     }
-
-    /// Seats of those at work.
-    #[must_use]
-    pub fn seats_in_use(&self) -> u32 {
-        self.seats_in_use
-    }
 }
 
 #[cfg(test)]
@@ -475,7 +469,7 @@ mod tests {
         assert!(second.try_recv().is_ok() && set.is_running(2) && !set.is_running(5));
         set.leave(2, now);
         set.leave(5, now);
-        assert!(set.is_idle() && set.seats_in_use() == 0 && set.active == 0 && set.seats_waiting == 0);
+        assert!(set.is_idle() && set.seats_in_use == 0 && set.active == 0 && set.seats_waiting == 0);
         assert_eq!(set.totals, Totals { dispatched: 3, refused: 2, ..Totals::default() });
     }
 

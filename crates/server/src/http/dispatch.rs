@@ -15,8 +15,8 @@ use gantry_api::kind::{Resource, Verb};
 use gantry_api::meta::object::Meta;
 use gantry_api::meta::status::ApiError;
 use gantry_schema::{protobuf, strict};
-use http::HeaderValue;
 use http::header::{CONTENT_TYPE, USER_AGENT};
+use http::{HeaderValue, Method};
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -35,6 +35,8 @@ pub async fn resource(server: &Arc<Server>, mut cx: RequestContext, body: Bytes)
     let info = cx.info.clone();
     let resource = server.registry.find(&info.group, &info.version, &info.resource);
     cx.resource = resource;
+    // Upstream routes GET alone to what is built in; proxies pass any method on, and custom resources go by the verb.
+    let is_head = cx.parts.method == Method::HEAD && resource.is_none_or(|r| r.learned().is_none());
     if let Some(handler) = server.handler(&info.group, &info.version, &info.resource, &info.subresource) {
         if let Some(resource) = resource {
             check_place(&cx, resource)?;
@@ -42,6 +44,9 @@ pub async fn resource(server: &Arc<Server>, mut cx: RequestContext, body: Bytes)
                 // Reviews have no table and no metadata of their own: a client that wants only those is told so.
                 accept(&cx.parts.headers, &cx.query, false)?;
             }
+        }
+        if is_head && info.subresource != "proxy" {
+            return Err(ApiError::method_not_allowed());
         }
         return handler.handle(cx, body, &server.services).await;
     }
@@ -76,6 +81,9 @@ pub async fn resource(server: &Arc<Server>, mut cx: RequestContext, body: Bytes)
         Verb::Create => !info.name.is_empty() && info.subresource.is_empty(),
         _ => false,
     };
+    if is_head {
+        return Err(ApiError::method_not_allowed());
+    }
     if misplaced && resource.learned().is_none() {
         return Err(ApiError::method_not_allowed());
     }

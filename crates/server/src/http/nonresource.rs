@@ -3,6 +3,7 @@
 use super::negotiate::{Accepted, Media, accept, clauses};
 use super::{dispatch::is_built_in, respond};
 use crate::authn::issuer_discovery;
+use crate::debug;
 use crate::discovery::Answer;
 use crate::exposition;
 use crate::request::{RequestContext, Response};
@@ -12,18 +13,20 @@ use gantry_schema::protobuf;
 use http::header::{CONTENT_TYPE, ETAG, IF_NONE_MATCH, VARY};
 use http::{HeaderValue, Method, StatusCode};
 use serde_json::json;
+use std::borrow::Cow;
 
 /// What is no API object is indented JSON, whatever the client accepts.
 const PLAIN: Accepted = Accepted { pretty: true, ..Accepted::JSON };
 
 /// What `/` lists besides discovery.
-const PATHS: &[&str] = &["/healthz", "/livez", "/metrics", "/openapi/v2", "/openapi/v3", "/readyz", "/version"];
+const PATHS: &[&str] =
+    &["/healthz", "/livez", "/metrics", "/metrics/slis", "/openapi/v2", "/openapi/v3", "/readyz", "/version"];
 
 /// Answers a non-resource request.
 ///
 /// # Errors
 /// 404 for paths nothing serves below what upstream registers as a whole, 405 for writes to documents.
-pub async fn answer(server: &Server, cx: RequestContext) -> Result<Response, ApiError> {
+pub async fn answer(server: &Server, cx: RequestContext, body: &[u8]) -> Result<Response, ApiError> {
     let reads = matches!(cx.parts.method, Method::GET | Method::HEAD);
     if cx.info.path.starts_with("/openapi/") {
         return if reads { crate::openapi::answer(server, cx).await } else { Err(ApiError::method_not_allowed()) };
@@ -32,8 +35,14 @@ pub async fn answer(server: &Server, cx: RequestContext) -> Result<Response, Api
     if let Some(response) = measurements(server, &cx, path).await? {
         return Ok(response);
     }
+    if let Some(process) = server.debugging.get()
+        && let Some(response) = debug::answer(process.as_ref(), &cx, body).await
+    {
+        return Ok(response);
+    }
     match document(server, &cx, path)? {
-        Some(response) if reads => Ok(response),
+        // What upstream's router of resources answers has a route for GET alone; the index is not of it.
+        Some(response) if reads && (path.is_empty() || cx.parts.method == Method::GET) => Ok(response),
         Some(_) => Err(ApiError::method_not_allowed()),
         None if is_registered(path) => Err(ApiError::no_such_path()),
         None => Ok(respond::page_not_found()),
@@ -64,6 +73,7 @@ async fn measurements(server: &Server, cx: &RequestContext, path: &str) -> Resul
                 server.config.audit.as_deref(),
             ),
         )),
+        "/metrics/slis" => Some(respond::with_type(200, exposition::CONTENT_TYPE, server.metrics.render_indicators())),
         "/healthz" | "/livez" | "/readyz" => Some(health(server, path, cx).await?),
         _ if path.starts_with("/debug/api_priority_and_fairness/") => {
             let name = path.rsplit('/').next().unwrap_or_default();
@@ -155,32 +165,29 @@ fn version() -> serde_json::Value {
 /// Endpoints of health checks.
 const HEALTH: [&str; 3] = ["healthz", "livez", "readyz"];
 
-type Check = (&'static str, Result<(), String>);
+type Check = (Cow<'static, str>, Result<(), String>);
 
 async fn checks(server: &Server, path: &str) -> Vec<Check> {
     let store = match server.registry.is_following() {
         true => Ok(()),
         false => Err("watch caches do not follow the store".to_owned()),
     };
-    let mut out = vec![("ping", Ok(())), ("log", Ok(())), ("etcd", store)];
-    let encryption = server.registry.encryption();
-    if !encryption.services().is_empty() {
-        out.push(("kms-providers", encryption.health().await));
-    }
+    let mut out: Vec<Check> = vec![("ping".into(), Ok(())), ("log".into(), Ok(())), ("etcd".into(), store)];
+    out.extend(server.registry.encryption().checks().await);
     if path.starts_with("/readyz") {
         out.push((
-            "informer-sync",
+            "informer-sync".into(),
             if server.registry.is_following() { Ok(()) } else { Err("caches are not filled".to_owned()) },
         ));
         let up = if server.is_ready() { Ok(()) } else { Err("process is starting or shutting down".to_owned()) };
-        out.push(("shutdown", up));
+        out.push(("shutdown".into(), up));
     }
     if !path.starts_with("/livez") {
         let done = if server.is_ready() { Ok(()) } else { Err("not finished".to_owned()) };
-        out.push(("poststarthook/bootstrap-controller", done.clone()));
-        out.push(("poststarthook/rbac/bootstrap-roles", done.clone()));
-        out.push(("poststarthook/priority-and-fairness-config-producer", done.clone()));
-        out.push(("poststarthook/priority-and-fairness-config-consumer", done));
+        out.push(("poststarthook/bootstrap-controller".into(), done.clone()));
+        out.push(("poststarthook/rbac/bootstrap-roles".into(), done.clone()));
+        out.push(("poststarthook/priority-and-fairness-config-producer".into(), done.clone()));
+        out.push(("poststarthook/priority-and-fairness-config-consumer".into(), done));
     }
     out
 }
@@ -189,10 +196,11 @@ async fn health(server: &Server, path: &str, cx: &RequestContext) -> Result<Resp
     let excluded: Vec<&str> = cx.query.iter().filter(|(k, _)| k == "exclude").map(|(_, v)| v.as_str()).collect();
     let checks = checks(server, path).await;
     let of = HEALTH.iter().find(|of| path.trim_start_matches('/') == **of).copied().unwrap_or_default();
-    for (name, outcome) in checks.iter().filter(|(name, _)| !excluded.contains(name)) {
+    let excludes = |name: &str| excluded.contains(&name);
+    for (name, outcome) in checks.iter().filter(|(name, _)| !excludes(name)) {
         server.metrics.checked(name, of, outcome.is_ok());
     }
-    let failed = checks.iter().any(|(name, r)| r.is_err() && !excluded.contains(name));
+    let failed = checks.iter().any(|(name, r)| r.is_err() && !excludes(name));
     if !failed && cx.param("verbose").is_none() {
         return Ok(respond::with_type(200, "text/plain; charset=utf-8", "ok"));
     }
@@ -201,7 +209,7 @@ async fn health(server: &Server, path: &str, cx: &RequestContext) -> Result<Resp
         excluded.iter().filter(|e| !checks.iter().any(|(name, _)| name == *e)).map(|e| format!("{e:?}")).collect();
     for (name, result) in checks {
         text += &match result {
-            _ if excluded.contains(&name) => format!("[+]{name} excluded: ok\n"),
+            _ if excludes(&name) => format!("[+]{name} excluded: ok\n"),
             Ok(()) => format!("[+]{name} ok\n"),
             // The reason may tell more than an anonymous client should know; it is in the log.
             Err(_) => format!("[-]{name} failed: reason withheld\n"),

@@ -247,7 +247,10 @@ async fn steps(
     audit::sent(&cx, &body);
 
     // Who answers?
-    if cx.info.is_resource { dispatch::resource(server, cx, body).await } else { nonresource::answer(server, cx).await }
+    match cx.info.is_resource {
+        true => dispatch::resource(server, cx, body).await,
+        false => nonresource::answer(server, cx, &body).await,
+    }
 }
 
 /// 400 for a body in protobuf that cannot be read.
