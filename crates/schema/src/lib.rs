@@ -46,12 +46,12 @@
 //!
 //! // kubectl apply --server-side
 //! let config = json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web"}, "spec": {"replicas": 5}});
-//! let conflict = owners.apply(Some(&live), &config, "kubectl", false, "2026-01-02T03:04:07Z").unwrap_err();
+//! let conflict = owners.apply(Some(live.clone()), &config, "kubectl", false, "2026-01-02T03:04:07Z").unwrap_err();
 //! assert_eq!(
 //!     conflict.to_string(),
 //!     "Apply failed with 1 conflict: conflict with \"kubectl-create\" using apps/v1: .spec.replicas"
 //! );
-//! let live = owners.apply(Some(&live), &config, "kubectl", true, "2026-01-02T03:04:07Z").unwrap();
+//! let live = owners.apply(Some(live.clone()), &config, "kubectl", true, "2026-01-02T03:04:07Z").unwrap();
 //! assert_eq!(live["spec"], json!({"replicas": 5, "paused": true}));
 //! ```
 

@@ -4,6 +4,7 @@ mod harness;
 
 use harness::Harness;
 use serde_json::{Value, json};
+use std::time::Duration;
 
 const CONFIG_MAPS: &str = "/api/v1/namespaces/default/configmaps";
 
@@ -349,10 +350,60 @@ async fn owners_of_fields_stay_when_another_version_is_written() {
     assert_eq!((code, owners(&seen)), (200, both.to_vec()), "{seen}");
     // Written back in the first version, where the conditions are an annotation, it is what it was.
     let (_, shown) = h.call("GET", &format!("{first}/a"), None).await;
-    let (code, mut same) = h.call("PUT", &format!("{first}/a"), Some(shown.clone())).await;
-    same["metadata"]["resourceVersion"] = shown["metadata"]["resourceVersion"].clone();
+    let (code, same) = h.call("PUT", &format!("{first}/a"), Some(shown.clone())).await;
     assert_eq!((code, &same), (200, &shown));
     assert_eq!(owners(&same), both);
+    // What differs is written, from either side.
+    let mut changed = same;
+    changed["spec"]["maxReplicas"] = json!(4);
+    let (code, changed) = h.call("PUT", &format!("{first}/a"), Some(changed)).await;
+    assert_eq!((code, &changed["spec"]["maxReplicas"]), (200, &json!(4)));
+    assert_ne!(changed["metadata"]["resourceVersion"], shown["metadata"]["resourceVersion"]);
+    let (_, seen) = h.call("GET", &format!("{second}/a"), None).await;
+    let (code, same) = h.call("PUT", &format!("{second}/a"), Some(seen.clone())).await;
+    assert_eq!((code, same), (200, seen));
+}
+
+#[tokio::test]
+async fn an_apply_that_changes_nothing_is_no_write() {
+    let h = Harness::start().await;
+    let headers = [("content-type", "application/apply-patch+yaml")];
+    let apply = async |path: &str, config: &Value| {
+        let (code, object) =
+            h.call_with("PATCH", &format!("{path}?fieldManager=me"), &headers, config.to_string()).await;
+        assert!(matches!(code, 200 | 201), "{object}");
+        // Times are in whole seconds.
+        tokio::time::pause();
+        tokio::time::advance(Duration::from_secs(5)).await;
+        tokio::time::resume();
+        object
+    };
+    let pod = json!({
+        "metadata": { "labels": { "app": "a" }, "creationTimestamp": null },
+        "spec": { "containers": [{ "name": "c", "image": "i", "args": ["x"], "resources": {} }] },
+    });
+    // What is said to be empty, and filled in by defaults, is written anew in the eyes of apply: its time alone does not
+    // count, as upstream.
+    let said = json!({ "selector": { "matchLabels": { "app": "a" } }, "template": pod.clone() });
+    let empty =
+        json!({ "selector": { "matchLabels": { "app": "a" } }, "strategy": {}, "template": pod, "replicas": 2 });
+    for (name, spec) in [("said", said), ("empty", empty)] {
+        let path = format!("/apis/apps/v1/namespaces/default/deployments/{name}");
+        let config = json!({ "apiVersion": "apps/v1", "kind": "Deployment",
+            "metadata": { "name": name, "labels": { "app": "a" } }, "spec": spec });
+        let made = apply(&path, &config).await;
+        assert_eq!(made["spec"]["strategy"]["type"], "RollingUpdate", "{made}");
+        for _ in 0..2 {
+            assert_eq!(apply(&path, &config).await, made);
+        }
+        let mut other = config.clone();
+        other["metadata"]["labels"]["app"] = json!("b");
+        let changed = apply(&path, &other).await;
+        assert_eq!(changed["metadata"]["labels"]["app"], "b");
+        assert_ne!(changed["metadata"]["resourceVersion"], made["metadata"]["resourceVersion"]);
+        assert_ne!(changed["metadata"]["managedFields"][0]["time"], made["metadata"]["managedFields"][0]["time"]);
+        assert_eq!(apply(&path, &other).await, changed);
+    }
 }
 
 #[tokio::test]

@@ -52,32 +52,58 @@ pub(super) struct Owned {
     pub(super) set: FieldSet,
     /// RFC 3339; absent in an entry that never changed the object.
     pub(super) time: Option<String>,
+    /// The set as it is stored, where it has not changed since it was read.
+    pub(super) stored: Option<Value>,
+}
+
+impl Owned {
+    /// A set that is not stored yet.
+    pub(super) fn new(api_version: &str, set: FieldSet, time: Option<String>) -> Owned {
+        Owned { api_version: api_version.to_owned(), set, time, stored: None }
+    }
+
+    /// Takes paths away.
+    pub(super) fn lose(&mut self, paths: &FieldSet) {
+        if self.set.subtract(paths) {
+            self.stored = None;
+        }
+    }
+
+    /// Adds paths.
+    pub(super) fn gain(&mut self, paths: FieldSet) {
+        if !paths.is_subset(&self.set) {
+            self.set = std::mem::take(&mut self.set).with(paths);
+            self.stored = None;
+        }
+    }
 }
 
 /// All entries of an object.
 pub(super) type Managed = BTreeMap<ManagerId, Owned>;
 
-/// The raw entries of an object: absent, or a list.
-pub(super) fn entries(object: &Value) -> Option<&Vec<Value>> {
-    object.get("metadata")?.get("managedFields")?.as_array()
+/// The raw entries of an object.
+pub(super) fn entries(object: &Value) -> Option<&Value> {
+    object.get("metadata")?.get("managedFields")
 }
 
 /// Whether a request asks for all ownership to be forgotten: an empty list, or one empty entry.
-pub(super) fn is_reset(object: &Value) -> bool {
-    match entries(object).map(Vec::as_slice) {
+pub(super) fn is_reset(entries: Option<&Value>) -> bool {
+    match entries.and_then(Value::as_array).map(Vec::as_slice) {
         Some([]) => true,
         Some([entry]) => entry.as_object().is_some_and(|entry| entry.values().all(Value::is_null)),
         _ => false,
     }
 }
 
-/// Reads the entries of an object.
+/// Reads entries. Where they are `as_stored`, sets that do not change are written as they were read.
 ///
 /// # Errors
 /// The first malformed entry, in upstream's words.
-pub(super) fn decode(object: &Value) -> Result<Managed, String> {
+pub(super) fn decode(entries: Option<Value>, as_stored: bool) -> Result<Managed, String> {
+    let Some(Value::Array(entries)) = entries else { return Ok(Managed::new()) };
     let mut managed = Managed::new();
-    for (index, entry) in entries(object).into_iter().flatten().enumerate() {
+    for (index, mut entry) in entries.into_iter().enumerate() {
+        let fields = entry.get_mut("fieldsV1").map(Value::take);
         let text = |name: &str| entry.get(name).and_then(Value::as_str).unwrap_or_default();
         let applied = match text("operation") {
             "Apply" => true,
@@ -96,7 +122,7 @@ pub(super) fn decode(object: &Value) -> Result<Managed, String> {
                 return Err(format!("invalid fieldsType {other:?} in managed fields entry {index}"));
             }
         }
-        let set = entry.get("fieldsV1").map_or_else(|| Ok(FieldSet::new()), FieldSet::from_fields_v1);
+        let set = fields.as_ref().map_or_else(|| Ok(FieldSet::new()), FieldSet::from_fields_v1);
         let set = set.map_err(|error| {
             format!("error decoding versioned set of {:?}: error decoding set: {error}", text("manager"))
         })?;
@@ -107,18 +133,19 @@ pub(super) fn decode(object: &Value) -> Result<Managed, String> {
             subresource: text("subresource").to_owned(),
         };
         let time = entry.get("time").and_then(Value::as_str).map(str::to_owned);
-        managed.insert(id, Owned { api_version: text("apiVersion").to_owned(), set, time });
+        let stored = fields.filter(|fields| as_stored && fields.is_object());
+        managed.insert(id, Owned { api_version: text("apiVersion").to_owned(), set, time, stored });
     }
     Ok(managed)
 }
 
 /// Writes the entries to an object, sorted by operation, time, manager, version and subresource.
-pub(super) fn encode(object: &mut Value, managed: &Managed) {
+pub(super) fn encode(object: &mut Value, managed: Managed) {
     strip(object);
     if managed.is_empty() {
         return;
     }
-    let mut sorted: Vec<(&ManagerId, &Owned)> = managed.iter().collect();
+    let mut sorted: Vec<(ManagerId, Owned)> = managed.into_iter().collect();
     sorted.sort_by(|(a_id, a), (b_id, b)| {
         (!a_id.applied, &a.time, &a_id.manager, &a.api_version, &a_id.subresource).cmp(&(
             !b_id.applied,
@@ -134,13 +161,13 @@ pub(super) fn encode(object: &mut Value, managed: &Managed) {
             "operation": if id.applied { "Apply" } else { "Update" },
             "apiVersion": owned.api_version,
             "fieldsType": "FieldsV1",
-            "fieldsV1": owned.set.to_fields_v1(),
         });
-        if let Some(time) = &owned.time {
-            entry["time"] = Value::from(time.as_str());
+        entry["fieldsV1"] = owned.stored.unwrap_or_else(|| owned.set.to_fields_v1());
+        if let Some(time) = owned.time {
+            entry["time"] = Value::String(time);
         }
         if !id.subresource.is_empty() {
-            entry["subresource"] = Value::from(id.subresource.as_str());
+            entry["subresource"] = Value::String(id.subresource);
         }
         entry
     });
@@ -154,10 +181,8 @@ pub(super) fn encode(object: &mut Value, managed: &Managed) {
 }
 
 /// Takes the entries off an object.
-pub(super) fn strip(object: &mut Value) {
-    if let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) {
-        metadata.remove("managedFields");
-    }
+pub(super) fn strip(object: &mut Value) -> Option<Value> {
+    object.get_mut("metadata")?.as_object_mut()?.remove("managedFields")
 }
 
 /// Merges the oldest `Update` entries of the same version until no more than [`UPDATE_MANAGERS_MAX`] are left.
@@ -189,7 +214,7 @@ pub(super) fn cap(managed: &mut Managed) {
             && let Some(taken) = managed.remove(&id)
             && let Some(owned) = managed.get_mut(&bucket)
         {
-            owned.set = owned.set.union(&taken.set);
+            owned.gain(taken.set);
             // The merged entry is as recent as the last one merged into it.
             owned.time = taken.time;
             count -= 1;

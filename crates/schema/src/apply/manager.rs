@@ -5,6 +5,7 @@ use std::sync::LazyLock;
 
 use serde_json::{Map, Value};
 
+use super::covers;
 use super::managed::{self, Managed, ManagerId, Owned};
 use super::path::{self, PathElement};
 use super::set::FieldSet;
@@ -132,7 +133,7 @@ struct Comparisons<'a> {
     own: &'a str,
     /// In that version.
     whole: Comparison,
-    /// The same without the fields this endpoint does not write, where there are such.
+    /// The same without the fields this endpoint does not write, where there are such and somebody owns fields in it.
     kept: Option<Comparison>,
     /// In other versions, without those fields.
     others: BTreeMap<String, Comparison>,
@@ -146,6 +147,40 @@ impl Comparisons<'_> {
             false => self.others.get(api_version),
         }
     }
+
+    /// What others than `id` own and the apply gives another value.
+    fn conflicts(&self, owners: &Managed, id: &ManagerId) -> Vec<Conflict> {
+        let mut conflicts = Vec::new();
+        for (other, owned) in owners.iter().filter(|(other, _)| *other != id) {
+            let Some(comparison) = self.of(&owned.api_version) else {
+                continue;
+            };
+            let taken = owned.set.intersection(&comparison.modified).with(owned.set.intersection(&comparison.added));
+            conflicts.extend(taken.paths().into_iter().map(|path| Conflict {
+                manager: other.describe(),
+                field: path::display(&path),
+                id: other.clone(),
+                path,
+            }));
+        }
+        conflicts
+    }
+
+    /// Takes what was changed or removed from all owners but `except`, and forgets those of versions not served.
+    fn yield_to(&self, owners: &mut Managed, except: Option<&ManagerId>) {
+        owners.retain(|id, owned| {
+            if Some(id) == except {
+                return !owned.set.is_empty();
+            }
+            let Some(comparison) = self.of(&owned.api_version) else {
+                return false;
+            };
+            owned.lose(&comparison.modified);
+            owned.lose(&comparison.added);
+            owned.lose(&comparison.removed);
+            !owned.set.is_empty()
+        });
+    }
 }
 
 impl<'a> FieldManager<'a> {
@@ -156,26 +191,29 @@ impl<'a> FieldManager<'a> {
     pub fn update(&self, live: Option<&Value>, mut new: Value, manager: &str, now: &str) -> Value {
         let empty = Value::Object(Map::new());
         let live = live.unwrap_or(&empty);
-        let live_managed = || managed::decode(live).unwrap_or_default();
-        let mut owners = if !self.subresource.is_empty() {
-            // Ownership cannot be set by hand through a subresource.
-            live_managed()
-        } else if managed::is_reset(&new) {
+        let given = managed::strip(&mut new);
+        let stored = managed::entries(live);
+        let live_managed = || managed::decode(stored.cloned(), true).unwrap_or_default();
+        let mut owners = if self.subresource.is_empty() && managed::is_reset(given.as_ref()) {
             Managed::new()
-        } else {
-            match managed::decode(&new) {
+        } else if given.is_some() && given.as_ref() == stored {
+            managed::decode(given, true).unwrap_or_default()
+        } else if self.subresource.is_empty() {
+            match managed::decode(given, false) {
                 Ok(owners) if !owners.is_empty() => owners,
                 // Clients that do not know the field drop it, or send it damaged.
                 _ => live_managed(),
             }
+        } else {
+            // Ownership cannot be set by hand through a subresource.
+            live_managed()
         };
-        managed::strip(&mut new);
         let exists = live.pointer("/metadata/uid").and_then(Value::as_str).is_some_and(|uid| !uid.is_empty());
         if !owners.is_empty() || !exists {
             let id = ManagerId::new(manager, false, self.api_version, self.subresource);
             self.track(live, &new, &mut owners, id, now);
         }
-        managed::encode(&mut new, &owners);
+        managed::encode(&mut new, owners);
         new
     }
 
@@ -188,23 +226,39 @@ impl<'a> FieldManager<'a> {
     /// See [`ApplyError`].
     pub fn apply(
         &self,
-        live: Option<&Value>,
+        live: Option<Value>,
         config: &Value,
         manager: &str,
         force: bool,
         now: &str,
     ) -> Result<Value, ApplyError> {
         self.check_config(config)?;
-        let mut object = live.cloned().unwrap_or_else(|| Value::Object(Map::new()));
-        let mut owners = managed::decode(&object)
+        let exists = live.is_some();
+        let mut object = live.unwrap_or_else(|| Value::Object(Map::new()));
+        let mut owners = managed::decode(managed::strip(&mut object), true)
             .map_err(|error| ApplyError::Unfit(format!("failed to decode managed fields: {error}")))?;
-        managed::strip(&mut object);
-        if owners.is_empty() && live.is_some() {
+        if owners.is_empty() && exists {
             let empty = Value::Object(Map::new());
             let id = ManagerId::new(BEFORE_FIRST_APPLY, false, self.api_version, self.subresource);
             self.track(&empty, &object, &mut owners, id, now);
         }
-        let mut result = self.merge(&object, config, owners.clone(), manager, force, now);
+        let id = ManagerId::new(manager, true, self.api_version, self.subresource);
+        let mut set = typed::field_set(config, Some(self.schema));
+        if let Some(fields) = self.reset_fields {
+            set.subtract_whole(fields);
+        }
+        let is_applied = self.is_applied(&object, config, &owners, &id, &set);
+        #[cfg(test)]
+        if is_applied {
+            let mut left = owners.clone();
+            let merged = self.merge(&object, config, &mut left, (&id, &set), force, now).ok();
+            assert_eq!(merged.as_ref(), Some(&object), "the short way leads elsewhere");
+            assert!(left.iter().map(unstored).eq(owners.iter().map(unstored)), "{left:?} and not {owners:?}");
+        }
+        let mut result = match is_applied {
+            true => Ok(std::mem::take(&mut object)),
+            false => self.merge(&object, config, &mut owners, (&id, &set), force, now),
+        };
         if manager == KUBECTL
             && let Err(ApplyError::Conflict(conflicts)) = &result
             && let Some(allowed) = self.owned_by_last_applied(&object)
@@ -212,17 +266,29 @@ impl<'a> FieldManager<'a> {
             let left: Vec<Conflict> =
                 conflicts.iter().filter(|conflict| !allowed.has(&conflict.path)).cloned().collect();
             result = if left.is_empty() {
-                self.merge(&object, config, owners, manager, true, now)
+                self.merge(&object, config, &mut owners, (&id, &set), true, now)
             } else {
                 Err(ApplyError::Conflict(left))
             };
         }
-        let (mut merged, owners) = result?;
+        let mut merged = result?;
         if manager == KUBECTL {
             renew_last_applied(&mut merged, config);
         }
-        managed::encode(&mut merged, &owners);
+        managed::encode(&mut merged, owners);
         Ok(merged)
+    }
+
+    /// Whether an apply would leave all as it is: the object has what is applied, its manager has applied the same fields
+    /// before, and nobody wrote through another version. `set` are the fields of `config`.
+    fn is_applied(&self, live: &Value, config: &Value, owners: &Managed, id: &ManagerId, set: &FieldSet) -> bool {
+        let Some(last) = owners.get(id) else { return false };
+        let known = |owned: &Owned| owned.api_version == self.api_version && !owned.set.is_empty();
+        owners.values().all(known)
+            && last.set.is_subset(set)
+            && set.difference(&UNTRACKED).is_subset(&last.set)
+            && covers::covers(live, config, Some(self.schema))
+            && !covers::fills_empty(live, config, Some(self.schema))
     }
 
     fn describe(&self, config: &Value) -> String {
@@ -238,7 +304,7 @@ impl<'a> FieldManager<'a> {
             let found = format!("{}, Kind={kind}", group_version(api_version));
             return Err(ApplyError::BadRequest(format!("invalid object type: {found}")));
         }
-        if managed::entries(config).is_some() {
+        if managed::entries(config).is_some_and(Value::is_array) {
             return Err(ApplyError::BadRequest("metadata.managedFields must be nil".to_owned()));
         }
         typed::validate(config, self.schema).map_err(|error| {
@@ -255,12 +321,9 @@ impl<'a> FieldManager<'a> {
         }
         changed.subtract(&UNTRACKED);
         if !changed.is_empty() {
-            let set = match owners.remove(&id) {
-                Some(previous) => changed.with(previous.set),
-                None => changed,
-            };
-            let api_version = self.api_version.to_owned();
-            owners.insert(id, Owned { api_version, set, time: Some(now.to_owned()) });
+            let owned = owners.entry(id).or_insert_with(|| Owned::new(self.api_version, FieldSet::new(), None));
+            owned.gain(changed);
+            owned.time = Some(now.to_owned());
         }
         managed::cap(owners);
     }
@@ -269,28 +332,20 @@ impl<'a> FieldManager<'a> {
     /// Returns how the objects differ in this endpoint's version.
     fn yield_to(&self, live: &Value, new: &Value, owners: &mut Managed, except: Option<&ManagerId>) -> Comparison {
         let comparisons = self.compare_all(live, new, owners, except);
-        owners.retain(|id, owned| {
-            if Some(id) == except {
-                return !owned.set.is_empty();
-            }
-            let Some(comparison) = comparisons.of(&owned.api_version) else {
-                return false;
-            };
-            owned.set.subtract(&comparison.modified);
-            owned.set.subtract(&comparison.added);
-            owned.set.subtract(&comparison.removed);
-            !owned.set.is_empty()
-        });
+        comparisons.yield_to(owners, except);
         comparisons.whole
     }
 
     /// How the objects differ in each version that has an owner.
     fn compare_all(&self, live: &Value, new: &Value, owners: &Managed, except: Option<&ManagerId>) -> Comparisons<'_> {
         let whole = typed::compare(live, new, Some(self.schema));
-        let kept = self.reset_fields.map(|fields| whole.without(fields));
+        let mut kept = None;
         let mut others = BTreeMap::new();
-        let foreign = |(id, owned): &(&ManagerId, &Owned)| Some(*id) != except && owned.api_version != self.api_version;
-        for (_, Owned { api_version, .. }) in owners.iter().filter(foreign) {
+        for (_, Owned { api_version, .. }) in owners.iter().filter(|(id, _)| Some(*id) != except) {
+            if api_version == self.api_version {
+                kept = kept.or_else(|| self.reset_fields.map(|fields| whole.without(fields)));
+                continue;
+            }
             if others.contains_key(api_version) {
                 continue;
             }
@@ -313,62 +368,47 @@ impl<'a> FieldManager<'a> {
         Comparisons { own: self.api_version, whole, kept, others }
     }
 
-    /// One apply on an object without its entries.
+    /// One apply on an object without its entries, by a manager, of a configuration that has these fields. Conflicts leave
+    /// the owners as they were.
     fn merge(
         &self,
         live: &Value,
         config: &Value,
-        mut owners: Managed,
-        manager: &str,
+        owners: &mut Managed,
+        (id, set): (&ManagerId, &FieldSet),
         force: bool,
         now: &str,
-    ) -> Result<(Value, Managed), ApplyError> {
+    ) -> Result<Value, ApplyError> {
         let merged = typed::merge(live, config, Some(self.schema))
             .map_err(|error| ApplyError::Unfit(format!("failed to merge config: {error}")))?;
-        let id = ManagerId::new(manager, true, self.api_version, self.subresource);
-        let last = owners.get(&id).cloned();
-        let set = typed::field_set(config, Some(self.schema));
-        let set = match self.reset_fields {
-            Some(fields) => set.recursive_difference(fields),
-            None => set,
-        };
+        let last = owners.remove(id);
         let time = last.as_ref().and_then(|last| last.time.clone());
-        owners.insert(id.clone(), Owned { api_version: self.api_version.to_owned(), set, time });
-        let merged = match last {
-            Some(last) if !last.set.is_empty() => self.prune(merged, &owners, &last),
+        owners.insert(id.clone(), Owned::new(self.api_version, set.clone(), time));
+        let merged = match &last {
+            Some(last) if !last.set.is_empty() => self.prune(merged, config, owners, last, set),
             _ => merged,
         };
-        let comparisons = self.compare_all(live, &merged, &owners, Some(&id));
+        let comparisons = self.compare_all(live, &merged, owners, Some(id));
         if !force {
-            let mut conflicts = Vec::new();
-            for (other, owned) in owners.iter().filter(|(other, _)| **other != id) {
-                let Some(comparison) = comparisons.of(&owned.api_version) else {
-                    continue;
-                };
-                let taken = owned.set.intersection(&comparison.modified.union(&comparison.added));
-                conflicts.extend(taken.paths().into_iter().map(|path| Conflict {
-                    manager: other.describe(),
-                    field: path::display(&path),
-                    id: other.clone(),
-                    path,
-                }));
-            }
+            let conflicts = comparisons.conflicts(owners, id);
             if !conflicts.is_empty() {
+                owners.remove(id);
+                owners.extend(last.map(|last| (id.clone(), last)));
                 return Err(ApplyError::Conflict(conflicts));
             }
         }
-        self.yield_to(live, &merged, &mut owners, Some(&id));
+        comparisons.yield_to(owners, Some(id));
         let changed = !path::equal(live, &merged);
-        if let Some(owned) = owners.get_mut(&id) {
-            owned.set.subtract(&UNTRACKED);
+        if let Some(owned) = owners.get_mut(id) {
+            owned.lose(&UNTRACKED);
             if changed {
                 owned.time = Some(now.to_owned());
             }
             if owned.set.is_empty() {
-                owners.remove(&id);
+                owners.remove(id);
             }
         }
-        Ok((merged, owners))
+        Ok(merged)
     }
 
     fn in_version(&self, from: &Versioned, api_version: &str) -> Option<Versioned> {
@@ -384,8 +424,23 @@ impl<'a> FieldManager<'a> {
         if api_version == self.api_version { Some(self.schema) } else { self.versions.schema(api_version) }
     }
 
-    /// Takes away what this manager applied last time, does not apply now, and nobody else owns.
-    fn prune(&self, merged: Value, owners: &Managed, last: &Owned) -> Value {
+    /// Takes away what this manager applied last time, does not apply now, and nobody else owns. `set` are the fields of
+    /// `config`, which it applies now.
+    fn prune(&self, merged: Value, config: &Value, owners: &Managed, last: &Owned, set: &FieldSet) -> Value {
+        // All it applied it still applies. Then only what is empty in its eyes and filled in by nobody might go.
+        if last.set.is_subset(set)
+            && owners.values().chain([last]).all(|owned| owned.api_version == self.api_version)
+            && !covers::fills_empty(&merged, config, Some(self.schema))
+        {
+            #[cfg(test)]
+            assert_eq!(self.prune_fully(merged.clone(), owners, last), merged, "the short way leads elsewhere");
+            return merged;
+        }
+        self.prune_fully(merged, owners, last)
+    }
+
+    /// The same whatever it applied last time.
+    fn prune_fully(&self, merged: Value, owners: &Managed, last: &Owned) -> Value {
         let whole = Versioned { api_version: self.api_version.to_owned(), object: merged };
         let version = last.api_version.as_str();
         let (Some(converted), Some(schema)) = (self.in_version(&whole, version), self.schema_in(version)) else {
@@ -454,6 +509,12 @@ impl<'a> FieldManager<'a> {
     }
 }
 
+/// An entry without how it is stored.
+#[cfg(test)]
+fn unstored<'o>((id, owned): (&'o ManagerId, &'o Owned)) -> (&'o ManagerId, &'o str, &'o FieldSet, Option<&'o str>) {
+    (id, &owned.api_version, &owned.set, owned.time.as_deref())
+}
+
 /// `apps/v1`, or `/v1` for the core group, as upstream prints a group and version.
 fn group_version(api_version: &str) -> String {
     if api_version.contains('/') { api_version.to_owned() } else { format!("/{api_version}") }
@@ -494,34 +555,5 @@ fn renew_last_applied(object: &mut Value, config: &Value) {
     let bytes: usize = annotations.iter().map(|(name, value)| name.len() + go_text::format(value).len()).sum();
     if bytes > ANNOTATIONS_BYTES_MAX {
         annotations.remove(LAST_APPLIED_ANNOTATION);
-    }
-}
-
-/// Gives a new object the live object's ownership times when nothing but those differ, so that a write without effect
-/// stays one.
-pub fn keep_times(live: &Value, new: &mut Value) {
-    let (Some(old), Some(fresh)) = (managed::entries(live), managed::entries(new)) else {
-        return;
-    };
-    let untimed = |entries: &[Value]| -> Vec<Value> {
-        let drop_time = |entry: &Value| {
-            let mut entry = entry.clone();
-            if let Some(entry) = entry.as_object_mut() {
-                entry.remove("time");
-            }
-            entry
-        };
-        let mut entries: Vec<Value> = entries.iter().map(drop_time).collect();
-        entries.sort_by(path::compare_values);
-        entries
-    };
-    if untimed(old) != untimed(fresh) {
-        return;
-    }
-    let (mut bare_live, mut bare_new) = (live.clone(), new.clone());
-    managed::strip(&mut bare_live);
-    managed::strip(&mut bare_new);
-    if path::equal(&bare_live, &bare_new) {
-        *new = live.clone();
     }
 }

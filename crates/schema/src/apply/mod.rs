@@ -22,14 +22,15 @@
 //! let now = "2026-01-02T03:04:05Z";
 //! let live = manager.apply(None, &config(json!({"a": "1", "b": "2"})), "one", false, now).unwrap();
 //! // Another manager may add, but not change.
-//! let live = manager.apply(Some(&live), &config(json!({"c": "3"})), "two", false, now).unwrap();
-//! let conflict = manager.apply(Some(&live), &config(json!({"a": "9"})), "two", false, now).unwrap_err();
+//! let live = manager.apply(Some(live.clone()), &config(json!({"c": "3"})), "two", false, now).unwrap();
+//! let conflict = manager.apply(Some(live.clone()), &config(json!({"a": "9"})), "two", false, now).unwrap_err();
 //! assert_eq!(conflict.to_string(), r#"Apply failed with 1 conflict: conflict with "one": .data.a"#);
 //! // What the first no longer applies goes.
-//! let live = manager.apply(Some(&live), &config(json!({"a": "1"})), "one", false, now).unwrap();
+//! let live = manager.apply(Some(live.clone()), &config(json!({"a": "1"})), "one", false, now).unwrap();
 //! assert_eq!(live["data"], json!({"a": "1", "c": "3"}));
 //! ```
 
+mod covers;
 mod managed;
 mod manager;
 mod path;
@@ -45,7 +46,7 @@ use crate::schema::Schema;
 
 pub use managed::UPDATE_MANAGERS_MAX;
 pub use manager::{
-    ApplyError, Conflict, FieldManager, LAST_APPLIED_ANNOTATION, SingleVersion, Versions, conflict_message, keep_times,
+    ApplyError, Conflict, FieldManager, LAST_APPLIED_ANNOTATION, SingleVersion, Versions, conflict_message,
 };
 pub use path::PathElement;
 pub use scale::{SCALE_API_VERSION, owners_from_scale, owners_to_scale};

@@ -12,7 +12,9 @@ use super::set::FieldSet;
 pub const SCALE_API_VERSION: &str = "autoscaling/v1";
 
 fn owners_of(object: &Value) -> Result<Managed, ApplyError> {
-    managed::decode(object).map_err(|error| ApplyError::Unfit(format!("failed to decode managed fields: {error}")))
+    let entries = managed::entries(object).cloned();
+    managed::decode(entries, false)
+        .map_err(|error| ApplyError::Unfit(format!("failed to decode managed fields: {error}")))
 }
 
 fn replicas_of_scale() -> Vec<PathElement> {
@@ -37,9 +39,9 @@ fn in_version(id: &ManagerId, api_version: &str) -> ManagerId {
 pub fn owners_to_scale(object: &Value, scale: &mut Value, replicas: &[PathElement]) -> Result<(), ApplyError> {
     let owners = owners_of(object)?.into_iter().filter(|(_, owned)| owned.set.has(replicas)).map(|(id, owned)| {
         let set = only(&replicas_of_scale());
-        (in_version(&id, SCALE_API_VERSION), Owned { api_version: SCALE_API_VERSION.to_owned(), set, time: owned.time })
+        (in_version(&id, SCALE_API_VERSION), Owned::new(SCALE_API_VERSION, set, owned.time))
     });
-    managed::encode(scale, &owners.collect());
+    managed::encode(scale, owners.collect());
     Ok(())
 }
 
@@ -66,9 +68,9 @@ pub fn owners_from_scale(
     });
     for id in of_scale.into_keys() {
         let id = in_version(&id, api_version);
-        owners.insert(id, Owned { api_version: api_version.to_owned(), set: path.clone(), time: None });
+        owners.insert(id, Owned::new(api_version, path.clone(), None));
     }
-    managed::encode(object, &owners);
+    managed::encode(object, owners);
     Ok(())
 }
 

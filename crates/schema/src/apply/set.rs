@@ -159,6 +159,17 @@ impl FieldSet {
         FieldSet { nodes: self.nodes.iter().filter_map(common).collect() }
     }
 
+    /// Whether every path is there, too.
+    #[must_use]
+    pub fn is_subset(&self, other: &FieldSet) -> bool {
+        let there = |node: &Node| {
+            other
+                .node(&node.step)
+                .is_some_and(|there| (there.member || !node.member) && node.below.is_subset(&there.below))
+        };
+        self.nodes.iter().all(there)
+    }
+
     /// Paths here and not there.
     #[must_use]
     pub fn difference(&self, other: &FieldSet) -> FieldSet {
@@ -167,17 +178,20 @@ impl FieldSet {
         left
     }
 
-    /// Takes the paths away that are there.
-    pub(super) fn subtract(&mut self, other: &FieldSet) {
+    /// Takes the paths away that are there; returns whether there were any.
+    pub(super) fn subtract(&mut self, other: &FieldSet) -> bool {
+        let mut fewer = false;
         if other.nodes.is_empty() {
-            return;
+            return fewer;
         }
         self.nodes.retain_mut(|node| {
             let Some(taken) = other.node(&node.step) else { return true };
+            fewer |= node.member && taken.member;
             node.member &= !taken.member;
-            node.below.subtract(&taken.below);
+            fewer |= node.below.subtract(&taken.below);
             !node.is_void()
         });
+        fewer
     }
 
     /// Paths here, without those there and without all that is below those there.

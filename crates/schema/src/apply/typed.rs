@@ -14,7 +14,7 @@ use crate::schema::{List, ListKind, Object, Rest, Scalar, Schema, Shape};
 
 /// How one node is walked.
 #[derive(Clone, Copy)]
-enum Atom<'a> {
+pub(super) enum Atom<'a> {
     Scalar,
     /// A list, with its type when it is known.
     List(Option<List<'a>>),
@@ -22,7 +22,7 @@ enum Atom<'a> {
     Map(Option<Object<'a>>),
 }
 
-fn atom<'a>(schema: Option<Schema<'a>>, value: Option<&Value>) -> Atom<'a> {
+pub(super) fn atom<'a>(schema: Option<Schema<'a>>, value: Option<&Value>) -> Atom<'a> {
     match schema.map(Schema::shape) {
         Some(Shape::Scalar(_)) => Atom::Scalar,
         Some(Shape::List(list)) => Atom::List(Some(list)),
@@ -39,16 +39,16 @@ fn same_atom(a: Atom<'_>, b: Atom<'_>) -> bool {
     matches!((a, b), (Atom::Scalar, Atom::Scalar) | (Atom::List(_), Atom::List(_)) | (Atom::Map(_), Atom::Map(_)))
 }
 
-fn child<'a>(object: Option<Object<'a>>, name: &str) -> Option<Schema<'a>> {
+pub(super) fn child<'a>(object: Option<Object<'a>>, name: &str) -> Option<Schema<'a>> {
     object.and_then(|object| object.child(name))
 }
 
 /// The list type to go by when its items are told apart; nothing for an atomic list.
-fn keyed(list: Option<List<'_>>) -> Option<List<'_>> {
+pub(super) fn keyed(list: Option<List<'_>>) -> Option<List<'_>> {
     list.filter(|list| !matches!(list.kind, ListKind::Atomic))
 }
 
-fn is_atomic(object: Option<Object<'_>>) -> bool {
+pub(super) fn is_atomic(object: Option<Object<'_>>) -> bool {
     object.is_some_and(|object| object.atomic)
 }
 

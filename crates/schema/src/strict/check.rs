@@ -48,7 +48,7 @@ pub(super) fn kind_of(value: &Value) -> &'static str {
 enum Segment<'a> {
     /// A declared field, and the definition it belongs to.
     Field {
-        name: String,
+        name: &'a str,
         owner: &'a str,
     },
     /// A key of a map, or a field of something untyped.
@@ -116,7 +116,7 @@ impl<'a> Checker<'a> {
         let (segment, expected) = match inside {
             Inside::Object(object) => match object.field(name) {
                 Some(field) => {
-                    let segment = Segment::Field { name: name.to_owned(), owner: object.name() };
+                    let segment = Segment::Field { name: field.name, owner: object.name() };
                     (segment, Expected::Schema(field.schema))
                 }
                 None => {
@@ -167,15 +167,18 @@ impl<'a> Checker<'a> {
     fn strict_error(&mut self, kind: &str) {
         let mut path = String::new();
         for segment in &self.path {
-            match segment {
-                Segment::Field { name, .. } | Segment::Key(name) => {
-                    if !path.is_empty() {
-                        path.push('.');
-                    }
-                    path.push_str(name);
+            let name = match segment {
+                Segment::Field { name, .. } => name,
+                Segment::Key(name) => name.as_str(),
+                Segment::Index(index) => {
+                    path.push_str(&format!("[{index}]"));
+                    continue;
                 }
-                Segment::Index(index) => path.push_str(&format!("[{index}]")),
+            };
+            if !path.is_empty() {
+                path.push('.');
             }
+            path.push_str(name);
         }
         self.strict_text(format!("{kind} field \"{path}\""));
     }
@@ -192,7 +195,7 @@ impl<'a> Checker<'a> {
                     .path
                     .iter()
                     .filter_map(|segment| match segment {
-                        Segment::Field { name, .. } => Some(name.as_str()),
+                        Segment::Field { name, .. } => Some(*name),
                         _ => None,
                     })
                     .collect();

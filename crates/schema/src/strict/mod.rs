@@ -77,6 +77,11 @@ pub fn decode_json(body: &[u8], schema: Option<Schema<'_>>) -> Result<Decoded, D
 /// # Errors
 /// A syntax error, or the first value of the wrong type.
 pub fn decode_yaml(body: &[u8], schema: Option<Schema<'_>>) -> Result<Decoded, DecodeError> {
+    // What programs send as YAML is nearly always JSON.
+    let mut checker = Checker::new();
+    if let Some(value) = json::parse_as_yaml(body, schema, &mut checker) {
+        return checker.finish(value);
+    }
     let mut checker = Checker::new();
     let value = yaml::parse(body, schema, &mut checker)?;
     checker.finish(value)

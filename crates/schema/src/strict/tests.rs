@@ -38,6 +38,32 @@ fn syntax_errors_in_upstream_words() {
 }
 
 #[test]
+fn yaml_is_read_as_json_only_where_that_is_the_same() {
+    let read = |text: &str| json::parse_as_yaml(text.as_bytes(), None, &mut Checker::new());
+    assert_eq!(read(r#"{"a": [1, -2, "x\u003cy\n", true, null]} "#), Some(json!({"a": [1, -2, "x<y\n", true, null]})));
+    for text in [
+        "a: 1",
+        "[1]",
+        r#"{"a": 1, "a": 2}"#,
+        r#"{"a": {"b": 1, "b": 2}}"#,
+        r#"{"<<": {}}"#,
+        r#"{"a": 1.0}"#,
+        r#"{"a": 1e3}"#,
+        r#"{"a": 9223372036854775808}"#,
+        r#"{"a": "\/"}"#,
+        r#"{"a": "\ud83d\ude00"}"#,
+        "{\"a\": 1}\n---\n{}",
+        "{\"a\": 1} # one",
+        "{a: 1}",
+    ] {
+        assert_eq!(read(text), None, "{text}");
+    }
+    let twice = decode_yaml(br#"{"a": 1, "a": 2}"#, None).unwrap();
+    assert_eq!(twice.value, json!({"a": 2}));
+    assert_eq!(twice.strict_errors, ["yaml: unmarshal errors:\n  line 1: key \"a\" already set in map"]);
+}
+
+#[test]
 fn type_errors_in_upstream_words() {
     let deployment = schema("apps", "Deployment");
     let pod = schema("", "Pod");
@@ -191,6 +217,22 @@ proptest! {
         let decoded = decode_json(value.to_string().as_bytes(), None).unwrap();
         prop_assert_eq!(decoded.value, value);
         prop_assert!(decoded.strict_errors.is_empty());
+    }
+
+    /// Printable characters only: what YAML makes of others inside of quotes is not what anybody means by them.
+    #[test]
+    fn json_is_read_as_yaml_would_be(value in json_value(), key in "[a-z]{0,3}") {
+        let value = json!({"kind": "Pod", "metadata": {"labels": {key: value}}, "spec": {"replicas": 1}});
+        for text in [value.to_string(), serde_json::to_string_pretty(&value).unwrap()] {
+            let text: String = text.chars().map(|c| if matches!(c, ' '..='~' | '\n') { c } else { 'x' }).collect();
+            for schema in [None, schema("", "Pod")] {
+                let (mut fast, mut slow) = (Checker::new(), Checker::new());
+                if let Some(read) = json::parse_as_yaml(text.as_bytes(), schema, &mut fast) {
+                    let wanted = yaml::parse(text.as_bytes(), schema, &mut slow).and_then(|value| slow.finish(value));
+                    prop_assert_eq!(fast.finish(read), wanted);
+                }
+            }
+        }
     }
 
     #[test]

@@ -7,7 +7,7 @@ use super::versions::BuiltIn;
 use super::write::Target;
 use crate::crd::{Recalled, envelope};
 use bytes::Bytes;
-use gantry_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::StatusCause;
+use gantry_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::{FieldsV1, ManagedFieldsEntry, StatusCause};
 use gantry_api::kind::{Object, Resource};
 use gantry_api::meta::object::Meta;
 use gantry_api::meta::status::ApiError;
@@ -181,7 +181,7 @@ impl Registry {
         let live = old.map(Object::to_value);
         let options = target.options;
         let applied = with_manager(target, schema, custom, |manager| {
-            manager.map(|m| m.apply(live.as_ref(), &config, &options.field_manager, options.force, now))
+            manager.map(|m| m.apply(live, &config, &options.field_manager, options.force, now))
         });
         let mut merged = applied
             .ok_or_else(|| {
@@ -296,9 +296,16 @@ fn with_manager<R>(
 }
 
 fn take_managed_fields(object: &mut dyn Object, mut managed: Value) -> Result<(), ApiError> {
-    let fields = managed.get_mut("metadata").and_then(|m| m.get_mut("managedFields")).map(Value::take);
-    object.meta_mut().managed_fields = match fields {
-        Some(fields) if !fields.is_null() => Some(serde_json::from_value(fields).map_err(ApiError::internal)?),
+    let entries = managed.get_mut("metadata").and_then(|m| m.get_mut("managedFields")).map(Value::take);
+    let decode = |mut entry: Value| -> Result<ManagedFieldsEntry, serde_json::Error> {
+        // Not read once more: this is most of it.
+        let fields = entry.as_object_mut().and_then(|entry| entry.remove("fieldsV1"));
+        Ok(ManagedFieldsEntry { fields_v1: fields.map(FieldsV1), ..serde_json::from_value(entry)? })
+    };
+    object.meta_mut().managed_fields = match entries {
+        Some(Value::Array(entries)) => {
+            Some(entries.into_iter().map(decode).collect::<Result<_, _>>().map_err(ApiError::internal)?)
+        }
         _ => None,
     };
     Ok(())

@@ -1,6 +1,7 @@
 //! The generic registry: reads from watch caches, writes through one ordered function, deletion with finalizers and grace.
 
 mod conversion;
+mod decoded;
 pub mod delete;
 mod device_access;
 pub mod draft;
@@ -11,6 +12,7 @@ pub mod objects;
 pub mod options;
 pub mod read;
 pub mod scale;
+mod times;
 mod versions;
 pub mod watch;
 pub mod write;
@@ -41,6 +43,8 @@ pub struct Registry {
     encryption: Encryption,
     /// The caches.
     dispatcher: Arc<Dispatcher>,
+    /// Of what is in them, what the server's own parts have read lately.
+    decoded: decoded::Decoded,
     /// The built-in kinds that are served.
     built_in: Vec<&'static dyn Resource>,
     /// Whether pods may refer to PodGroups.
@@ -72,6 +76,7 @@ impl Registry {
             store,
             encryption,
             dispatcher,
+            decoded: decoded::Decoded::default(),
             serves_pod_groups: built_in
                 .iter()
                 .any(|r| (r.info().group, r.info().plural) == ("scheduling.k8s.io", "podgroups")),

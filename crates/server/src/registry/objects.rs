@@ -1,5 +1,6 @@
 //! The registry as the server's own parts see it.
 
+use super::decoded::LIST_MAX;
 use super::{Registry, path_of};
 use crate::cluster::ObjectSource;
 use crate::watch_cache::Entry;
@@ -14,6 +15,21 @@ fn decode(resource: &dyn Resource, entry: &Entry) -> Result<Arc<dyn Object>, Api
         .decode(&entry.json())
         .map_err(|e| ApiError::internal(format!("cached {} {}: {e}", resource.info().qualified(), entry.path())))?;
     Ok(object.into())
+}
+
+impl Registry {
+    /// The object of an entry, remembered for whoever asks next. What a learned resource makes of an entry may change.
+    fn decoded(&self, resource: &dyn Resource, entry: &Arc<Entry>) -> Result<Arc<dyn Object>, ApiError> {
+        if resource.learned().is_some() {
+            return decode(resource, entry);
+        }
+        if let Some(object) = self.decoded.get(entry) {
+            return Ok(object);
+        }
+        let object = decode(resource, entry)?;
+        self.decoded.put(entry, &object);
+        Ok(object)
+    }
 }
 
 #[async_trait]
@@ -34,7 +50,7 @@ impl ObjectSource for Registry {
             return cache.unreadable(&path).map_or(Ok(None), |why| Err(ApiError::internal(why)));
         };
         let shown = self.shown(resource, vec![entry]).await?;
-        shown.first().map(|e| decode(resource, e)).transpose()
+        shown.first().map(|e| self.decoded(resource, e)).transpose()
     }
 
     async fn labels(
@@ -55,7 +71,11 @@ impl ObjectSource for Registry {
     async fn list(&self, resource: &'static dyn Resource, namespace: &str) -> Result<Vec<Arc<dyn Object>>, ApiError> {
         self.check_readable(resource, namespace)?;
         let snapshot = self.shown_snapshot(resource, self.cache(resource)?.snapshot()).await?;
-        snapshot.iter_after(namespace, "").map(|e| decode(resource, e)).collect()
+        let found = || snapshot.iter_after(namespace, "");
+        match found().nth(LIST_MAX) {
+            None => found().map(|e| self.decoded(resource, e)).collect(),
+            Some(_) => found().map(|e| decode(resource, e)).collect(),
+        }
     }
 
     async fn list_by_field(

@@ -1,7 +1,7 @@
 //! Every write of an object: create, update, the four patches, and subresource writes, in one order.
 
 use super::options::WriteOptions;
-use super::{Registry, Stored, device_access, emptied, key_of, store_error};
+use super::{Registry, Stored, device_access, emptied, key_of, store_error, times};
 use crate::admission::rounds::Rounds;
 use crate::admission::{Attributes, Operation};
 use crate::audit::{self, Part};
@@ -294,9 +294,17 @@ impl Registry {
         dry_run: bool,
     ) -> Result<Committed, ApiError> {
         object.meta_mut().resource_version = None;
-        let json = Bytes::from(self.encode(resource, object).await?);
+        let mut json = Bytes::from(self.encode(resource, object).await?);
         let key = key_of(resource, object.meta().namespace(), object.meta().name());
-        let unchanged = stored.is_some_and(|s| s.kv.value == json && !s.stale);
+        if let Some(s) = stored.filter(|s| s.kv.value.len() == json.len() && s.kv.value != json)
+            && let Some(fresh) = times::keep(object, s.object.as_ref())
+        {
+            let timed = std::mem::replace(&mut json, self.encode(resource, object).await?.into());
+            if s.kv.value != json {
+                (json, object.meta_mut().managed_fields) = (timed, Some(fresh));
+            }
+        }
+        let unchanged = stored.is_some_and(|s| !s.stale && (s.kv.value == json || shows_the_same(resource, s, &json)));
         let deletes = stored.is_some_and(|s| super::delete::finished_by_update(resource, object, s.object.as_ref()));
         if unchanged && !deletes {
             return Ok(Committed::At(stored.map_or(0, |s| s.kv.mod_revision), json));
@@ -414,6 +422,17 @@ impl Registry {
             }
         }
     }
+}
+
+/// Whether what was stored through another version of the resource is, in this one, what is to be stored now.
+fn shows_the_same(resource: &dyn Resource, stored: &Stored, json: &[u8]) -> bool {
+    let own = format!(r#"{{"apiVersion":"{}","#, resource.info().api_version());
+    if resource.learned().is_some() || stored.kv.value.starts_with(own.as_bytes()) {
+        return false;
+    }
+    let mut shown = stored.object.boxed_clone();
+    shown.meta_mut().resource_version = None;
+    resource.to_stored(shown.as_ref()) == json
 }
 
 /// Takes an announcement back unless the value was written; also when the client went away in the middle.

@@ -260,6 +260,24 @@ fn with_manager<T>(run: impl FnOnce(FieldManager<'_>) -> T) -> T {
     })
 }
 
+/// Sets what is not there, as defaults do: nobody comes to own it.
+fn fill(value: &mut Value, defaults: &Value) {
+    match (value, defaults) {
+        (Value::Object(map), Value::Object(defaults)) => {
+            for (name, default) in defaults {
+                match map.get_mut(name) {
+                    Some(inner) => fill(inner, default),
+                    None => drop(map.insert(name.clone(), default.clone())),
+                }
+            }
+        }
+        (Value::Array(items), Value::Array(defaults)) => {
+            items.iter_mut().zip(defaults).for_each(|(item, default)| fill(item, default));
+        }
+        _ => {}
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(120))]
 
@@ -277,7 +295,7 @@ proptest! {
                 }
                 let accepted = model.step(step, &sent);
                 let outcome = if step.apply {
-                    manager.apply(live.as_ref(), &sent, &step.manager, step.force, NOW)
+                    manager.apply(live.clone(), &sent, &step.manager, step.force, NOW)
                 } else {
                     Ok(manager.update(live.as_ref(), sent, &step.manager, NOW))
                 };
@@ -303,9 +321,27 @@ proptest! {
     fn apply_is_idempotent(first in step(), second in step()) {
         with_manager(|manager| -> Result<(), TestCaseError> {
             let live = manager.apply(None, &object(&first.spec), "one", true, NOW).unwrap();
-            let live = manager.apply(Some(&live), &object(&second.spec), "two", true, NOW).unwrap();
-            let again = manager.apply(Some(&live), &object(&second.spec), "two", false, "2027-01-01T00:00:00Z").unwrap();
+            let live = manager.apply(Some(live.clone()), &object(&second.spec), "two", true, NOW).unwrap();
+            let again = manager.apply(Some(live.clone()), &object(&second.spec), "two", false, "2027-01-01T00:00:00Z").unwrap();
             prop_assert_eq!(again, live);
+            Ok(())
+        })?;
+    }
+
+    /// The manager itself compares, in tests.
+    #[test]
+    fn short_ways_lead_where_long_ones_do(first in spec(), second in spec(), unowned in spec(), other in spec()) {
+        with_manager(|manager| -> Result<(), TestCaseError> {
+            let first = object(&first);
+            let live = manager.apply(None, &first, "one", true, NOW).unwrap();
+            let mut live = manager.apply(Some(live), &object(&other), "two", true, NOW).unwrap();
+            fill(&mut live["spec"], &unowned);
+            for config in [first, object(&second)] {
+                for name in ["one", "two", "three"] {
+                    let applied = manager.apply(Some(live.clone()), &config, name, true, NOW).unwrap();
+                    manager.apply(Some(applied), &config, name, true, NOW).unwrap();
+                }
+            }
             Ok(())
         })?;
     }
@@ -323,8 +359,8 @@ proptest! {
             let mut live: Option<Value> = None;
             for (one, two) in &specs {
                 let (one, two) = (part(one, true), part(two, false));
-                let object = manager.apply(live.as_ref(), &one, "one", false, NOW).unwrap();
-                let object = manager.apply(Some(&object), &two, "two", false, NOW).unwrap();
+                let object = manager.apply(live.clone(), &one, "one", false, NOW).unwrap();
+                let object = manager.apply(Some(object.clone()), &two, "two", false, NOW).unwrap();
                 let mut expected = leaves(&one);
                 expected.extend(leaves(&two));
                 prop_assert_eq!(leaves(&object), expected);
@@ -361,7 +397,7 @@ proptest! {
         with_manager(|manager| -> Result<(), TestCaseError> {
             let live = manager.apply(None, &object(&live), "one", true, NOW).unwrap();
             let config = object(&config);
-            let merged = manager.apply(Some(&live), &config, "two", true, NOW).unwrap();
+            let merged = manager.apply(Some(live.clone()), &config, "two", true, NOW).unwrap();
             let names = |object: &Value| -> Vec<(Value, Value)> {
                 let items = object["spec"]["list"].as_array().cloned().unwrap_or_default();
                 items.iter().map(|item| (item["name"].clone(), item.get("proto").cloned().unwrap_or(json!("TCP")))).collect()

@@ -162,7 +162,7 @@ fn apply(object: &Value, value: &CelValue) -> Result<Value, Failure> {
         FieldManager { schema, api_version, kind, subresource: "", reset_fields: None, versions: &SingleVersion };
     let mut live = object.clone();
     let managed = live["metadata"].as_object_mut().and_then(|m| m.remove("managedFields"));
-    let merged = manager.apply(Some(&live), &config, MANAGER, true, "1970-01-01T00:00:00Z");
+    let merged = manager.apply(Some(live), &config, MANAGER, true, "1970-01-01T00:00:00Z");
     let mut merged = merged.map_err(|e| failed("failed to merge patch", &e))?;
     if let Some(meta) = merged["metadata"].as_object_mut() {
         meta.remove("managedFields");
