@@ -47,7 +47,7 @@ fn range(api: &Api<'_>, name: &str) -> String {
     node["spec"]["podCIDR"].as_str().unwrap().to_owned()
 }
 
-/// KEP-less and old: `--allocate-node-cidrs` of kube-controller-manager.
+/// `--allocate-node-cidrs`.
 fn ranges_of_nodes(cluster: &Cluster, api: &Api<'_>) {
     let mut own = node("own");
     own["spec"] = json!({"podCIDR": "10.244.1.0/24"});

@@ -10,12 +10,13 @@ use gantry_client::{Api, DeleteParams, Patch, PatchParams, PostParams};
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{
-    ConfigMap, Event, Node, PersistentVolumeClaim, Pod, ResourceQuota, Secret, Service, ServiceAccount,
+    ConfigMap, Event, Node, PersistentVolume, PersistentVolumeClaim, Pod, ResourceQuota, Secret, Service,
+    ServiceAccount,
 };
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::resource::v1::{DeviceClass, ResourceClaim};
-use k8s_openapi::api::storage::v1::VolumeAttributesClass;
+use k8s_openapi::api::storage::v1::{StorageClass, VolumeAttributesClass};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -158,6 +159,28 @@ async fn a_class_of_attributes_stays_while_a_claim_names_it() {
     assert!(api.get("fast").await.unwrap().metadata.is_deleting());
     c.api::<PersistentVolumeClaim>().delete("data", &DeleteParams::default()).await.unwrap();
     c.until("the class is gone", || async { api.get("fast").await.is_err() }).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_claim_that_grows_is_told_who_is_waited_for() {
+    let c = Cluster::furnished().await;
+    let class = json!({"metadata": {"name": "grows"}, "provisioner": "example.com/disk", "allowVolumeExpansion": true});
+    make::<StorageClass>(&c, class).await;
+    let size = |size: &str| json!({"storage": size});
+    let volume = json!({"capacity": size("1Gi"), "accessModes": ["ReadWriteOnce"], "storageClassName": "grows",
+        "csi": {"driver": "example.com", "volumeHandle": "h"}});
+    make::<PersistentVolume>(&c, json!({"metadata": {"name": "disk"}, "spec": volume})).await;
+    let spec = json!({"accessModes": ["ReadWriteOnce"], "storageClassName": "grows", "volumeName": "disk",
+        "resources": {"requests": size("1Gi")}});
+    c.create::<PersistentVolumeClaim>(json!({"metadata": {"name": "data"}, "spec": spec})).await;
+    c.until("the claim is bound", || async {
+        let claim = c.api::<PersistentVolumeClaim>().get("data").await.unwrap();
+        claim.status.and_then(|s| s.phase).as_deref() == Some("Bound")
+    })
+    .await;
+    let more = Patch::Merge(json!({"spec": {"resources": {"requests": size("2Gi")}}}));
+    c.api::<PersistentVolumeClaim>().patch("data", &PatchParams::default(), &more).await.unwrap();
+    told(&c, "data", "ExternalExpanding", "waiting for an external controller to expand this PVC").await;
 }
 
 #[tokio::test(start_paused = true)]
