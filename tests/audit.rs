@@ -97,7 +97,14 @@ fn requests_are_recorded() {
         items.iter().any(|e| e["auditID"] == last && e.get("kind").is_none()).then_some(())
     });
     let metrics = api.try_get("/metrics").text;
-    assert!(metrics.lines().any(|l| l.starts_with("apiserver_audit_event_total ")), "{metrics}");
+    for sample in [
+        "apiserver_audit_event_total ",
+        "apiserver_audit_level_total{level=\"None\"} ",
+        "apiserver_audit_level_total{level=\"RequestResponse\"} ",
+        "apiserver_audit_requests_rejected_total 0",
+    ] {
+        assert!(metrics.lines().any(|l| l.starts_with(sample)), "{sample}\n{metrics}");
+    }
 }
 
 fn levels(api: &Api<'_>, log: &Path) {

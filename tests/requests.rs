@@ -42,6 +42,13 @@ fn methods_and_places(api: &Api<'_>) {
         assert_eq!((head.code, head.text.as_str()), (code, ""), "{path}: {}", head.head);
     }
 
+    let why = "Invalid value: \"abc\": strconv.ParseUint: parsing \"abc\": invalid syntax";
+    let wrong = |path: &str, code: u16| api.try_get(&format!("{path}resourceVersion=abc")).expect(code)["message"].clone();
+    assert_eq!(wrong(&format!("{item}?"), 500), format!("resourceVersion: {why}"));
+    assert_eq!(wrong(&format!("{MAPS}?"), 400), format!("invalid resource version: resourceVersion: {why}"));
+    let watched = format!("{MAPS}?watch=1&");
+    assert_eq!(wrong(&watched, 422), format!("configmaps \"\" is invalid: resourceVersion: {why}"));
+
     let shaped = |path: &str, shape: &str| {
         api.with_header(&format!("Accept: application/json;as={shape};g=meta.k8s.io;v=v1")).try_get(path)
     };

@@ -72,7 +72,14 @@ pub struct Audit {
     sinks: Vec<Box<dyn Sink>>,
     clock: Clock,
     events: AtomicU64,
+    /// Requests by the level that the policy has for them, in the order of [`Level`].
+    levels: [AtomicU64; Level::ALL.len()],
+    /// Requests that were refused because they could not be recorded.
+    unrecorded: AtomicU64,
 }
+
+/// Events that were lost, by who lost them. Of the process, as back ends work on after who handed them an event has gone.
+static LOST: Mutex<BTreeMap<String, u64>> = Mutex::new(BTreeMap::new());
 
 impl std::fmt::Debug for Audit {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -83,13 +90,15 @@ impl std::fmt::Debug for Audit {
 /// A failure of a back end, which loses events.
 pub(crate) fn report(plugin: &str, why: &str, events: usize) {
     tracing::error!("Error in audit plugin '{plugin}' affecting {events} audit events: {why}");
+    *LOST.lock().entry(plugin.to_owned()).or_default() += events as u64;
 }
 
 impl Audit {
     /// Records what `policy` says, in all of `sinks`.
     #[must_use]
     pub fn new(policy: Policy, sinks: Vec<Box<dyn Sink>>, clock: Clock) -> Arc<Self> {
-        Arc::new(Self { policy, sinks, clock, events: AtomicU64::new(0) })
+        let (events, unrecorded) = (AtomicU64::new(0), AtomicU64::new(0));
+        Arc::new(Self { policy, sinks, clock, events, levels: Default::default(), unrecorded })
     }
 
     /// Appends the measurements, without an end mark.
@@ -97,10 +106,27 @@ impl Audit {
     /// # Errors
     /// None that a string can have.
     pub fn render(&self, out: &mut String) -> std::fmt::Result {
-        let help = "Counter of audit events generated and sent to the audit backend.";
-        let name = "apiserver_audit_event";
-        writeln!(out, "# HELP {name} {help}\n# TYPE {name} counter")?;
-        writeln!(out, "{name}_total {}", self.events.load(Ordering::Relaxed))
+        let counter = |out: &mut String, name: &str, help: &str| {
+            writeln!(out, "# HELP apiserver_audit_{name} {help}\n# TYPE apiserver_audit_{name} counter")
+        };
+        counter(out, "event", "Counter of audit events generated and sent to the audit backend.")?;
+        writeln!(out, "apiserver_audit_event_total {}", self.events.load(Ordering::Relaxed))?;
+        let help = "Counter of audit events that failed to be audited properly. Plugin identifies the plugin affected by \
+                    the error.";
+        counter(out, "error", help)?;
+        for (plugin, lost) in &*LOST.lock() {
+            writeln!(out, "apiserver_audit_error_total{{plugin=\"{plugin}\"}} {lost}")?;
+        }
+        counter(out, "level", "Counter of policy levels for audit events (1 per request).")?;
+        for (level, requests) in Level::ALL.iter().zip(&self.levels) {
+            let requests = requests.load(Ordering::Relaxed);
+            if requests > 0 {
+                writeln!(out, "apiserver_audit_level_total{{level=\"{}\"}} {requests}", level.as_str())?;
+            }
+        }
+        let help = "Counter of apiserver requests rejected due to an error in audit logging backend.";
+        counter(out, "requests_rejected", help)?;
+        writeln!(out, "apiserver_audit_requests_rejected_total {}", self.unrecorded.load(Ordering::Relaxed))
     }
 
     fn write(&self, event: &Event) -> Outcome {
@@ -272,6 +298,7 @@ pub async fn begin(audit: &Arc<Audit>, cx: &RequestContext, arrival: &Arrival) -
     if outcome.settled().await {
         return Ok(());
     }
+    audit.unrecorded.fetch_add(1, Ordering::Relaxed);
     // Nothing more is recorded of it.
     let _ = COURSE.try_with(|course| course.ended.store(true, Ordering::Relaxed));
     Err(Unrecorded)
@@ -285,6 +312,7 @@ pub fn turn_away(audit: &Arc<Audit>, cx: &RequestContext, arrival: &Arrival) {
 fn start(audit: &Arc<Audit>, cx: &RequestContext, arrival: &Arrival, turned_away: bool) {
     let attributes = Attributes::of_request(&cx.info, &cx.user, &cx.query);
     let verdict = audit.policy.judge(&attributes);
+    audit.levels[verdict.level as usize].fetch_add(1, Ordering::Relaxed);
     if verdict.level == Level::None {
         return;
     }

@@ -27,6 +27,9 @@ const LEVELS: [(&str, Level); 4] = [
 ];
 
 impl Level {
+    /// All of them, the least first.
+    pub const ALL: [Level; 4] = [Level::None, Level::Metadata, Level::Request, Level::RequestResponse];
+
     /// As policies and events name it.
     #[must_use]
     pub fn as_str(self) -> &'static str {

@@ -3,7 +3,7 @@
 use super::negotiate::{self, Accepted, Form, Media, accept};
 use super::respond;
 use crate::registry::draft::{Body, Change, Encoding, PatchType};
-use crate::registry::options::{ListOptions, WriteOptions, delete_options};
+use crate::registry::options::{self, ListOptions, WriteOptions, delete_options};
 use crate::registry::read::Listed;
 use crate::registry::scale::{ScaleChange, scale_of_entry, table_of};
 use crate::registry::write::{Target, Written};
@@ -164,16 +164,12 @@ impl Call<'_> {
     async fn get(&self) -> Result<Response, ApiError> {
         let accepted = self.accepted()?;
         accepted.check_kind(self.resource, false)?;
-        let options = ListOptions::parse(&self.version_only())?;
+        let version = options::version_of_get(&self.cx.query)?;
         let name = &self.cx.info.name;
-        let entry = self.server.registry.get(self.resource, self.namespace(), name, options.resource_version).await?;
+        let entry = self.server.registry.get(self.resource, self.namespace(), name, version).await?;
         let now = self.server.registry.clock.now();
         let version = entry.revision.to_string();
         respond::object(200, entry.json(), self.resource, &version, &accepted, &self.cx.parts.headers, now)
-    }
-
-    fn version_only(&self) -> Vec<(String, String)> {
-        self.cx.query.iter().filter(|(k, _)| k == "resourceVersion").cloned().collect()
     }
 
     async fn list(&self) -> Result<Response, ApiError> {
@@ -200,6 +196,7 @@ impl Call<'_> {
             query.push(("fieldSelector".into(), format!("metadata.name={}", self.cx.info.name)));
         }
         query.push(("watch".into(), "true".into()));
+        options::check_version_of_watch(&query, self.resource.info())?;
         let options = ListOptions::parse(&query)?;
         let body = self.server.registry.watch(self.resource, self.namespace(), &options, accepted.form).await?;
         let is_protobuf = accepted.media == Media::Protobuf;

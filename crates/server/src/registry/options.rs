@@ -1,6 +1,7 @@
 //! Query parameters of reads and writes, checked as upstream checks its option types.
 
 use gantry_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::DeleteOptions;
+use gantry_api::kind::ResourceInfo;
 use gantry_api::meta::field::{ErrorList, Path};
 use gantry_api::meta::fields::FieldSelector;
 use gantry_api::meta::labels::Selector;
@@ -16,6 +17,35 @@ fn boolean(value: &str) -> bool {
 
 fn integer(value: &str) -> Result<i64, ApiError> {
     value.parse().map_err(|_| ApiError::bad_request(format!("strconv.ParseInt: parsing {value:?}: invalid syntax")))
+}
+
+/// A resource version as Go reads it, with its words for what is none.
+fn version(text: &str) -> Result<u64, String> {
+    let is_number = text.bytes().all(|b| b.is_ascii_digit()) && !text.is_empty();
+    let parsed = if is_number { text.parse().map_err(|_| "value out of range") } else { Err("invalid syntax") };
+    parsed.map_err(|why| format!("strconv.ParseUint: parsing {text:?}: {why}"))
+}
+
+/// The version that a GET asks for at least.
+///
+/// # Errors
+/// 500 for what is no version: upstream's storage says so, and nobody there makes more of it.
+pub fn version_of_get(query: &[(String, String)]) -> Result<Option<u64>, ApiError> {
+    let Some((_, text)) = query.iter().find(|(k, v)| k == "resourceVersion" && !v.is_empty()) else { return Ok(None) };
+    let told = |why| ApiError::new(500, "", format!("resourceVersion: Invalid value: {text:?}: {why}"));
+    version(text).map(Some).map_err(told)
+}
+
+/// Sees that the version a watch begins after is one.
+///
+/// # Errors
+/// 422 for what is none; upstream names the resource where it names the kind elsewhere.
+pub fn check_version_of_watch(query: &[(String, String)], resource: &ResourceInfo) -> Result<(), ApiError> {
+    let Some((_, text)) = query.iter().find(|(k, v)| k == "resourceVersion" && !v.is_empty()) else { return Ok(()) };
+    let Err(why) = version(text) else { return Ok(()) };
+    let mut errors = ErrorList::default();
+    errors.invalid(&Path::new("resourceVersion"), text.as_str(), &why);
+    Err(ApiError::invalid(resource.group, resource.plural, "", &errors))
 }
 
 /// How a list's resourceVersion is meant.
@@ -68,22 +98,13 @@ impl ListOptions {
                 "fieldSelector" => o.fields = FieldSelector::parse(v).map_err(ApiError::bad_request)?,
                 "watch" => o.watch = boolean(v),
                 "allowWatchBookmarks" => o.bookmarks = boolean(v),
-                "resourceVersion" if !v.is_empty() => {
-                    let version = v.parse().map_err(|_| {
-                        let mut errors = ErrorList::default();
-                        errors.invalid(
-                            &Path::new("resourceVersion"),
-                            v.as_str(),
-                            "strconv.ParseUint: parsing: invalid syntax",
-                        );
-                        let mut e = ApiError::invalid("meta.k8s.io", "ListOptions", "", &errors);
-                        e.code = 400;
-                        e.reason = "BadRequest";
-                        e.message = format!("Invalid value: {v:?}: strconv.ParseUint: parsing {v:?}: invalid syntax");
-                        e
-                    })?;
-                    o.resource_version = Some(version);
-                }
+                "resourceVersion" if !v.is_empty() => match version(v) {
+                    Ok(version) => o.resource_version = Some(version),
+                    Err(why) => {
+                        let why = format!("resourceVersion: Invalid value: {v:?}: {why}");
+                        return Err(ApiError::bad_request(format!("invalid resource version: {why}")));
+                    }
+                },
                 "resourceVersionMatch" => match_text = v,
                 "timeoutSeconds" if !v.is_empty() => o.timeout_seconds = u64::try_from(integer(v)?).ok(),
                 "limit" if !v.is_empty() => o.limit = usize::try_from(integer(v)?).unwrap_or(0),
