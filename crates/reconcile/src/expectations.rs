@@ -45,6 +45,12 @@ impl Expectations {
         }
     }
 
+    /// Whether `name` of `key` is expected to go.
+    #[must_use]
+    pub fn is_going(&self, key: &str, name: &str) -> bool {
+        self.0.lock().get(key).is_some_and(|e| e.deletions.contains(name) && e.at.elapsed() <= TIMEOUT)
+    }
+
     /// Whether nothing is open for `key` (or it is open for so long that it is given up).
     #[must_use]
     pub fn satisfied(&self, key: &str) -> bool {
@@ -70,9 +76,9 @@ mod tests {
         e.creation_observed("k");
         assert!(!e.satisfied("k"));
         e.deletion_observed("k", "other");
-        assert!(!e.satisfied("k"));
+        assert!(!e.satisfied("k") && e.is_going("k", "x") && !e.is_going("k", "other"));
         e.deletion_observed("k", "x");
-        assert!(e.satisfied("k"));
+        assert!(e.satisfied("k") && !e.is_going("k", "x"));
         e.set("k", 1, []);
         tokio::time::advance(TIMEOUT + Duration::from_secs(1)).await;
         assert!(e.satisfied("k"));

@@ -150,13 +150,18 @@ impl Controller for Deployments {
         let running = |set: &ReplicaSet| {
             self.pods_by_controller.get(set.metadata.uid()).iter().any(|p| !pod_state::is_finished(p))
         };
-        let inputs = Inputs {
+        let inputs = |sets: Vec<ReplicaSet>| Inputs {
             deployment: &deployment,
             with_pods: sets.iter().filter(|s| running(s)).map(|s| s.metadata.uid().to_owned()).collect(),
-            sets: sets.iter().map(|s| (**s).clone()).collect(),
+            sets,
             now: self.setup.config.clock.time(),
         };
-        let plan = plan(inputs);
+        let sets: Vec<ReplicaSet> = sets.iter().map(|s| (**s).clone()).collect();
+        let mut plan = plan(inputs(sets.clone()));
+        if plan.shrinks(&sets) {
+            // In a cache that is behind a set still has the pods that it was made to give up a moment ago.
+            plan = plan::plan(inputs(self.as_they_are(sets).await?));
+        }
         self.execute(&deployment, &plan).await?;
         Ok(Outcome { requeue_after: plan.requeue_after })
     }
@@ -176,6 +181,22 @@ impl Deployments {
         candidates.extend(self.sets_by_controller.get(&pod_state::orphans_of(d.metadata.namespace())));
         let matches = |set: &ReplicaSet| selector.matches_optional(set.metadata.labels.as_ref());
         claim_all(&self.setup.client, &**d, candidates, matches).await
+    }
+
+    /// The same ReplicaSets as the server has them, where they have pods or are to have some.
+    async fn as_they_are(&self, sets: Vec<ReplicaSet>) -> Result<Vec<ReplicaSet>, Error> {
+        let mut all = Vec::new();
+        for set in sets {
+            if set.spec.replicas == Some(0) && set.status.as_ref().is_none_or(|s| s.replicas == 0) {
+                all.push(set);
+                continue;
+            }
+            let api = Api::<ReplicaSet>::namespaced(self.setup.client.clone(), set.metadata.namespace());
+            let there = api.get_opt(set.metadata.name()).await;
+            let there = there.map_err(|e| Error::api(format!("get replicaset {}", set.metadata.key()), e))?;
+            all.extend(there.filter(|there| there.metadata.uid == set.metadata.uid));
+        }
+        Ok(all)
     }
 
     async fn execute(&self, d: &Arc<Deployment>, plan: &RolloutPlan) -> Result<(), Error> {

@@ -5,8 +5,8 @@ use super::revision::{
     POD_TEMPLATE_HASH, REVISION, annotate_new, annotate_replicas, number, same_template, template_hash,
 };
 use super::scale::{
-    actual, available, created, desired, grown, is_rolling, is_saturated, max_surge, max_unavailable, proportional,
-    size, was_scaled,
+    actual, available, created, desired, grown, is_rolling, is_saturated, lasting, max_surge, max_unavailable,
+    proportional, size, was_scaled,
 };
 use gantry_api::meta::object::Meta;
 use gantry_api::{ObjectMeta, Time};
@@ -42,6 +42,14 @@ pub struct RolloutPlan {
     pub status: Option<Deployment>,
     /// When to look again.
     pub requeue_after: Option<Duration>,
+}
+
+impl RolloutPlan {
+    /// Whether one of these ReplicaSets becomes smaller.
+    pub(super) fn shrinks(&self, sets: &[ReplicaSet]) -> bool {
+        let before = |set: &ReplicaSet| sets.iter().find(|s| s.metadata.uid == set.metadata.uid).map(size);
+        self.updates.iter().any(|set| before(set).is_some_and(|before| size(set) < before))
+    }
 }
 
 /// Whether the Deployment ends all old pods before it starts new ones.
@@ -268,7 +276,7 @@ impl Rollout {
             return false;
         }
         let least = desired(&self.deployment) - max_unavailable(&self.deployment);
-        let new_unavailable = self.new.as_ref().map_or(0, |s| size(s) - available(s));
+        let new_unavailable = self.new.as_ref().map_or(0, |s| size(s) - lasting(s));
         let spare = self.total() - least - new_unavailable;
         if spare <= 0 {
             return false;
@@ -291,8 +299,7 @@ impl Rollout {
             changed |= self.resize(&name, from - down);
         }
         // Then available pods, down to the least number that must be.
-        // A set that is being shrunk may still tell of pods that are on their way out; they are none to count on.
-        let up: i32 = self.old.iter().chain(&self.new).map(|s| available(s).min(size(s))).sum();
+        let up: i32 = self.old.iter().chain(&self.new).map(lasting).sum();
         let mut left = up - least;
         let old: Vec<(String, i32)> =
             self.old.iter().filter(|s| size(s) > 0).map(|s| (s.metadata.name().to_owned(), size(s))).collect();

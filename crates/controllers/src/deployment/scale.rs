@@ -18,6 +18,13 @@ pub(super) fn available(set: &ReplicaSet) -> i32 {
     set.status.as_ref().and_then(|s| s.available_replicas).unwrap_or(0)
 }
 
+/// Pods of a ReplicaSet that are available and stay so. Of what it told before it saw its present size nothing is sure:
+/// where it was smaller in between, some of them are on their way out.
+pub(super) fn lasting(set: &ReplicaSet) -> i32 {
+    let seen = set.status.as_ref().and_then(|s| s.observed_generation).unwrap_or(0);
+    if seen < set.metadata.generation.unwrap_or(0) { 0 } else { available(set).min(size(set)) }
+}
+
 /// Pods a ReplicaSet has.
 pub(super) fn actual(set: &ReplicaSet) -> i32 {
     set.status.as_ref().map_or(0, |s| s.replicas)
@@ -79,7 +86,7 @@ pub(super) fn was_scaled<'a>(d: &Deployment, sets: impl Iterator<Item = &'a Repl
 
 /// Whether the new ReplicaSet has all replicas, and they are available.
 pub(super) fn is_saturated(d: &Deployment, new: Option<&ReplicaSet>) -> bool {
-    new.is_some_and(|s| size(s) == desired(d) && noted(s, DESIRED) == Some(desired(d)) && available(s) == desired(d))
+    new.is_some_and(|s| size(s) == desired(d) && noted(s, DESIRED) == Some(desired(d)) && lasting(s) == desired(d))
 }
 
 /// Sizes that spread a change of the Deployment's replicas over its active ReplicaSets in proportion, so that scaling in

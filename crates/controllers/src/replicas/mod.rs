@@ -104,7 +104,7 @@ impl<O: ReplicaOwner> Controller for Replicas<O> {
             debug!(%key, "selector cannot be read");
             return Ok(Outcome::done());
         };
-        let (active, terminating) = self.claim(&owner, &selector).await?;
+        let (mut active, terminating) = self.claim(&owner, &selector).await?;
         let mut failure = None;
         let mut result = Ok(());
         if satisfied && owner.meta().deletion_timestamp.is_none() {
@@ -115,6 +115,8 @@ impl<O: ReplicaOwner> Controller for Replicas<O> {
                 failure = Some(Failure { deleting: !decision.delete.is_empty(), message: e.to_string() });
             }
         }
+        // What was made to go counts for nothing any more, whether the cache shows it or not.
+        active.retain(|pod| !self.expectations.is_going(key, &key_of(&**pod)));
         let clock = &self.setup.config.clock;
         let want = status(&*owner, &active, terminating, failure, clock.time());
         let observed = self.write_status(&owner, &want).await;

@@ -1,10 +1,12 @@
 //! What CronJobs, evictions and quotas may never come to.
 
-use super::object::{amount, annotation, controlled, controller, is_over, list, number, text, uid, within};
+use super::object::{
+    amount, annotation, controlled, controller, is_finished, is_over, list, number, text, uid, within,
+};
 use super::rollout::Weather;
 use super::rule::{Moment, Recent, Rule};
 use crate::log::World;
-use gantry_api::k8s_openapi::jiff::Timestamp;
+use gantry_api::k8s_openapi::jiff::{SignedDuration, Timestamp};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -94,9 +96,25 @@ impl Rule for OnSchedule {
 }
 
 /// No namespace uses more than its quotas allow, in pods and in CPU.
-#[derive(Default)]
 pub struct WithinQuota {
     hard: BTreeMap<(String, &'static str), Recent>,
+    begin: Timestamp,
+}
+
+impl WithinQuota {
+    /// For a history that began at this time.
+    #[must_use]
+    pub fn new(begin: Timestamp) -> Self {
+        Self { hard: BTreeMap::new(), begin }
+    }
+}
+
+/// Whether a pod counts for quotas: until it ends, and where its node does not let it go, until it was to be gone for as
+/// long as it was given to end.
+fn is_charged(pod: &Value, now: Timestamp) -> bool {
+    let Ok(gone) = text(pod, "/metadata/deletionTimestamp").parse::<Timestamp>() else { return !is_finished(pod) };
+    let grace = SignedDuration::from_secs(number(pod, "/metadata/deletionGracePeriodSeconds"));
+    !is_finished(pod) && now <= gone.saturating_add(grace).unwrap_or(Timestamp::MAX)
 }
 
 impl Rule for WithinQuota {
@@ -115,12 +133,13 @@ impl Rule for WithinQuota {
         if m.resource != PODS || !m.is_new() {
             return;
         }
+        let now = self.begin.saturating_add(m.at).unwrap_or(self.begin);
         for ((quota, what), hard) in &mut self.hard {
             if quota.split_once('/').map(|(n, _)| n) != Some(m.namespace()) {
                 continue;
             }
             let hard = hard.values(m.at).max().unwrap_or(i64::MAX);
-            let pods = within(m.world, PODS, m.namespace()).map(|(_, p)| p).filter(|p| !super::object::is_finished(p));
+            let pods = within(m.world, PODS, m.namespace()).map(|(_, p)| p).filter(|p| is_charged(p, now));
             let used: i128 = if *what == "pods" {
                 pods.map(|_| 1000).sum()
             } else {

@@ -268,11 +268,18 @@ fn quotas_and_budgets() {
         pod
     };
     let one = |cpu: &str| begun().put(1, "core/resourcequotas", "q", quota.clone()).put(2, "core/pods", "a", pod(cpu));
-    assert_eq!(one("500m").breaks(&mut WithinQuota::default()), "");
-    assert!(one("501m").breaks(&mut WithinQuota::default()).contains("of requests.cpu are used"));
-    assert!(
-        one("1m").put(3, "core/pods", "b", pod("1m")).breaks(&mut WithinQuota::default()).contains("2000 m of pods")
-    );
+    let begin: Timestamp = "2027-01-15T08:00:00Z".parse().unwrap();
+    let rule = || WithinQuota::new(begin);
+    assert_eq!(one("500m").breaks(&mut rule()), "");
+    assert!(one("501m").breaks(&mut rule()).contains("of requests.cpu are used"));
+    let two = |story: Story, at: u64| story.put(at, "core/pods", "b", pod("1m")).breaks(&mut rule());
+    assert!(two(one("1m"), 3).contains("2000 m of pods"));
+    // Who was to be gone by the beginning, and was given five seconds to end.
+    let mut left = going(pod("1m"));
+    left["metadata"]["deletionGracePeriodSeconds"] = json!(5);
+    let leaving = || one("1m").put(3, "core/pods", "a", left.clone());
+    assert!(two(leaving(), 5).contains("2000 m of pods"));
+    assert_eq!(two(leaving(), 6), "");
 
     let budget = json!({"spec": {"selector": {"matchLabels": {"app": "w"}}}, "status": {"desiredHealthy": 1}});
     let evicted = || {

@@ -52,17 +52,18 @@ impl Driver {
         tokio::time::sleep(Duration::from_millis(milliseconds)).await;
     }
 
-    /// Tries until there is an answer that is none of a server that is down.
+    /// Tries until there is an answer that is none of a server that is down. What was done is in the log then: time
+    /// passes only once nobody has anything left to do.
     async fn insist<T, F: Future<Output = Result<T, Error>>>(
         &self,
         mut attempt: impl FnMut() -> F,
     ) -> Result<T, Error> {
         for _ in 0..200 {
-            match attempt().await {
-                Err(e) if e.is_retryable() && !e.is("AlreadyExists") => {
-                    tokio::time::sleep(Duration::from_millis(700)).await
-                }
-                other => return other,
+            let answer = attempt().await;
+            let down = matches!(&answer, Err(e) if e.is_retryable() && !e.is("AlreadyExists"));
+            tokio::time::sleep(Duration::from_millis(if down { 700 } else { 1 })).await;
+            if !down {
+                return answer;
             }
         }
         panic!("the server of {} is down for ever", self.namespace);

@@ -170,7 +170,7 @@ async fn world(plan: Plan, kindness: Kindness, tenants: &[Tenant], played: &Atom
         &mut OnePerNode::new(weather),
         &mut CountedOnce::new(weather),
         &mut OnSchedule::new(weather, BEGIN),
-        &mut WithinQuota::default(),
+        &mut WithinQuota::new(BEGIN),
         &mut WithinBudget::new(weather),
         &mut WithinBounds::new(weather),
         &mut Tolerated::new(weather),
