@@ -2,9 +2,9 @@
 
 use crate::pod::names::{CONFIG_HASH, CONFIG_SEEN, CONFIG_SOURCE};
 use gantry_api::clock::Clock;
-use gantry_api::core::pod::MIRROR_ANNOTATION;
+use gantry_api::core::pod::{MIRROR_ANNOTATION, referenced_kind};
 use gantry_api::kind::Kind;
-use k8s_openapi::api::core::v1::{Node, Pod, PodSpec, Toleration};
+use k8s_openapi::api::core::v1::{Node, Pod, Toleration};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -57,7 +57,7 @@ pub(super) fn decode(text: &str, file: &Path, node: &str, clock: &Clock) -> Resu
     if !errors.is_empty() {
         return Err(format!("invalid pod: [{}]", errors.join(", ")));
     }
-    match pod.spec.as_ref().and_then(reference) {
+    match pod.spec.as_ref().and_then(referenced_kind) {
         Some(resource) => Err(format!("static pods may not reference {resource}")),
         None => Ok(pod),
     }
@@ -67,39 +67,6 @@ pub(super) fn decode(text: &str, file: &Path, node: &str, clock: &Clock) -> Resu
 fn digest(tree: &Value, file: &Path, node: &str) -> String {
     let digest = Sha256::digest(format!("host:{node}file:{}{tree}", file.display()));
     digest[..16].iter().map(|b| format!("{b:02x}")).collect()
-}
-
-/// The kind of API object the pod would need: it must run where there is no API server.
-fn reference(spec: &PodSpec) -> Option<&'static str> {
-    if spec.service_account_name.as_deref().is_some_and(|n| !n.is_empty()) {
-        return Some("serviceaccounts");
-    }
-    let containers = || spec.containers.iter().chain(spec.init_containers.iter().flatten());
-    let env = || containers().flat_map(|c| c.env.iter().flatten()).filter_map(|e| e.value_from.as_ref());
-    let env_from = || containers().flat_map(|c| c.env_from.iter().flatten());
-    let volumes = || spec.volumes.iter().flatten();
-    let sources = || volumes().filter_map(|v| v.projected.as_ref()).flat_map(|p| p.sources.iter().flatten());
-    let secrets = volumes().any(|v| v.secret.is_some())
-        || sources().any(|s| s.secret.is_some())
-        || env().any(|e| e.secret_key_ref.is_some())
-        || env_from().any(|e| e.secret_ref.is_some())
-        || spec.image_pull_secrets.iter().flatten().next().is_some();
-    let config_maps = volumes().any(|v| v.config_map.is_some())
-        || sources().any(|s| s.config_map.is_some())
-        || env().any(|e| e.config_map_key_ref.is_some())
-        || env_from().any(|e| e.config_map_ref.is_some());
-    [
-        (secrets, "secrets"),
-        (config_maps, "configmaps"),
-        (spec.resource_claims.iter().flatten().next().is_some(), "resourceclaims"),
-        (volumes().any(|v| v.persistent_volume_claim.is_some()), "persistentvolumeclaims"),
-        (volumes().any(|v| v.csi.is_some()), "csidrivers"),
-        (sources().any(|s| s.cluster_trust_bundle.is_some()), "clustertrustbundles"),
-        (sources().any(|s| s.pod_certificate.is_some()), "podcertificates"),
-        (sources().any(|s| s.service_account_token.is_some()), "serviceaccounts"),
-    ]
-    .into_iter()
-    .find_map(|(asked, what)| asked.then_some(what))
 }
 
 /// The API's image of a static pod, owned by its Node.

@@ -4,6 +4,7 @@ use super::mirror_pod::{MIRROR, is_mirror};
 use super::{Attributes, MutatingPlugin, Operation};
 use crate::cluster::Cluster;
 use async_trait::async_trait;
+use gantry_api::core::pod::referenced_kind;
 use gantry_api::k8s_openapi::api::authentication::v1::TokenRequest;
 use gantry_api::k8s_openapi::api::certificates::v1::PodCertificateRequest;
 use gantry_api::k8s_openapi::api::coordination::v1::Lease;
@@ -84,32 +85,8 @@ fn refused_mirror(pod: &Pod, node: &str) -> Option<String> {
         return Some(format!("node {node:?} must not set blockOwnerDeletion on an owner reference"));
     }
     let spec = pod.spec.as_ref()?;
-    if spec.service_account_name.as_deref().is_some_and(|n| !n.is_empty()) {
-        return Some(format!("node {node:?} can not create pods that reference a service account"));
-    }
-    let containers = || spec.containers.iter().chain(spec.init_containers.iter().flatten());
-    let env = || containers().flat_map(|c| c.env.iter().flatten()).filter_map(|e| e.value_from.as_ref());
-    let env_from = || containers().flat_map(|c| c.env_from.iter().flatten());
-    let sources =
-        || spec.volumes.iter().flatten().flat_map(|v| v.projected.iter().flat_map(|p| p.sources.iter().flatten()));
-    let volumes = || spec.volumes.iter().flatten();
-    let secrets = volumes().any(|v| v.secret.is_some())
-        || sources().any(|s| s.secret.is_some())
-        || env().any(|e| e.secret_key_ref.is_some())
-        || env_from().any(|e| e.secret_ref.is_some())
-        || spec.image_pull_secrets.iter().flatten().next().is_some();
-    let config_maps = volumes().any(|v| v.config_map.is_some())
-        || sources().any(|s| s.config_map.is_some())
-        || env().any(|e| e.config_map_key_ref.is_some())
-        || env_from().any(|e| e.config_map_ref.is_some());
-    let claims = volumes().any(|v| v.persistent_volume_claim.is_some());
-    let what = match (secrets, config_maps, claims) {
-        (true, ..) => "secrets",
-        (_, true, _) => "configmaps",
-        (_, _, true) => "persistentvolumeclaims",
-        _ => return None,
-    };
-    Some(format!("node {node:?} can not create pods that reference {what}"))
+    let what = referenced_kind(spec)?;
+    Some(format!("node {node:?} can not create pods that reference {what:?}"))
 }
 
 async fn pod(a: &Attributes<'_>, name: &str, cluster: &Cluster) -> Result<Pod, ApiError> {

@@ -27,7 +27,7 @@ pub use columns::display_status;
 pub use decode::canonicalize_pod_spec;
 pub use defaults::{default_pod, default_pod_spec, default_pod_template, default_pull_policy};
 pub use disabled::drop_scheduling_group;
-pub use references::references;
+pub use references::{referenced_kind, references};
 pub use strategy::GATED_MESSAGE;
 pub(crate) use strategy::bump_generation;
 pub use template::validate_pod_template_spec;

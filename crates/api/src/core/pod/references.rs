@@ -45,6 +45,61 @@ pub fn references(spec: &PodSpec, pod_name: Option<&str>, resource: &str, name: 
     pull || volumes || containers.chain(ephemeral).any(env)
 }
 
+/// The first kind of API object that a pod needs, as refusals name it; None where it needs none. What runs on a node by
+/// itself (static pods and their mirrors) may need none.
+#[must_use]
+pub fn referenced_kind(spec: &PodSpec) -> Option<&'static str> {
+    let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten()).map(EnvOf::container);
+    let environments: Vec<EnvOf<'_>> =
+        containers.chain(spec.ephemeral_containers.iter().flatten().map(EnvOf::ephemeral)).collect();
+    let env = || environments.iter().flat_map(|c| c.env.iter().flatten()).filter_map(|e| e.value_from.as_ref());
+    let env_from = || environments.iter().flat_map(|c| c.env_from.iter().flatten());
+    let volumes = || spec.volumes.iter().flatten();
+    let sources = || volumes().filter_map(|v| v.projected.as_ref()).flat_map(|p| p.sources.iter().flatten());
+    let secrets = || {
+        spec.image_pull_secrets.iter().flatten().next().is_some()
+            || env().any(|e| e.secret_key_ref.is_some())
+            || env_from().any(|e| e.secret_ref.is_some())
+            || volumes().any(|v| v.secret.is_some())
+            || volumes().any(|v| v.csi.as_ref().is_some_and(|c| c.node_publish_secret_ref.is_some()))
+            || sources().any(|s| s.secret.is_some())
+    };
+    let config_maps = || {
+        env().any(|e| e.config_map_key_ref.is_some())
+            || env_from().any(|e| e.config_map_ref.is_some())
+            || volumes().any(|v| v.config_map.is_some())
+            || sources().any(|s| s.config_map.is_some())
+    };
+    if spec.service_account_name.as_deref().is_some_and(|n| !n.is_empty()) {
+        return Some("serviceaccounts");
+    }
+    if secrets() {
+        return Some("secrets");
+    }
+    if config_maps() {
+        return Some("configmaps");
+    }
+    if spec.resource_claims.iter().flatten().next().is_some() {
+        return Some("resourceclaims");
+    }
+    volumes().find_map(|v| {
+        let projected = || v.projected.iter().flat_map(|p| p.sources.iter().flatten());
+        if v.csi.is_some() {
+            Some("csidrivers (via CSI volumes)")
+        } else if v.persistent_volume_claim.is_some() {
+            Some("persistentvolumeclaims")
+        } else if v.ephemeral.is_some() {
+            Some("persistentvolumeclaims (via ephemeral volumes)")
+        } else {
+            projected().find_map(|s| {
+                let token = s.service_account_token.as_ref().map(|_| "serviceaccounts (via projected volumes)");
+                let bundle = s.cluster_trust_bundle.as_ref().map(|_| "clustertrustbundles");
+                token.or(bundle).or(s.pod_certificate.as_ref().map(|_| "podcertificates"))
+            })
+        }
+    })
+}
+
 /// The environment of any sort of container.
 struct EnvOf<'a> {
     env: &'a Option<Vec<EnvVar>>,
@@ -64,6 +119,39 @@ impl<'a> EnvOf<'a> {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn the_first_kind_that_a_pod_needs() {
+        let kind = |extra: serde_json::Value| {
+            let mut spec = json!({"containers": [{"name": "c"}]});
+            spec.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+            referenced_kind(&serde_json::from_value(spec).unwrap())
+        };
+        let volume = |source: serde_json::Value| {
+            let mut volume = json!({"name": "v"});
+            volume.as_object_mut().unwrap().extend(source.as_object().unwrap().clone());
+            kind(json!({"volumes": [{"name": "e", "emptyDir": {}}, volume]}))
+        };
+        let projected = |source: serde_json::Value| volume(json!({"projected": {"sources": [source]}}));
+        assert_eq!(kind(json!({})), None);
+        assert_eq!(projected(json!({"downwardAPI": {}})), None);
+        assert_eq!(
+            kind(json!({"serviceAccountName": "s", "imagePullSecrets": [{"name": "p"}]})),
+            Some("serviceaccounts")
+        );
+        assert_eq!(kind(json!({"imagePullSecrets": [{"name": "p"}]})), Some("secrets"));
+        assert_eq!(volume(json!({"secret": {}})), Some("secrets"));
+        assert_eq!(volume(json!({"configMap": {"name": "m"}})), Some("configmaps"));
+        assert_eq!(kind(json!({"resourceClaims": [{"name": "c"}]})), Some("resourceclaims"));
+        assert_eq!(volume(json!({"csi": {"driver": "d"}})), Some("csidrivers (via CSI volumes)"));
+        assert_eq!(volume(json!({"persistentVolumeClaim": {"claimName": "c"}})), Some("persistentvolumeclaims"));
+        assert_eq!(volume(json!({"ephemeral": {}})), Some("persistentvolumeclaims (via ephemeral volumes)"));
+        let token = projected(json!({"serviceAccountToken": {"path": "t"}}));
+        assert_eq!(token, Some("serviceaccounts (via projected volumes)"));
+        assert_eq!(projected(json!({"clusterTrustBundle": {"path": "b"}})), Some("clustertrustbundles"));
+        let certificate = json!({"podCertificate": {"signerName": "a/b", "keyType": "ED25519"}});
+        assert_eq!(projected(certificate), Some("podcertificates"));
+    }
 
     #[test]
     fn every_place_that_names_an_object() {
