@@ -276,11 +276,7 @@ fn aggregated(versions: &[GroupVersion], core: bool, document_version: &str) -> 
         match known.and_then(|i| i["versions"].as_array_mut()) {
             Some(list) => list.push(this),
             None => {
-                let metadata = if group.is_empty() {
-                    json!({ "creationTimestamp": null })
-                } else {
-                    json!({ "name": group, "creationTimestamp": null })
-                };
+                let metadata = if group.is_empty() { json!({}) } else { json!({ "name": group }) };
                 items.push(json!({ "metadata": metadata, "versions": [this] }));
             }
         }

@@ -45,7 +45,7 @@ impl WebhookTokens {
     async fn ask(&self, token: &str, wanted: &[String]) -> Result<Answer, String> {
         let review = json!({
             "kind": "TokenReview", "apiVersion": format!("authentication.k8s.io/{}", self.version),
-            "metadata": { "creationTimestamp": null }, "spec": { "token": token, "audiences": wanted },
+            "metadata": {}, "spec": { "token": token, "audiences": wanted },
             "status": { "user": {} },
         });
         let asked = self.hook.review(&review, ANSWER_WITHIN).await;

@@ -245,7 +245,7 @@ impl Authorizer for WebhookAuthorizer {
         let version = self.config.subject_access_review_version.as_str();
         let review = json!({
             "kind": "SubjectAccessReview", "apiVersion": format!("authorization.k8s.io/{version}"),
-            "metadata": { "creationTimestamp": null }, "spec": in_version(spec, version),
+            "metadata": {}, "spec": in_version(spec, version),
             "status": { "allowed": false },
         });
         let answer = match self.hook.review(&review, self.config.timeout).await {
