@@ -16,6 +16,7 @@ fn a_control_plane_with_nodes_in_name_only() {
     ranges_of_nodes(&cluster, &api);
     pods_and_jobs(&cluster, &api);
     measurements(&cluster, &api);
+    pages(&api);
     profiles(&api);
 }
 
@@ -181,6 +182,36 @@ fn measurements(cluster: &Cluster, api: &Api<'_>) {
     }
     at_least("workqueue_adds_total{name=\"job\"}", 1.0);
     at_least("workqueue_work_duration_seconds_count{name=\"job\"}", 1.0);
+}
+
+fn pages(api: &Api<'_>) {
+    let statusz = api.try_get("/statusz");
+    assert!(statusz.code == 200 && statusz.text.starts_with("\napiserver statusz\nWarning: "), "{}", statusz.text);
+    for line in ["Binary version: 1.37", "Paths: /flagz /healthz /livez /metrics /readyz /version"] {
+        assert!(statusz.text.lines().any(|l| l == line), "{}", statusz.text);
+    }
+    let accepting = |page: &str, version: &str| {
+        api.with_header(&format!("Accept: application/json;as={page};g=config.k8s.io;v={version}"))
+    };
+    let object = accepting("Statusz", "v1beta1").try_get("/statusz").expect(200);
+    assert_eq!((&object["kind"], &object["apiVersion"]), (&json!("Statusz"), &json!("config.k8s.io/v1beta1")));
+    assert_eq!((&object["metadata"], &object["emulationVersion"]), (&json!({"name": "apiserver"}), &json!("1.37")));
+    let old = accepting("Statusz", "v1alpha1").try_get("/statusz");
+    let warning = "299 - \"This version of the statusz endpoint is deprecated. Please use a newer version.\"";
+    assert!(old.code == 200 && old.head.contains(warning), "{}", old.head);
+    let refused = api.with_header("Accept: application/json").try_get("/statusz").expect(406);
+    assert_eq!(
+        refused["message"],
+        "only the following media types are accepted: application/json, application/yaml, text/plain"
+    );
+    let flagz = api.try_get("/flagz").text;
+    for line in ["pod-cidr=10.244.0.0/22", "node-cidr-mask-size=", "service-cidr=10.96.0.0/16", "profiling=true"] {
+        assert!(flagz.lines().any(|l| l == line), "{line}\n{flagz}");
+    }
+    let flags = accepting("Flagz", "v1beta1").try_get("/flagz").expect(200)["flags"].clone();
+    assert_eq!((&flags["allocate-node-cidrs"], &flags["bind-address"]), (&json!("true"), &json!("127.0.0.1")));
+    assert_eq!(api.impersonate("anna", &["system:monitoring"]).try_get("/flagz").code, 200);
+    assert_eq!(api.impersonate("anna", &[]).try_get("/statusz").code, 403);
 }
 
 fn profiles(api: &Api<'_>) {

@@ -132,6 +132,7 @@ pub async fn start(
     config.encryption = Some(encryption);
     let store: Arc<dyn Store> = Arc::new(store);
     let server = Server::new(config, store, clock, entropy.clone()).await.context("cannot start the API server")?;
+    server.flags.get_or_init(crate::debugging::flags);
     if options.profiling {
         server.debugging.get_or_init(|| Arc::new(ThisProcess));
     }

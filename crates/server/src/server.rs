@@ -23,10 +23,11 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use gantry_api::clock::Clock;
 use gantry_api::entropy::Entropy;
+use gantry_api::k8s_openapi::jiff::Timestamp;
 use gantry_api::kind::Resource;
 use gantry_store::{Store, StoreError};
 use http::Request;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use tokio_util::sync::CancellationToken;
@@ -75,6 +76,9 @@ pub struct Server {
     pub metrics: Metrics,
     /// The process, where clients may look into it (`--profiling`).
     pub debugging: OnceLock<Arc<dyn Process>>,
+    /// What the process was told on its command line, by flag.
+    pub flags: OnceLock<BTreeMap<String, String>>,
+    pub(crate) started: Timestamp,
     /// What else of the control plane runs.
     pub components: Components,
     pub(crate) flow: Arc<Flow>,
@@ -158,6 +162,8 @@ impl Server {
             services,
             metrics,
             debugging: OnceLock::new(),
+            flags: OnceLock::new(),
+            started: clock.now(),
             components: Components::default(),
             flow: Flow::new(config.requests_at_once, clock),
             discovery: ArcSwap::from_pointee(Discovery::new(&served, Vec::new())),

@@ -1,9 +1,11 @@
-//! `/debug/pprof` and `/debug/flags`, which tell how the process fares and change how much it says.
+//! `/debug/pprof` and `/debug/flags`, which tell how the process fares and change how much it says; and the pages of
+//! [`zpages`].
 //!
 //! Of Go's profiles there is that of the processors' time; those of its run time (goroutine, heap, mutex, trace…) are of
 //! nothing there is here, and answer as Go's index does for a profile that it does not know.
 
 mod profile;
+pub mod zpages;
 
 use crate::http::respond;
 use crate::request::{RequestContext, Response};

@@ -3,7 +3,7 @@
 use super::negotiate::{Accepted, Media, accept, clauses};
 use super::{dispatch::is_built_in, respond};
 use crate::authn::issuer_discovery;
-use crate::debug;
+use crate::debug::{self, zpages};
 use crate::discovery::Answer;
 use crate::exposition;
 use crate::request::{RequestContext, Response};
@@ -19,8 +19,18 @@ use std::borrow::Cow;
 const PLAIN: Accepted = Accepted { pretty: true, ..Accepted::JSON };
 
 /// What `/` lists besides discovery.
-const PATHS: &[&str] =
-    &["/healthz", "/livez", "/metrics", "/metrics/slis", "/openapi/v2", "/openapi/v3", "/readyz", "/version"];
+const PATHS: &[&str] = &[
+    "/flagz",
+    "/healthz",
+    "/livez",
+    "/metrics",
+    "/metrics/slis",
+    "/openapi/v2",
+    "/openapi/v3",
+    "/readyz",
+    "/statusz",
+    "/version",
+];
 
 /// Answers a non-resource request.
 ///
@@ -74,6 +84,14 @@ async fn measurements(server: &Server, cx: &RequestContext, path: &str) -> Resul
             ),
         )),
         "/metrics/slis" => Some(respond::with_type(200, exposition::CONTENT_TYPE, server.metrics.render_indicators())),
+        "/statusz" => {
+            let now = server.registry.clock.now();
+            Some(zpages::statusz(cx, server.started, now, &listed(server))?)
+        }
+        "/flagz" => match server.flags.get() {
+            Some(flags) => Some(zpages::flagz(cx, flags)?),
+            None => None,
+        },
         "/healthz" | "/livez" | "/readyz" => Some(health(server, path, cx).await?),
         _ if path.starts_with("/debug/api_priority_and_fairness/") => {
             let name = path.rsplit('/').next().unwrap_or_default();
@@ -92,15 +110,18 @@ async fn measurements(server: &Server, cx: &RequestContext, path: &str) -> Resul
     })
 }
 
+/// All that is listed at `/`.
+fn listed(server: &Server) -> Vec<String> {
+    let mut paths = server.discovery.load().paths();
+    paths.extend(PATHS.iter().map(|p| (*p).to_owned()));
+    paths.sort();
+    paths
+}
+
 fn document(server: &Server, cx: &RequestContext, path: &str) -> Result<Option<Response>, ApiError> {
     let headers = &cx.parts.headers;
     match path {
-        "" => {
-            let mut paths = server.discovery.load().paths();
-            paths.extend(PATHS.iter().map(|p| (*p).to_owned()));
-            paths.sort();
-            respond::document(200, json!({ "paths": paths }).to_string().into(), &PLAIN, headers).map(Some)
-        }
+        "" => respond::document(200, json!({ "paths": listed(server) }).to_string().into(), &PLAIN, headers).map(Some),
         "/version" => respond::document(200, version().to_string().into(), &PLAIN, headers).map(Some),
         issuer_discovery::CONFIGURATION_PATH => {
             Ok(Some(respond::with_type(200, "application/json", server.issuer.configuration.clone())))

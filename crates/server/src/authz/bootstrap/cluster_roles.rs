@@ -110,7 +110,11 @@ pub(super) fn roles() -> Vec<ClusterRole> {
         ),
         role(
             "system:monitoring",
-            vec![paths("/healthz /healthz/* /livez /livez/* /metrics /metrics/slis /readyz /readyz/*", "get")],
+            vec![
+                paths("/healthz /healthz/* /livez /livez/* /metrics /metrics/slis /readyz /readyz/*", "get"),
+                paths("/flagz", "get"),
+                paths("/statusz", "get"),
+            ],
         ),
         role(
             "system:service-account-issuer-discovery",
