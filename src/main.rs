@@ -5,6 +5,17 @@ use std::process::ExitCode;
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
+/// As many arenas as there are CPUs, not four times as many: what is left of a burst lies scattered over fewer pages.
+#[repr(transparent)]
+struct Options(*const libc::c_char);
+
+// SAFETY: constant text, which anybody may read.
+unsafe impl Sync for Options {}
+
+// SAFETY: the allocator looks for its options under this name, and declares it as a pointer to text.
+#[unsafe(export_name = "_rjem_malloc_conf")]
+static ALLOCATOR_OPTIONS: Options = Options(c"narenas_ratio:1".as_ptr());
+
 /// Huge pages would be a third of the memory of an idle cluster, for the allocator touches a little of each of its areas. They
 /// are forbidden before the first allocation; what runs in containers gets them back.
 extern "C" fn without_huge_pages() {

@@ -3,7 +3,7 @@
 //! Objects of one kind resemble each other: names, uids and times differ, the rest is mostly the same. So a cache packs
 //! what was not changed for a while (zstd, RFC 8878) with a dictionary made of some of these texts, by which a Pod of 3 KB
 //! takes some hundred bytes. To read it costs microseconds. What is read again and again is better kept as it is: the
-//! caches decide, this only packs.
+//! caches decide what is packed and when.
 
 use bytes::Bytes;
 use std::cell::RefCell;
@@ -23,7 +23,7 @@ const LEVEL: i32 = 1;
 /// Texts a dictionary is made of, and how much it takes of each.
 const SAMPLES: usize = 8;
 const SAMPLE_MAX: usize = 4 << 10;
-/// Texts that share a dictionary; it and what zstd makes of it take as much as 64 bytes of each.
+/// Texts that share a dictionary; what zstd makes of it takes as much as 64 bytes of each.
 const BATCH: usize = 1 << 10;
 /// So few get no dictionary of their own but the last one that was made.
 const BATCH_MIN: usize = BATCH / 4;
@@ -35,45 +35,24 @@ thread_local! {
 }
 
 /// What texts were packed with, and are read with.
-pub struct Dictionary {
-    content: Box<[u8]>,
-    reader: DDict<'static>,
-}
-
-impl Dictionary {
-    fn of(texts: &[Text]) -> Arc<Self> {
-        let mut content = Vec::with_capacity(SAMPLES * SAMPLE_MAX);
-        // zstd finds what is near the end with the shortest references, so it does not matter which text comes first.
-        for text in texts.iter().step_by(texts.len().div_ceil(SAMPLES).max(1)) {
-            let sample = text.bytes();
-            content.extend_from_slice(&sample[..sample.len().min(SAMPLE_MAX)]);
-        }
-        let reader = DDict::create(&content);
-        Arc::new(Self { content: content.into_boxed_slice(), reader })
-    }
-}
+pub struct Dictionary(DDict<'static>);
 
 impl fmt::Debug for Dictionary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Dictionary({} bytes)", self.content.len())
+        write!(f, "Dictionary({} bytes)", self.0.sizeof())
     }
 }
 
-/// A packed text.
-#[derive(Debug)]
-pub struct Packed {
-    dictionary: Arc<Dictionary>,
-    length: usize,
-    bytes: Box<[u8]>,
-}
+/// Bytes before those of a packed text: how many it is of when it is read, little end first.
+const LENGTH: usize = size_of::<u32>();
 
 /// A text as it is, or packed. Cheap to clone.
 #[derive(Clone, Debug)]
 pub enum Text {
     /// As it is.
     Plain(Bytes),
-    /// Packed.
-    Packed(Arc<Packed>),
+    /// Packed, behind its length.
+    Packed(Arc<Dictionary>, Arc<[u8]>),
 }
 
 impl Text {
@@ -82,13 +61,13 @@ impl Text {
     pub fn bytes(&self) -> Bytes {
         match self {
             Text::Plain(bytes) => bytes.clone(),
-            Text::Packed(packed) => {
-                let mut out = Vec::with_capacity(packed.length);
+            Text::Packed(dictionary, packed) => {
+                let mut out = Vec::with_capacity(self.length());
                 let read = READER.with_borrow_mut(|reader| {
-                    reader.decompress_using_ddict(&mut out, &packed.bytes, &packed.dictionary.reader)
+                    reader.decompress_using_ddict(&mut out, &packed[LENGTH..], &dictionary.0)
                 });
                 // Neither the bytes nor the dictionary ever leave the memory of this process.
-                assert_eq!(read, Ok(packed.length), "what was packed can be read");
+                assert_eq!(read, Ok(self.length()), "what was packed can be read");
                 out.into()
             }
         }
@@ -99,7 +78,7 @@ impl Text {
     pub fn length(&self) -> usize {
         match self {
             Text::Plain(bytes) => bytes.len(),
-            Text::Packed(packed) => packed.length,
+            Text::Packed(_, packed) => packed.first_chunk().map_or(0, |length| u32::from_le_bytes(*length) as usize),
         }
     }
 
@@ -108,14 +87,14 @@ impl Text {
     pub fn size(&self) -> usize {
         match self {
             Text::Plain(bytes) => bytes.len(),
-            Text::Packed(packed) => size_of::<Packed>() + packed.bytes.len(),
+            Text::Packed(_, packed) => packed.len(),
         }
     }
 
     /// Whether it is packed.
     #[must_use]
     pub fn is_packed(&self) -> bool {
-        matches!(self, Text::Packed(_))
+        matches!(self, Text::Packed(..))
     }
 
     /// Whether both are one and the same, not just alike.
@@ -123,9 +102,28 @@ impl Text {
     pub fn is_same(&self, other: &Self) -> bool {
         match (self, other) {
             (Text::Plain(a), Text::Plain(b)) => a.as_ptr() == b.as_ptr() && a.len() == b.len(),
-            (Text::Packed(a), Text::Packed(b)) => Arc::ptr_eq(a, b),
+            (Text::Packed(_, a), Text::Packed(_, b)) => Arc::ptr_eq(a, b),
             _ => false,
         }
+    }
+}
+
+/// A dictionary with what it was made of, which more can be packed with.
+#[derive(Clone)]
+struct Source {
+    dictionary: Arc<Dictionary>,
+    content: Arc<[u8]>,
+}
+
+impl Source {
+    fn of<O>(texts: &[(O, Text)]) -> Self {
+        let mut content = Vec::with_capacity(SAMPLES * SAMPLE_MAX);
+        // zstd finds what is near the end with the shortest references, so it does not matter which text comes first.
+        for (_, text) in texts.iter().step_by(texts.len().div_ceil(SAMPLES).max(1)) {
+            let sample = text.bytes();
+            content.extend_from_slice(&sample[..sample.len().min(SAMPLE_MAX)]);
+        }
+        Self { dictionary: Arc::new(Dictionary(DDict::create(&content))), content: content.into() }
     }
 }
 
@@ -138,58 +136,83 @@ struct Packer {
 }
 
 impl Packer {
-    fn new(dictionary: Arc<Dictionary>) -> Self {
-        let prepared = CDict::create(&dictionary.content, LEVEL);
-        Self { dictionary, prepared, context: CCtx::create(), room: Vec::new() }
+    fn new(source: &Source) -> Self {
+        let prepared = CDict::create(&source.content, LEVEL);
+        Self { dictionary: source.dictionary.clone(), prepared, context: CCtx::create(), room: Vec::new() }
     }
 
     /// The text packed; None where that does not save half of it, or it is packed already.
     fn pack(&mut self, text: &Text) -> Option<Text> {
         let Text::Plain(bytes) = text else { return None };
+        let length = u32::try_from(bytes.len()).ok()?;
         self.room.clear();
         self.room.reserve(compress_bound(bytes.len()));
         self.context.compress_using_cdict(&mut self.room, bytes, &self.prepared).ok()?;
-        let packed =
-            Packed { dictionary: self.dictionary.clone(), length: bytes.len(), bytes: self.room.as_slice().into() };
-        let packed = Text::Packed(Arc::new(packed));
-        (packed.size() * 2 <= bytes.len()).then_some(packed)
+        if (LENGTH + self.room.len()) * 2 > bytes.len() {
+            return None;
+        }
+        let packed: Vec<u8> = length.to_le_bytes().into_iter().chain(self.room.iter().copied()).collect();
+        Some(Text::Packed(self.dictionary.clone(), packed.into()))
     }
 }
 
-/// Packs the texts of a cache in passes. Each pass is told what rests, batch by batch.
-#[derive(Debug, Default)]
+/// Packs the texts of a cache, pass by pass.
+#[derive(Default)]
 pub struct Packing {
-    last: Option<Arc<Dictionary>>,
-    batch: Vec<(usize, Text)>,
+    last: Option<Source>,
 }
 
-/// What packing a batch came to: the batch's texts that are smaller now, by the number they were given.
-pub type PackedBatch = Vec<(usize, Text)>;
+impl fmt::Debug for Packing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Packing({:?})", self.last.as_ref().map(|s| &s.dictionary))
+    }
+}
 
 impl Packing {
-    /// Notes a text that rests, under a number by which the caller finds its owner. True where a batch is full, which is
-    /// then to be [packed](Self::pack).
-    pub fn note(&mut self, number: usize, text: Text) -> bool {
-        self.batch.push((number, text));
-        self.batch.len() >= BATCH
-    }
-
-    /// Packs what was noted since the last time, giving way to other tasks in between.
-    pub fn pack(&mut self) -> impl Future<Output = PackedBatch> + Send {
-        let batch = std::mem::take(&mut self.batch);
-        if batch.len() >= BATCH_MIN {
-            let texts: Vec<Text> = batch.iter().map(|(_, text)| text.clone()).collect();
-            self.last = Some(Dictionary::of(&texts));
-        }
-        let packer = self.last.clone().filter(|_| !batch.is_empty()).map(Packer::new);
-        async move {
-            let mut out = Vec::with_capacity(batch.len());
-            let Some(mut packer) = packer else { return out };
-            for slice in batch.chunks(SLICE) {
-                out.extend(slice.iter().filter_map(|(number, text)| Some((*number, packer.pack(text)?))));
-                tokio::task::yield_now().await;
+    /// Packs what rests. `next` gives the next so many texts at most, each with its owner, and fewer only where no more
+    /// come; `hold` is told which owners are to hold what smaller one instead, or None where theirs does not get smaller.
+    /// Others get a turn in between.
+    pub async fn pack<O>(
+        &mut self,
+        mut next: impl FnMut(usize) -> Vec<(O, Text)>,
+        mut hold: impl FnMut(Vec<(O, Option<Text>)>),
+    ) {
+        loop {
+            let batch = next(BATCH);
+            let more = batch.len() >= BATCH;
+            if batch.len() >= BATCH_MIN {
+                self.last = Some(Source::of(&batch));
             }
-            out
+            if let Some(mut packer) = self.last.as_ref().filter(|_| !batch.is_empty()).map(Packer::new) {
+                let mut tried = Vec::with_capacity(batch.len());
+                let mut rest = batch.into_iter();
+                while rest.len() > 0 {
+                    tried.extend(rest.by_ref().take(SLICE).map(|(owner, text)| (owner, packer.pack(&text))));
+                    tokio::task::yield_now().await;
+                }
+                hold(tried);
+            }
+            if !more {
+                return;
+            }
+        }
+    }
+}
+
+/// Calls `pass` whenever something has `changed`, and then from time to time until it says that nothing is left to do. Never
+/// ends.
+pub async fn rest<C, P>(changed: impl Fn() -> C, pass: impl Fn() -> P)
+where
+    C: Future<Output = ()>,
+    P: Future<Output = bool>,
+{
+    loop {
+        changed().await;
+        loop {
+            tokio::time::sleep(REST).await;
+            if !pass().await {
+                break;
+            }
         }
     }
 }
@@ -204,26 +227,28 @@ mod tests {
         pod.repeat(1 + n % 3).into()
     }
 
+    /// Packs these in one pass; the smaller ones with their numbers.
+    async fn packed(packing: &mut Packing, texts: &[Text]) -> Vec<(usize, Text)> {
+        let (mut rest, mut out) = (texts.iter().cloned().enumerate(), Vec::new());
+        packing.pack(|most| rest.by_ref().take(most).collect(), |tried| out.extend(tried)).await;
+        out.into_iter().filter_map(|(n, text)| Some((n, text?))).collect()
+    }
+
     #[tokio::test]
     async fn texts_that_resemble_each_other_take_a_fraction_and_read_the_same() {
         let mut packing = Packing::default();
-        let texts: Vec<Text> = (0..BATCH).map(|n| Text::Plain(text(n))).collect();
-        for (n, text) in texts.iter().enumerate() {
-            assert_eq!(packing.note(n, text.clone()), n + 1 == BATCH);
-        }
-        let packed = packing.pack().await;
-        assert_eq!(packed.len(), BATCH);
-        for (n, small) in &packed {
+        let texts: Vec<Text> = (0..2 * BATCH).map(|n| Text::Plain(text(n))).collect();
+        let smaller = packed(&mut packing, &texts).await;
+        assert_eq!(smaller.len(), texts.len());
+        for (n, small) in &smaller {
             assert!(small.is_packed() && !small.is_same(&texts[*n]) && small.is_same(&small.clone()));
             assert_eq!((small.bytes(), small.length()), (texts[*n].bytes(), texts[*n].length()));
         }
         let (before, after): (usize, usize) =
-            (texts.iter().map(Text::size).sum(), packed.iter().map(|(_, t)| t.size()).sum());
+            (texts.iter().map(Text::size).sum(), smaller.iter().map(|(_, t)| t.size()).sum());
         assert!(before > 2 * after, "{before} {after}");
         // A few more go with the dictionary that is there; what is packed is not packed again.
-        packing.note(0, Text::Plain(text(5000)));
-        packing.note(1, packed[0].1.clone());
-        let few = packing.pack().await;
+        let few = packed(&mut packing, &[Text::Plain(text(5000)), smaller[0].1.clone()]).await;
         assert_eq!(few.iter().map(|(n, t)| (*n, t.bytes())).collect::<Vec<_>>(), [(0, text(5000))]);
     }
 
@@ -231,20 +256,19 @@ mod tests {
     async fn what_does_not_get_smaller_stays() {
         let mut packing = Packing::default();
         // Too few for a dictionary.
-        packing.note(0, Text::Plain(text(1)));
-        assert!(packing.pack().await.is_empty());
+        assert!(packed(&mut packing, &[Text::Plain(text(1))]).await.is_empty());
         // Nothing alike.
-        for n in 0..BATCH_MIN {
-            let noise =
+        let noise = |n: usize| -> Text {
+            let words =
                 (0..64_u64).map(|i| (i * 31 + 7).wrapping_mul(n as u64 + 77).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-            let noise: Vec<u8> =
-                noise.flat_map(|w| (w ^ (w >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9).to_le_bytes()).collect();
-            packing.note(n, Text::Plain(noise.into()));
-        }
-        let packed = packing.pack().await;
-        assert!(packed.len() <= SAMPLES, "only what is in the dictionary itself: {}", packed.len());
+            let bytes = words.flat_map(|w| (w ^ (w >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9).to_le_bytes());
+            Text::Plain(bytes.collect::<Vec<u8>>().into())
+        };
+        let noise: Vec<Text> = (0..BATCH_MIN).map(noise).collect();
+        let smaller = packed(&mut packing, &noise).await;
+        assert!(smaller.len() <= SAMPLES, "only what is in the dictionary itself: {}", smaller.len());
         // Nothing at all.
-        assert!(packing.pack().await.is_empty());
+        assert!(packed(&mut packing, &[]).await.is_empty());
         let empty = Text::Plain(Bytes::new());
         assert!(empty.bytes().is_empty() && empty.length() == 0);
     }

@@ -10,10 +10,11 @@
 use crate::backoff::Backoff;
 use crate::store::{Index, Kept, Store, key_of};
 use async_trait::async_trait;
+use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt};
 use gantry_api::kind::Kind;
-use gantry_api::packed::{Packing, REST};
+use gantry_api::packed;
 use gantry_client::{
     Api, Client, Error, Item, ListParams, MetadataApi, ObjectList, PartialObject, ResourceRef, WatchEvent, WatchParams,
     WatchStream,
@@ -22,6 +23,7 @@ use parking_lot::Mutex;
 use std::any::{Any, TypeId};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -104,20 +106,25 @@ impl<K: Kind> Source<K> for Typed<K> {
     }
 }
 
+/// Keeps a text of what is known of the object only: the text it came as is that of all its metadata.
+fn slimmed(mut object: PartialObject) -> Kept<PartialObject> {
+    object.slim();
+    Kept { json: serde_json::to_vec(&object).ok().map(Bytes::from), object }
+}
+
 #[async_trait]
 impl Source<PartialObject> for MetadataApi {
-    // What is known of an object takes less memory than the text it came as, so that is not kept.
     async fn list(&self, page: ListParams) -> Result<ObjectList<Kept<PartialObject>>, Error> {
         let list = MetadataApi::list(self, "", &page).await?;
         Ok(ObjectList {
-            items: list.items.into_iter().map(Kept::from).collect(),
+            items: list.items.into_iter().map(slimmed).collect(),
             resource_version: list.resource_version,
             continue_token: list.continue_token,
         })
     }
     async fn watch(&self, from: WatchParams) -> Result<WatchStream<Kept<PartialObject>>, Error> {
         let events = MetadataApi::watch(self, &from).await?;
-        Ok(events.map(|event| event.map(|e| e.map(Kept::from))).boxed())
+        Ok(events.map(|event| event.map(|e| e.map(slimmed))).boxed())
     }
     fn name(&self) -> String {
         self.resource().qualified()
@@ -131,6 +138,8 @@ struct Shared<T> {
     /// Cancelled once the first list has been told. (A watch channel would wake those who wait in random order.)
     synced: CancellationToken,
     changes: watch::Sender<u64>,
+    /// See [`Informer::version`].
+    version: AtomicU64,
     watch_seconds: u64,
 }
 
@@ -151,6 +160,7 @@ impl<T: Item> Informer<T> {
             handlers: Mutex::new(Vec::new()),
             synced: CancellationToken::new(),
             changes: watch::Sender::new(0),
+            version: AtomicU64::new(0),
             watch_seconds,
         }))
     }
@@ -192,6 +202,17 @@ impl<T: Item> Informer<T> {
     #[must_use]
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.0.changes.subscribe()
+    }
+
+    /// The version up to which handlers have been told of every change; 0 before the first list, and where the server's
+    /// versions are no numbers.
+    #[must_use]
+    pub fn version(&self) -> u64 {
+        self.0.version.load(Ordering::Acquire)
+    }
+
+    fn told_up_to(&self, version: &str) {
+        self.0.version.store(version.parse().unwrap_or(0), Ordering::Release);
     }
 
     fn apply(&self, changes: impl FnOnce(&Store<T>) -> [Option<Change<T>>; 2]) {
@@ -280,6 +301,7 @@ impl<T: Item> Informer<T> {
                 }
                 WatchEvent::Bookmark { resource_version, .. } => *version = resource_version,
             }
+            self.told_up_to(version);
             *progress = true;
         }
         Ok(())
@@ -307,6 +329,7 @@ impl<T: Item> Informer<T> {
                         continue;
                     }
                 };
+                self.told_up_to(&version);
                 self.0.synced.cancel();
                 backoff.reset();
                 loop {
@@ -344,20 +367,7 @@ impl<T: Item> Informer<T> {
             biased;
             () = cancel.cancelled() => {}
             () = work => {}
-            () = self.pack() => {}
-        }
-    }
-
-    /// Packs what rests in the cache, from time to time while something changes. Never ends.
-    async fn pack(&self) {
-        let mut packing = Packing::default();
-        loop {
-            self.0.store.changed_much().await;
-            let mut more = true;
-            while more {
-                tokio::time::sleep(REST).await;
-                more = self.0.store.pack(&mut packing).await;
-            }
+            () = packed::rest(|| self.0.store.changed_much(), || self.0.store.pack()) => {}
         }
     }
 }

@@ -101,6 +101,8 @@ struct Slot<T> {
     text: Option<Text>,
     /// Came since what rests was packed the last time.
     fresh: bool,
+    /// The text does not get smaller by being packed.
+    unlike_others: bool,
 }
 
 impl<T: Item> Slot<T> {
@@ -167,7 +169,13 @@ impl<T: Item> State<T> {
         let (key, noted) = known.unwrap_or_else(|| (name.into(), false));
         let has_text = json.is_some();
         let text = json.map(Text::Plain);
-        let slot = Slot { elsewhere: Arc::downgrade(&object), decoded: Some(object.clone()), text, fresh: true };
+        let slot = Slot {
+            elsewhere: Arc::downgrade(&object),
+            decoded: Some(object.clone()),
+            text,
+            fresh: true,
+            unlike_others: false,
+        };
         let old = self.objects.insert(key.clone(), slot).map(|slot| slot.object());
         for index in &mut self.indexes {
             if let Some(old) = &old {
@@ -196,6 +204,7 @@ struct Inner<T> {
     much: Notify,
     /// Objects that were read since what rests was packed the last time.
     reads: AtomicUsize,
+    packing: Mutex<Packing>,
 }
 
 /// A cache of objects in key order. Cheap to clone; all clones are one cache.
@@ -211,7 +220,12 @@ impl<T: Item> Default for Store<T> {
     fn default() -> Self {
         let state =
             State { objects: BTreeMap::new(), indexes: Vec::new(), decoded: VecDeque::new(), decoded_max: DECODED_MIN };
-        Self(Arc::new(Inner { state: Mutex::new(state), much: Notify::new(), reads: AtomicUsize::new(0) }))
+        Self(Arc::new(Inner {
+            state: Mutex::new(state),
+            much: Notify::new(),
+            reads: AtomicUsize::new(0),
+            packing: Mutex::default(),
+        }))
     }
 }
 
@@ -343,23 +357,24 @@ impl<T: Item> Store<T> {
     }
 
     /// Packs the texts of what has not changed since the last time. False where nothing is left to do.
-    pub(crate) async fn pack(&self, packing: &mut Packing) -> bool {
-        let (mut more, mut batch, mut after) = (self.rest(), Vec::new(), None::<Key>);
-        loop {
-            let full = self.note_resting(packing, &mut batch, &mut after, &mut more);
-            let packed = packing.pack().await;
-            let state = &mut *self.0.state.lock();
-            for (number, text) in packed {
-                let (key, before): &(Key, Text) = &batch[number];
-                if let Some(slot) = state.objects.get_mut(key)
-                    && slot.text.as_ref().is_some_and(|t| t.is_same(before))
-                {
-                    slot.text = Some(text);
-                }
-            }
-            batch.clear();
-            if !full {
-                return more;
+    pub(crate) async fn pack(&self) -> bool {
+        let (mut more, mut after) = (self.rest(), None::<Key>);
+        let mut packing = std::mem::take(&mut *self.0.packing.lock());
+        let next = |most| self.resting(most, &mut after, &mut more);
+        packing.pack(next, |tried| self.hold(tried)).await;
+        *self.0.packing.lock() = packing;
+        more
+    }
+
+    /// Holds texts smaller, where they get so and have not changed.
+    fn hold(&self, tried: Vec<((Key, Text), Option<Text>)>) {
+        let state = &mut *self.0.state.lock();
+        for ((key, before), smaller) in tried {
+            if let Some(slot) = state.objects.get_mut(&key)
+                && slot.text.as_ref().is_some_and(|t| t.is_same(&before))
+            {
+                slot.unlike_others = smaller.is_none();
+                slot.text = smaller.or(Some(before));
             }
         }
     }
@@ -379,36 +394,31 @@ impl<T: Item> Store<T> {
         true
     }
 
-    /// Notes the texts that rest of what comes after a key, in key order, until a batch is full; false where the end comes
-    /// first. `more` becomes true where something does not rest yet.
-    fn note_resting(
-        &self,
-        packing: &mut Packing,
-        batch: &mut Vec<(Key, Text)>,
-        after: &mut Option<Key>,
-        more: &mut bool,
-    ) -> bool {
-        let state = &mut *self.0.state.lock();
+    /// The first so many texts that rest of what comes after a key, in key order. `more` becomes true where something does
+    /// not rest yet.
+    fn resting(&self, most: usize, after: &mut Option<Key>, more: &mut bool) -> Vec<((Key, Text), Text)> {
+        let (mut out, state) = (Vec::new(), &mut *self.0.state.lock());
         if state.objects.len() < WORTH_IT {
-            return false;
+            return out;
         }
         let from = after.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
         let rest = state.objects.range_mut::<str, _>((from, Bound::Unbounded));
         for (key, slot) in rest {
             let fresh = std::mem::take(&mut slot.fresh);
             slot.forget();
-            let Some(text) = slot.text.as_ref().filter(|text| !text.is_packed()) else { continue };
+            let plain = |text: &&Text| !text.is_packed() && !slot.unlike_others;
+            let Some(text) = slot.text.as_ref().filter(plain) else { continue };
             if fresh {
                 *more = true;
                 continue;
             }
-            batch.push((key.clone(), text.clone()));
-            if packing.note(batch.len() - 1, text.clone()) {
+            out.push(((key.clone(), text.clone()), text.clone()));
+            if out.len() == most {
                 *after = Some(key.clone());
-                return true;
+                break;
             }
         }
-        false
+        out
     }
 
     /// Takes an object out.
@@ -536,25 +546,24 @@ mod tests {
         };
         let packed =
             || s.0.state.lock().objects.values().filter(|o| o.text.as_ref().is_some_and(Text::is_packed)).count();
-        let mut packing = Packing::default();
         for n in 0..WORTH_IT - 1 {
             put(n, "first");
         }
-        assert!(!s.pack(&mut packing).await && !s.pack(&mut packing).await);
+        assert!(!s.pack().await && !s.pack().await);
         assert_eq!(packed(), 0);
         for n in 0..count {
             put(n, "second");
         }
         tokio::time::timeout(std::time::Duration::ZERO, s.changed_much()).await.unwrap();
         // What came since the last time does not rest yet.
-        assert!(s.pack(&mut packing).await);
+        assert!(s.pack().await);
         assert_eq!(packed(), 0);
         let decoded = || s.0.state.lock().objects.values().filter(|o| o.decoded.is_some()).count();
         assert_eq!(decoded(), DECODED_MIN / 8);
         put(0, "third");
-        assert!(s.pack(&mut packing).await);
+        assert!(s.pack().await);
         assert_eq!(packed(), count - 1);
-        while s.pack(&mut packing).await {}
+        while s.pack().await {}
         assert_eq!((packed(), decoded()), (count, DECODED_AT_REST));
         // Read again, from the packed text.
         let tag = |n: usize| s.get("n", &format!("{n:05}")).unwrap().data.as_ref().unwrap()["tag"].clone();
@@ -576,5 +585,19 @@ mod tests {
         assert_eq!(by_tag.get("blue")[0].metadata.name.as_deref(), Some("a"));
         s.take("n/b");
         assert_eq!(by_tag.values(), ["blue"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn passes_follow_a_change_until_nothing_is_left() {
+        use gantry_api::packed::{REST, rest};
+        let (changes, passes) = (Notify::new(), AtomicUsize::new(0));
+        let pass = || async { (passes.fetch_add(1, Ordering::Relaxed) + 1) % 3 != 0 };
+        let forever = rest(|| changes.notified(), pass);
+        tokio::pin!(forever);
+        for expected in [0, 3, 6] {
+            assert!(tokio::time::timeout(10 * REST, &mut forever).await.is_err(), "it ends");
+            assert_eq!(passes.load(Ordering::Relaxed), expected);
+            changes.notify_one();
+        }
     }
 }

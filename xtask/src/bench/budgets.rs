@@ -68,6 +68,8 @@ pub const BUDGETS: &[Budget] = &[
     less("list_cpu", "LIST of 10,000 pods: CPU of the server", 60.0, "ms", "480–760 ms"),
     less("list_memory", "LIST of 100,000 pods: extra memory while serving", 16.0, "MB", "RSS 558 → 1,734 MiB"),
     less("cache_memory", "memory per object, relative to its JSON", 1.5, "×", "5–7 × reported"),
+    less("cache_memory_unlike", "the same, of objects with nothing in common", 1.5, "×", NOT_MEASURED),
+    less("cache_part", "the watch cache's part of that", 1.5, "×", NOT_MEASURED),
     less("watch_cpu", "watch, 1,000 watchers: CPU per delivered event", 5.0, "µs", "53 µs"),
     less("watch_p99", "watch, 1,000 watchers, 10 updates/s: p99 delay", 15.0, "ms", "79 ms"),
     less("watchers_last", "one update to 10,000 watchers: the last one has it", 50.0, "ms", NOT_MEASURED),

@@ -43,6 +43,7 @@ use futures::future::BoxFuture;
 use serde_json::Value;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 /// Options of `cargo xtask bench`.
 #[derive(clap::Args, Clone, Debug)]
@@ -81,6 +82,11 @@ impl Bench {
     /// `full`, or `quick` where `--quick` was given.
     pub fn scaled<T>(&self, full: T, quick: T) -> T {
         if self.quick { quick } else { full }
+    }
+
+    /// Waits until the server has packed what rests and has given back what it does not need.
+    pub async fn rest(&self) {
+        tokio::time::sleep(Duration::from_secs(self.scaled(60, 40))).await;
     }
 }
 

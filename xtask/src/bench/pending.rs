@@ -6,7 +6,6 @@ use super::workload::{self, PODS};
 use super::{Bench, Measurement, process};
 use anyhow::Result;
 use serde_json::json;
-use std::time::Duration;
 
 const PODS_PENDING: u64 = 10_000;
 
@@ -18,8 +17,7 @@ pub async fn run(bench: &Bench) -> Result<Vec<Measurement>> {
     workload::namespace(&clients[0]).await?;
     workload::fill(&clients, PODS, PODS_PENDING, |n| workload::pod(&format!("pending-{n:05}"), "10000")).await?;
     gantry.settle().await?;
-    let settled = Duration::from_secs(bench.scaled(60, 15));
-    tokio::time::sleep(settled).await;
+    bench.rest().await;
     let list = workload::get(&clients[0], PODS).await?;
     let pods = list["items"].as_array().cloned().unwrap_or_default();
     let told = |pod: &serde_json::Value| {

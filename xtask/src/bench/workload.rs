@@ -94,6 +94,22 @@ pub const fn fillers() -> usize {
 
 /// A ConfigMap whose JSON is 1 KB (1024 bytes) long.
 pub fn config_map(name: &str, sequence: u64) -> Value {
+    // Not one letter over and over, which compresses unlike real data.
+    config_map_of(name, sequence, |i| b'a' + (i * 7 + i / 11) as u8 % 26)
+}
+
+/// The same with a text that has nothing in common with those of others and cannot be told shorter, as a key or a
+/// certificate.
+pub fn unlike_config_map(name: &str, sequence: u64) -> Value {
+    config_map_of(name, sequence, |i| {
+        let seed = ((sequence << 10) | i as u64).wrapping_add(1);
+        let mixed = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"[(mixed >> 58) as usize]
+    })
+}
+
+fn config_map_of(name: &str, sequence: u64, letter: impl Fn(usize) -> u8) -> Value {
     let mut object = json!({
         "apiVersion": "v1",
         "kind": "ConfigMap",
@@ -101,8 +117,7 @@ pub fn config_map(name: &str, sequence: u64) -> Value {
         "data": { "seq": sequence.to_string(), "text": "" },
     });
     let missing = 1024usize.saturating_sub(object.to_string().len());
-    // Not one letter over and over, which compresses unlike real data.
-    let text: String = (0..missing).map(|i| char::from(b'a' + (i * 7 + i / 11) as u8 % 26)).collect();
+    let text: String = (0..missing).map(|i| char::from(letter(i))).collect();
     object["data"]["text"] = text.into();
     object
 }
@@ -291,6 +306,7 @@ mod tests {
     fn config_maps_have_their_size() {
         for (name, sequence) in [("a", 0), ("cm-000123", 99)] {
             assert_eq!(config_map(name, sequence).to_string().len(), 1024);
+            assert_eq!(unlike_config_map(name, sequence).to_string().len(), 1024);
         }
     }
 

@@ -103,7 +103,7 @@ struct Replace {
 
 /// All watch caches and the task that feeds them.
 pub struct Dispatcher {
-    store: Arc<dyn Store>,
+    pub(super) store: Arc<dyn Store>,
     encryption: Encryption,
     applied: Arc<Applied>,
     /// By `<group>/<plural>` of the key; two served resources may share stored objects.

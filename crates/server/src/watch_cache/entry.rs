@@ -7,7 +7,8 @@ use gantry_api::meta::labels::Selector;
 use gantry_api::packed::Text;
 use parking_lot::RwLock;
 use std::borrow::Borrow;
-use std::cmp::Ordering;
+use std::cmp;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 const TAIL: &[u8] = b"}\n";
@@ -43,49 +44,63 @@ impl EventType {
     }
 }
 
-/// Strings one after the other, each behind its length; a quarter of the memory of a `Vec<String>`.
-#[derive(Debug, Default)]
-pub struct Packed(Box<[u8]>);
-
-impl Packed {
-    fn from_strings<'a>(strings: impl Iterator<Item = &'a str>) -> Self {
-        let mut out = Vec::new();
-        for s in strings {
-            out.extend_from_slice(&u32::try_from(s.len()).unwrap_or(u32::MAX).to_le_bytes());
-            out.extend_from_slice(s.as_bytes());
+/// Appends a string behind its length: six bits of it in a character, those of least weight first, while there are more
+/// with one more bit set. A quarter of the memory of a `Vec<String>`.
+fn append(out: &mut String, string: &str) {
+    let mut length = string.len();
+    loop {
+        // Of seven bits, so that the whole is text.
+        let digit = u8::try_from(length & 0x3f).unwrap_or(0);
+        length >>= 6;
+        out.push(char::from(if length > 0 { digit | MORE } else { digit }));
+        if length == 0 {
+            break;
         }
-        Self(out.into_boxed_slice())
     }
-
-    /// The strings in order.
-    pub fn iter(&self) -> impl Iterator<Item = &str> {
-        let mut rest: &[u8] = &self.0;
-        std::iter::from_fn(move || {
-            let (length, tail) = rest.split_first_chunk::<4>()?;
-            let (text, tail) = tail.split_at_checked(u32::from_le_bytes(*length) as usize)?;
-            rest = tail;
-            std::str::from_utf8(text).ok()
-        })
-    }
+    out.push_str(string);
 }
 
-/// What selectors look at.
+/// The strings that were appended one after the other.
+fn appended(text: &str) -> impl Iterator<Item = &str> {
+    let mut rest = text;
+    std::iter::from_fn(move || {
+        let (mut length, mut digits) = (0, 0);
+        for digit in rest.bytes() {
+            length |= usize::from(digit & 0x3f) << (6 * digits);
+            digits += 1;
+            if digit & MORE == 0 {
+                break;
+            }
+        }
+        let string = rest.get(digits..digits + length).filter(|_| digits > 0)?;
+        rest = &rest[digits + length..];
+        Some(string)
+    })
+}
+
+/// Marks that another digit of a length follows.
+const MORE: u8 = 0x40;
+
+/// What selectors look at: labels, each behind its key, and selectable fields.
 #[derive(Debug, Default)]
 pub struct Selectable {
-    labels: Packed,
-    fields: Packed,
+    labels: String,
+    fields: String,
 }
 
 impl Selectable {
     /// Of an object of `resource`.
     #[must_use]
     pub fn of(resource: &dyn Resource, object: &dyn Object) -> Self {
-        let labels = object.meta().labels.iter().flatten().flat_map(|(k, v)| [k.as_str(), v.as_str()]);
-        let fields = resource.selectable_fields(object);
-        Self {
-            labels: Packed::from_strings(labels),
-            fields: Packed::from_strings(fields.iter().map(|(_, v)| v.as_str())),
+        let mut out = Self::default();
+        for (key, value) in object.meta().labels.iter().flatten() {
+            append(&mut out.labels, key);
+            append(&mut out.labels, value);
         }
+        for (_, value) in resource.selectable_fields(object) {
+            append(&mut out.fields, &value);
+        }
+        out
     }
 }
 
@@ -95,19 +110,28 @@ pub struct Entry {
     /// The whole watch event as it is sent: head, object, tail. The object is a slice of it, so that it is held once.
     /// Packed while nobody reads it.
     frame: RwLock<Text>,
+    /// Path, labels and selectable fields, one after the other.
+    strings: Box<str>,
+    /// Revision of the write that made this state.
+    pub revision: u64,
+    /// The object in the version of its resource, where it was stored in another and a webhook has converted it.
+    converted: OnceLock<Arc<Entry>>,
     /// Bytes of the frame as it is sent.
-    length: usize,
+    length: u32,
+    /// Where in `strings` the path and the labels end.
+    path_end: u32,
+    labels_end: u32,
     head: u8,
     /// Length of the `"apiVersion":…,"kind":…,` prefix that items of a list leave out.
     type_meta: u8,
     event: EventType,
-    path: Box<str>,
-    /// Revision of the write that made this state.
-    pub revision: u64,
-    labels: Packed,
-    fields: Packed,
-    /// The object in the version of its resource, where it was stored in another and a webhook has converted it.
-    converted: OnceLock<Arc<Entry>>,
+    /// Whether the frame does not get smaller by being packed.
+    unlike_others: AtomicBool,
+}
+
+/// A length or position in an object, of which none is anywhere near four gigabytes.
+fn position(at: usize) -> u32 {
+    u32::try_from(at).expect("no object is that large")
 }
 
 impl Entry {
@@ -123,17 +147,19 @@ impl Entry {
     ) -> Self {
         let (frame, head, type_meta) = encode(event, json, revision, resource);
         let Selectable { labels, fields } = selectable;
+        let (path_end, labels_end) = (path.len(), path.len() + labels.len());
         Self {
-            length: frame.len(),
+            length: position(frame.len()),
             frame: RwLock::new(Text::Plain(frame)),
+            strings: [path, &labels, &fields].concat().into(),
+            revision,
+            converted: OnceLock::new(),
+            path_end: position(path_end),
+            labels_end: position(labels_end),
             head,
             type_meta,
             event,
-            path: path.into(),
-            revision,
-            labels,
-            fields,
-            converted: OnceLock::new(),
+            unlike_others: AtomicBool::new(false),
         }
     }
 
@@ -142,16 +168,15 @@ impl Entry {
     pub fn tombstone(&self, revision: u64) -> Self {
         let frame = self.reframed(EventType::Deleted, revision);
         Self {
-            length: frame.len(),
+            length: position(frame.len()),
             frame: RwLock::new(Text::Plain(frame)),
-            head: EventType::Deleted.head().len() as u8,
-            type_meta: self.type_meta,
-            event: EventType::Deleted,
-            path: self.path.clone(),
+            strings: self.strings.clone(),
             revision,
-            labels: Packed(self.labels.0.clone()),
-            fields: Packed(self.fields.0.clone()),
             converted: OnceLock::new(),
+            head: EventType::Deleted.head().len() as u8,
+            event: EventType::Deleted,
+            unlike_others: AtomicBool::new(false),
+            ..*self
         }
     }
 
@@ -192,8 +217,18 @@ impl Entry {
 
     /// Holds the frame in this form. It must be of the same bytes.
     pub(super) fn hold(&self, text: Text) {
-        debug_assert_eq!(text.length(), self.length);
+        debug_assert_eq!(text.length(), self.length as usize);
         *self.frame.write() = text;
+    }
+
+    /// Whether it need not be tried to pack the frame.
+    pub(super) fn is_unlike_others(&self) -> bool {
+        self.unlike_others.load(Ordering::Relaxed)
+    }
+
+    /// The frame does not get smaller by being packed.
+    pub(super) fn note_unlike_others(&self) {
+        self.unlike_others.store(true, Ordering::Relaxed);
     }
 
     /// Holds the frame as it is sent, for it is asked for often.
@@ -230,43 +265,48 @@ impl Entry {
     /// The object as JSON.
     #[must_use]
     pub fn json(&self) -> Bytes {
-        self.frame().slice(self.head as usize..self.length - TAIL.len())
+        self.frame().slice(self.head as usize..self.length as usize - TAIL.len())
     }
 
     /// The object as an item of a list: JSON without `{` and without apiVersion and kind, as upstream leaves them out.
     #[must_use]
     pub fn item_tail(&self) -> Bytes {
-        self.frame().slice(self.head as usize + 1 + self.type_meta as usize..self.length - TAIL.len())
+        self.frame().slice(self.head as usize + 1 + self.type_meta as usize..self.length as usize - TAIL.len())
     }
 
     /// `namespace/name`, or `name` at cluster scope.
     #[must_use]
     pub fn path(&self) -> &str {
-        &self.path
+        &self.strings[..self.path_end as usize]
     }
 
     /// The namespace, empty at cluster scope.
     #[must_use]
     pub fn namespace(&self) -> &str {
-        self.path.split_once('/').map_or("", |(namespace, _)| namespace)
+        self.path().split_once('/').map_or("", |(namespace, _)| namespace)
     }
 
     /// The name.
     #[must_use]
     pub fn name(&self) -> &str {
-        self.path.rsplit_once('/').map_or(&self.path, |(_, name)| name)
+        self.path().rsplit_once('/').map_or(self.path(), |(_, name)| name)
     }
 
     /// Bytes this entry keeps in memory while it is not packed.
     #[must_use]
     pub fn size(&self) -> usize {
-        self.length + self.path.len() + self.labels.0.len() + self.fields.0.len() + size_of::<Self>()
+        self.length as usize + self.strings.len() + size_of::<Self>()
+    }
+
+    /// Bytes it keeps now.
+    pub(super) fn held(&self) -> usize {
+        self.frame.read().size() + self.strings.len() + size_of::<Self>()
     }
 
     /// The value of a label.
     #[must_use]
     pub fn label(&self, key: &str) -> Option<&str> {
-        let mut strings = self.labels.iter();
+        let mut strings = appended(&self.strings[self.path_end as usize..self.labels_end as usize]);
         while let (Some(k), Some(v)) = (strings.next(), strings.next()) {
             if k == key {
                 return Some(v);
@@ -278,7 +318,7 @@ impl Entry {
     /// The value of the selectable field at `index` of the resource's list.
     #[must_use]
     pub fn field(&self, index: usize) -> &str {
-        self.fields.iter().nth(index).unwrap_or("")
+        appended(&self.strings[self.labels_end as usize..]).nth(index).unwrap_or("")
     }
 }
 
@@ -340,23 +380,23 @@ pub struct ByPath(pub Arc<Entry>);
 
 impl Borrow<str> for ByPath {
     fn borrow(&self) -> &str {
-        &self.0.path
+        self.0.path()
     }
 }
 impl PartialEq for ByPath {
     fn eq(&self, other: &Self) -> bool {
-        self.0.path == other.0.path
+        self.0.path() == other.0.path()
     }
 }
 impl Eq for ByPath {}
 impl PartialOrd for ByPath {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+    fn partial_cmp(&self, other: &Self) -> Option<cmp::Ordering> {
         Some(self.cmp(other))
     }
 }
 impl Ord for ByPath {
-    fn cmp(&self, other: &Self) -> Ordering {
-        self.0.path.cmp(&other.0.path)
+    fn cmp(&self, other: &Self) -> cmp::Ordering {
+        self.0.path().cmp(other.0.path())
     }
 }
 
@@ -444,4 +484,20 @@ impl Selection {
 pub fn with_version(json: &[u8], revision: u64, resource: &dyn Resource) -> Bytes {
     let (frame, head, _) = encode(EventType::Added, json, revision, resource);
     frame.slice(head as usize..frame.len() - TAIL.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn strings_of_any_length_are_found_again() {
+        let strings = ["", "a", "ä\0€", &"x".repeat(63), &"y".repeat(64), "", &"z".repeat(70_000), "end"];
+        let mut text = String::new();
+        strings.iter().for_each(|string| append(&mut text, string));
+        assert_eq!(appended(&text).collect::<Vec<_>>(), strings);
+        // Two lengths take more than a digit.
+        let plain: usize = strings.iter().map(|string| string.len()).sum();
+        assert_eq!((appended("").count(), text.len()), (0, plain + strings.len() + 1 + 2));
+    }
 }

@@ -27,11 +27,11 @@ use gantry_api::meta::labels::Selector;
 use gantry_api::meta::status::ApiError;
 use gantry_api::packed::WORTH_IT;
 use imbl::OrdSet;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Bound;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::time::Instant;
 use watcher::{Scope, Watchers};
@@ -54,15 +54,15 @@ pub struct Event {
     pub entry: Arc<Entry>,
     /// State before.
     pub previous: Option<Arc<Entry>>,
-    added: OnceLock<Bytes>,
-    removed: OnceLock<Bytes>,
+    /// How watchers of some of the objects are told of it, where that is not as it is.
+    reframed: Mutex<Vec<(Shown, Bytes)>>,
 }
 
 impl Event {
     /// A change to a state.
     #[must_use]
     pub fn new(entry: Arc<Entry>, previous: Option<Arc<Entry>>) -> Self {
-        Self { entry, previous, added: OnceLock::new(), removed: OnceLock::new() }
+        Self { entry, previous, reframed: Mutex::default() }
     }
 
     /// Revision of the change.
@@ -74,16 +74,23 @@ impl Event {
     /// The event as bytes, encoded at most once for all watchers that see it the same way.
     #[must_use]
     pub fn frame(&self, shown: Shown) -> Bytes {
-        match shown {
-            Shown::AsIs => self.entry.frame(),
-            Shown::Added => {
-                self.added.get_or_init(|| self.entry.reframed(EventType::Added, self.entry.revision)).clone()
-            }
-            Shown::Deleted => {
-                let last = self.previous.as_ref().unwrap_or(&self.entry);
-                self.removed.get_or_init(|| last.reframed(EventType::Deleted, self.entry.revision)).clone()
-            }
+        let (state, event) = match shown {
+            Shown::AsIs => return self.entry.frame(),
+            Shown::Added => (&self.entry, EventType::Added),
+            Shown::Deleted => (self.previous.as_ref().unwrap_or(&self.entry), EventType::Deleted),
+        };
+        let mut reframed = self.reframed.lock();
+        if let Some((_, bytes)) = reframed.iter().find(|(known, _)| *known == shown) {
+            return bytes.clone();
         }
+        let bytes = state.reframed(event, self.entry.revision);
+        reframed.push((shown, bytes.clone()));
+        bytes
+    }
+
+    /// Throws away what was encoded; who asks all the same has it encoded again.
+    fn forget(&self) {
+        *self.reframed.lock() = Vec::new();
     }
 
     /// How a watcher with this selection sees the change; None where it does not.

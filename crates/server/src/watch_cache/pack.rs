@@ -1,7 +1,7 @@
 //! Packs what rests in the caches.
 
-use super::{Dispatcher, WatchCache};
-use gantry_api::packed::{Packing, REST, WORTH_IT};
+use super::{Dispatcher, Entry, EventType, WatchCache};
+use gantry_api::packed::{self, Packing, WORTH_IT};
 use parking_lot::Mutex;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -15,6 +15,8 @@ pub(super) struct Rest {
     /// The revision at the last pass: what is not newer has rested since.
     since: AtomicU64,
     packing: Mutex<Packing>,
+    /// Bytes of all that was held at the end of the last pass.
+    bytes: AtomicUsize,
 }
 
 impl WatchCache {
@@ -41,58 +43,74 @@ impl WatchCache {
         if read >= 2 * snapshot.len() {
             return true;
         }
+        let past = self.past(since);
+        let mut fresh = false;
+        let mut rests = |entry: &Arc<Entry>| {
+            let text = entry.text();
+            if text.is_packed() || entry.is_unlike_others() {
+                return None;
+            }
+            fresh |= entry.revision > since;
+            (entry.revision <= since).then(|| (entry.clone(), text))
+        };
+        let mut entries = snapshot.iter_after("", "").chain(&past);
         let mut packing = std::mem::take(&mut *self.rest.packing.lock());
-        let (mut fresh, mut batch) = (false, Vec::new());
-        let mut entries = snapshot.iter_after("", "");
-        loop {
-            let entry = entries.next();
-            if let Some(entry) = entry {
-                let text = entry.text();
-                if text.is_packed() {
-                    continue;
-                }
-                if entry.revision > since {
-                    fresh = true;
-                    continue;
-                }
-                batch.push(entry);
-                if !packing.note(batch.len() - 1, text) {
-                    continue;
-                }
-            }
-            for (number, text) in packing.pack().await {
-                batch[number].hold(text);
-            }
-            batch.clear();
-            if entry.is_none() {
-                break;
-            }
-        }
+        let next = |most| entries.by_ref().filter_map(&mut rests).take(most).collect::<Vec<_>>();
+        let hold = |entry: Arc<Entry>, smaller| match smaller {
+            Some(text) => entry.hold(text),
+            None => entry.note_unlike_others(),
+        };
+        packing.pack(next, |tried| tried.into_iter().for_each(|(entry, smaller)| hold(entry, smaller))).await;
         *self.rest.packing.lock() = packing;
+        self.rest.bytes.store(snapshot.iter_after("", "").chain(&past).map(|e| e.held()).sum(), Ordering::Relaxed);
         fresh
+    }
+
+    /// States that are no more but in the ring, of changes up to a revision. What was made of those for watchers of some of
+    /// the objects is thrown away: these had it long since.
+    fn past(&self, since: u64) -> Vec<Arc<Entry>> {
+        let state = self.state.read();
+        let rest = state.ring.iter().take_while(|event| event.revision() <= since);
+        rest.flat_map(|event| {
+            event.forget();
+            let last = (event.entry.event() == EventType::Deleted).then(|| event.entry.clone());
+            event.previous.clone().into_iter().chain(last)
+        })
+        .collect()
+    }
+
+    /// Bytes that the objects take, and what they were before as far as it is still told; of many as they were when it was
+    /// last looked for what rests.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        match self.snapshot() {
+            few if few.len() < WORTH_IT => few.iter_after("", "").map(|e| e.held()).sum(),
+            _ => self.rest.bytes.load(Ordering::Relaxed),
+        }
     }
 }
 
 impl Dispatcher {
     /// Packs what rests, from time to time while something changes, until `stop`.
     pub(super) async fn pack(self: Arc<Self>, stop: CancellationToken) {
-        let work = async {
-            loop {
-                self.applied().changed_much().await;
-                let mut more = true;
-                while more {
-                    tokio::time::sleep(REST).await;
-                    more = false;
-                    for cache in self.caches() {
-                        more |= cache.pack().await;
-                    }
-                }
+        let applied = Mutex::new((0, 0));
+        let pass = || async {
+            let (before_last, last) = *applied.lock();
+            *applied.lock() = (last, self.applied().get());
+            // These caches have it all, and only they ask for what was before: shortly after, while they are filled.
+            if let Err(error) = self.store.compact(before_last).await {
+                tracing::warn!(%error, "the store does not forget what was");
             }
+            let mut more = false;
+            for cache in self.caches() {
+                more |= cache.pack().await;
+            }
+            more
         };
         tokio::select! {
             biased;
             () = stop.cancelled() => {}
-            () = work => {}
+            () = packed::rest(|| self.applied().changed_much(), pass) => {}
         }
     }
 }
@@ -100,7 +118,7 @@ impl Dispatcher {
 #[cfg(test)]
 mod tests {
     use super::super::tests::{pod, pods, put};
-    use super::super::{EventType, Next, Shown};
+    use super::super::{Next, Shown};
     use super::*;
     use bytes::Bytes;
     use gantry_api::meta::fields::FieldSelector;
@@ -126,7 +144,7 @@ mod tests {
         for n in WORTH_IT as u64..=count {
             put(&cache, n, EventType::Added, pod(&name(n), "a-node-of-some-name"));
         }
-        tokio::time::timeout(REST, cache.applied.changed_much()).await.unwrap();
+        tokio::time::timeout(packed::REST, cache.applied.changed_much()).await.unwrap();
         assert!(cache.pack().await, "what is new does not rest yet");
         let (before, packed) = frames(&cache);
         assert!(packed < WORTH_IT, "{packed}");
@@ -156,5 +174,19 @@ mod tests {
         assert_eq!(frames(&cache), (after.clone(), 0));
         assert!(!cache.pack().await);
         assert_eq!(frames(&cache), (after, before.len()));
+        // So is the state before, which only those are told of who look at some of the objects.
+        let left = FieldSelector::parse("spec.nodeName=a-node-of-some-name").unwrap();
+        let left = cache.selection("", Selector::everything(), &left).unwrap();
+        let (_, left) = cache.subscribe(left, Some(count)).unwrap();
+        let Some(Next::Event(event, Shown::Deleted)) = left.try_next() else { panic!("it left the selection") };
+        let frame = event.frame(Shown::Deleted);
+        assert!(event.previous.as_ref().unwrap().text().is_packed() && frame.starts_with(b"{\"type\":\"DELETED\""));
+        assert_eq!(
+            (cache.past(count + 1).len(), event.reframed.lock().len()),
+            (1, 0),
+            "it is encoded when it is asked for"
+        );
+        assert_eq!(event.frame(Shown::Deleted), frame);
+        assert!(cache.bytes() < before.iter().map(Bytes::len).sum(), "{} bytes", cache.bytes());
     }
 }

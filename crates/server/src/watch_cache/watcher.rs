@@ -46,13 +46,11 @@ pub enum Next {
 struct Queued {
     event: Arc<Event>,
     shown: Shown,
-    /// What it was counted as: what an object takes changes when it is packed.
-    size: usize,
 }
 
 impl Queued {
-    fn new(event: Arc<Event>, shown: Shown) -> Self {
-        Self { size: event.entry.size(), event, shown }
+    fn size(&self) -> usize {
+        self.event.entry.size()
     }
 }
 
@@ -65,18 +63,18 @@ struct Queue {
 
 impl Queue {
     fn takes(&self, queued: &Queued) -> bool {
-        let large = self.bytes + queued.size > QUEUE_BYTES_MAX;
+        let large = self.bytes + queued.size() > QUEUE_BYTES_MAX;
         self.events.len() < if large { QUEUE_MIN } else { QUEUE_MAX }
     }
 
     fn push(&mut self, queued: Queued) {
-        self.bytes += queued.size;
+        self.bytes += queued.size();
         self.events.push_back(queued);
     }
 
     fn pop(&mut self) -> Option<Queued> {
         let queued = self.events.pop_front()?;
-        self.bytes -= queued.size;
+        self.bytes -= queued.size();
         Some(queued)
     }
 }
@@ -97,7 +95,7 @@ impl Watcher {
             if queue.closed.is_some() {
                 return;
             }
-            let queued = Queued::new(event.clone(), shown);
+            let queued = Queued { event: event.clone(), shown };
             if queue.takes(&queued) {
                 queue.push(queued);
             } else {
@@ -168,8 +166,8 @@ impl Watchers {
         backlog: Vec<(Arc<Event>, Shown)>,
     ) -> Arc<Watcher> {
         self.next_id += 1;
-        let events: VecDeque<Queued> = backlog.into_iter().map(|(event, shown)| Queued::new(event, shown)).collect();
-        let bytes = events.iter().map(|q| q.size).sum();
+        let events: VecDeque<Queued> = backlog.into_iter().map(|(event, shown)| Queued { event, shown }).collect();
+        let bytes = events.iter().map(Queued::size).sum();
         let watcher = Arc::new(Watcher {
             id: self.next_id,
             scope: scope.clone(),
@@ -266,7 +264,7 @@ impl Subscription {
     pub fn try_next(&self) -> Option<Next> {
         let mut queue = self.watcher.queue.lock();
         match queue.pop() {
-            Some(Queued { event, shown, .. }) => Some(Next::Event(event, shown)),
+            Some(Queued { event, shown }) => Some(Next::Event(event, shown)),
             None => {
                 if queue.events.capacity() > 64 {
                     queue.events.shrink_to(0);

@@ -48,7 +48,7 @@ pub struct EmbeddedOptions {
 
 impl Default for EmbeddedOptions {
     fn default() -> Self {
-        Self { cache_bytes: 8 << 20, log_bytes: 4 << 20 }
+        Self { cache_bytes: 4 << 20, log_bytes: 4 << 20 }
     }
 }
 
