@@ -55,9 +55,19 @@ pub struct PostParams {
     /// Do not persist.
     pub dry_run: bool,
     /// For bindings: only where the node still has room.
-    pub if_fits: bool,
+    pub if_fits: Option<IfFits>,
     /// Field manager; the client's component name where absent.
     pub field_manager: Option<String>,
+}
+
+/// What a binding was decided on. The server compares what the node has left with what the pod asks for where somebody
+/// else has bound a pod to it since.
+#[derive(Clone, Debug, Default)]
+pub struct IfFits {
+    /// Who decided: a name that nobody else has.
+    pub by: String,
+    /// The version of all pods up to which was seen what happened; 0 to have it compared in any case.
+    pub seen: u64,
 }
 
 /// Parameters of patch.
@@ -164,8 +174,9 @@ impl PostParams {
         if self.dry_run {
             q.push("dryRun", "All");
         }
-        if self.if_fits {
-            q.push("ifFits", "true");
+        if let Some(IfFits { by, seen }) = &self.if_fits {
+            q.push("ifFits", &seen.to_string());
+            q.push("decidedBy", by);
         }
         q.push_some("fieldManager", self.field_manager.as_deref());
         q

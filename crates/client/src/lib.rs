@@ -14,7 +14,7 @@ pub mod testing;
 pub mod transport;
 
 pub use api::{
-    Api, DeleteParams, Deleted, ListParams, ObjectList, Patch, PatchParams, PostParams, WatchEvent, WatchParams,
+    Api, DeleteParams, Deleted, IfFits, ListParams, ObjectList, Patch, PatchParams, PostParams, WatchEvent, WatchParams,
     WatchStream,
 };
 pub use frames::Item;

@@ -146,9 +146,9 @@ impl Scheduler {
             }
             None => {
                 // Where another scheduler may have taken the room meanwhile, the server compares.
-                let compares = self.state.lock().strangers.are_about(Instant::now());
+                let told = self.state.lock().decided.of(&pod.uid);
                 let api = Api::<Pod>::namespaced(self.client.clone(), &pod.namespace);
-                let params = PostParams { if_fits: compares, ..PostParams::default() };
+                let params = PostParams { if_fits: Some(told), ..PostParams::default() };
                 let posted = api.post_subresource(&pod.name, "binding", &params, &binding).await;
                 posted.map_err(|e| Unbound {
                     gone: e.is("NotFound"),
@@ -177,7 +177,7 @@ impl Scheduler {
                     self.recorder.warning(pod.pod.as_ref(), "FailedScheduling", &message);
                     warn!(pod = pod.key, node, %error, "binding failed; will retry");
                     if !refused {
-                        self.state.lock().strangers.unanswered(&pod.uid, node);
+                        self.state.lock().decided.unanswered(&pod.uid);
                     }
                     self.take_back(pod, true);
                 }
@@ -202,9 +202,16 @@ impl Scheduler {
             Some(preemption) => Some(preemption.node.as_str()),
             None => failure.gives_up.then_some(""),
         };
-        self.patch_unscheduled(pod, reason, &message, nominated).await;
-        if let Some(preemption) = failure.preemption {
-            self.evict(pod, preemption).await;
+        let told = self.patch_unscheduled(pod, reason, &message, nominated).await;
+        match failure.preemption {
+            Some(preemption) if told => self.evict(pod, preemption).await,
+            // Whoever waits would take the room that others had to leave.
+            Some(_) => {
+                let id = pod.group.as_ref().map_or(&*pod.uid, |group| &*group.id);
+                self.state.lock().queue.failed(id, Instant::now());
+                self.wake.notify_one();
+            }
+            None => {}
         }
     }
 
@@ -232,8 +239,9 @@ impl Scheduler {
         }
     }
 
-    /// `nominated` is the node promised to the pod from now on, empty for none, `None` where that stays as it is.
-    async fn patch_unscheduled(&self, pod: &PodInfo, reason: &str, message: &str, nominated: Option<&str>) {
+    /// `nominated` is the node promised to the pod from now on, empty for none, `None` where that stays as it is. Whether
+    /// its status says so now.
+    async fn patch_unscheduled(&self, pod: &PodInfo, reason: &str, message: &str, nominated: Option<&str>) -> bool {
         let current = |pod: &Pod| -> Option<PodCondition> {
             let conditions = pod.status.as_ref()?.conditions.as_ref()?;
             conditions.iter().find(|c| c.type_ == "PodScheduled").cloned()
@@ -242,7 +250,7 @@ impl Scheduler {
             c.status == "False" && c.reason.as_deref() == Some(reason) && c.message.as_deref() == Some(message)
         });
         if same && nominated.is_none_or(|n| pod.nominated_node().unwrap_or_default() == n) {
-            return;
+            return true;
         }
         let since = current(&pod.pod).filter(|c| c.status == "False").and_then(|c| c.last_transition_time);
         let mut status = json!({
@@ -258,7 +266,7 @@ impl Scheduler {
         if let Some(node) = nominated {
             status["nominatedNodeName"] = if node.is_empty() { json!(null) } else { json!(node) };
         }
-        self.patch_status(pod, json!({ "metadata": { "uid": pod.uid }, "status": status })).await;
+        self.patch_status(pod, json!({ "metadata": { "uid": pod.uid }, "status": status })).await
     }
 
     /// Writes the condition of a PodGroup: that it was scheduled, which stays so, or why it is not.
@@ -288,15 +296,17 @@ impl Scheduler {
         }
     }
 
-    async fn patch_status(&self, pod: &PodInfo, patch: serde_json::Value) {
+    /// Returns whether it is written.
+    async fn patch_status(&self, pod: &PodInfo, patch: serde_json::Value) -> bool {
         let api = Api::<Pod>::namespaced(self.client.clone(), &pod.namespace);
         let result = api.patch_status(&pod.name, &PatchParams::default(), &Patch::Strategic(patch)).await;
-        if let Err(error) = result
+        if let Err(error) = &result
             && !error.is("NotFound")
             && !error.is("Conflict")
         {
             warn!(pod = pod.key, %error, "cannot patch pod status");
         }
+        result.is_ok()
     }
 
     async fn evict(&self, pod: &PodInfo, preemption: Preemption) {

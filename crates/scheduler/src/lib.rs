@@ -12,6 +12,7 @@ pub mod class;
 pub mod config;
 pub mod cycle;
 pub mod decide;
+mod decided;
 mod defaults;
 pub mod devices;
 pub mod diagnosis;
@@ -31,7 +32,6 @@ mod run;
 pub mod score;
 pub mod snapshot;
 pub mod spread;
-mod strangers;
 pub mod volumes;
 
 pub use run::{Explainer, SchedulerConfig, run};

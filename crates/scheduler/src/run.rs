@@ -4,6 +4,7 @@ use crate::bind::{Failure, Preemption};
 use crate::config::Configuration;
 use crate::cycle::Cycle;
 use crate::decide::{Decider, Domain, Rejected, Request};
+use crate::decided::Decided;
 use crate::defaults::Owners;
 use crate::devices::{self, Devices, News};
 use crate::diagnosis::{Diagnosis, Rejections};
@@ -16,7 +17,6 @@ use crate::preempt::{self, Budget, Candidate};
 use crate::profile::Filter;
 use crate::queue::{ClusterChange, Queue, Waiting};
 use crate::snapshot::Snapshot;
-use crate::strangers::Strangers;
 use crate::volumes::{Refusal, Volumes};
 use gantry_api::clock::Clock;
 use gantry_api::entropy::Entropy;
@@ -60,8 +60,8 @@ pub(crate) struct State {
     pub(crate) assumed: HashMap<String, Arc<PodInfo>>,
     /// Pods that are placed together.
     pub(crate) groups: Groups,
-    /// Other schedulers that bind pods, too.
-    pub(crate) strangers: Strangers,
+    /// What bindings tell of their decisions.
+    pub(crate) decided: Decided,
     /// By the name of their profile.
     pub(crate) deciders: HashMap<String, Decider>,
 }
@@ -137,7 +137,7 @@ pub async fn run(client: Client, informers: &Informers, config: SchedulerConfig,
             }),
             assumed: HashMap::new(),
             groups: Groups::default(),
-            strangers: Strangers::default(),
+            decided: Decided::new(entropy.uuid()),
             deciders: profiles.into_iter().map(|p| (p.name.clone(), decider(p))).collect(),
         }),
         wake: Notify::new(),
@@ -286,7 +286,7 @@ impl Scheduler {
         let gone = matches!(change, Change::Deleted(_)) || info.is_finished();
         if gone {
             state.assumed.remove(&info.uid);
-            state.strangers.forget(&info.uid);
+            state.decided.forget(&info.uid);
             let was_promised = state.queue.promises().of(&info.uid).is_some();
             state.queue.remove(&info.uid);
             state.left_group(&info);
@@ -299,13 +299,7 @@ impl Scheduler {
         if let Some(node) = info.node() {
             let node = node.to_owned();
             let was_assumed = state.assumed.remove(&info.uid).is_some();
-            // Somebody else bound what waited: a scheduler of another name, or of the same.
-            let is_free = |p: &Arc<Pod>| p.spec.as_ref().and_then(|s| s.node_name.as_deref()).is_none_or(str::is_empty);
-            let waited = change.old().is_some_and(is_free);
-            if waited && !was_assumed {
-                state.strangers.bound(&info.uid, &node, now);
-            }
-            state.strangers.forget(&info.uid);
+            state.decided.forget(&info.uid);
             state.queue.bound(&info.uid, &node, now);
             let new_here = state.snapshot.row_of_pod(&info.uid).is_none();
             let shrank = change.old().is_some_and(|old| {
@@ -329,7 +323,6 @@ impl Scheduler {
             return;
         }
         if !state.deciders.contains_key(info.scheduler()) {
-            state.strangers.waits(&info.uid, now);
             return;
         }
         if state.assumed.contains_key(&info.uid) {
@@ -419,6 +412,7 @@ impl Scheduler {
                 Ok((node, assignment)) => {
                     state.snapshot.place(pod.clone(), node);
                     state.assumed.insert(pod.uid.clone(), pod.clone());
+                    state.decided.on(&pod.uid, self.pods.version());
                     if let Some(group) = &pod.group {
                         state.groups.place(group, pod.clone());
                     }

@@ -172,6 +172,8 @@ impl Cradle {
                     signing_duration: None,
                     autoscaling_period: None,
                     cluster_dns: Vec::new(),
+                    legacy_token_period: None,
+                    node_ranges: None,
                     scheduling: Default::default(),
                 };
                 tokio::spawn(wire::run(server, self.connect(life), components, cancel.clone()));
@@ -290,6 +292,12 @@ impl ControlPlane {
         Client::new(self.transport(user, groups), name)
     }
 
+    /// The same to whom everything happens that is planned for components.
+    #[must_use]
+    pub fn component(&self, user: &str, groups: &[&str], name: &str) -> Client {
+        Client::new(Arc::new(Faulty::new(self.transport(user, groups), self.dice.clone())), name)
+    }
+
     /// A client that may do anything.
     #[must_use]
     pub fn admin(&self) -> Client {
@@ -305,8 +313,7 @@ impl ControlPlane {
     /// Starts a node that runs pods in name only, under its own identity. It outlives the lives of the control plane.
     #[must_use]
     pub fn node(&self, spec: HollowSpec, pace: Pace) -> HollowNode {
-        let transport = self.transport(&format!("system:node:{}", spec.name), &["system:nodes"]);
-        let client = Client::new(Arc::new(Faulty::new(transport, self.dice.clone())), "kubelet");
+        let client = self.component(&format!("system:node:{}", spec.name), &["system:nodes"], "kubelet");
         HollowNode::start(spec, pace, client, self.clock, self.entropy.clone(), self.cancel.child_token())
     }
 

@@ -134,6 +134,31 @@ fn a_first_rollout_makes_one_set_and_completes() {
     assert_eq!((s.replicas, s.updated_replicas, s.unavailable_replicas), (Some(3), Some(3), None));
 }
 
+/// A rollout is taken back while its first set, which has given up its only pod, still tells of it.
+#[test]
+fn a_set_that_has_not_seen_its_size_is_not_counted_on() {
+    let mut d = deployment(1, "i1");
+    let rolling = d.spec.strategy.as_mut().unwrap().rolling_update.as_mut().unwrap();
+    (rolling.max_surge, rolling.max_unavailable) = (Some(IntOrString::Int(1)), Some(IntOrString::Int(0)));
+    let mut w = World::new(d);
+    w.run();
+    w.image("i2");
+    w.run();
+    assert_eq!(w.sizes(), [0, 1]);
+    w.image("i1");
+    w.step();
+    assert_eq!(w.sizes(), [1, 1]);
+    let first = &mut w.sets[0];
+    first.metadata.generation = Some(3);
+    first.status.as_mut().unwrap().available_replicas = Some(1);
+    let plan = w.step();
+    assert!(!plan.shrinks(&w.sets) && w.sizes() == [1, 1], "{:?}", w.log);
+    w.sets[0].status.as_mut().unwrap().observed_generation = Some(3);
+    let before = w.sets.clone();
+    assert!(w.step().shrinks(&before));
+    assert_eq!(w.sizes(), [1, 0]);
+}
+
 #[test]
 fn a_rolling_update_keeps_within_surge_and_unavailability() {
     let mut w = World::new(deployment(4, "i1"));

@@ -139,6 +139,7 @@ impl Scheduler {
         for placement in &placed {
             state.snapshot.place(placement.pod.clone(), &placement.node);
             state.assumed.insert(placement.pod.uid.clone(), placement.pod.clone());
+            state.decided.on(&placement.pod.uid, self.pods.version());
             self.promise(&placement.assignment);
             if let Some(membership) = &placement.pod.group {
                 state.groups.place(membership, placement.pod.clone());

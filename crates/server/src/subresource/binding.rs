@@ -1,5 +1,6 @@
 //! `pods/binding` and `bindings`: the assignment of a pod to a node.
 
+mod commits;
 mod fit;
 
 use super::{Handler, Services, body};
@@ -10,6 +11,8 @@ use crate::cluster::resource_of;
 use crate::request::{HandlerResult, RequestContext};
 use async_trait::async_trait;
 use bytes::Bytes;
+use commits::Commit;
+pub(super) use commits::Commits;
 use gantry_api::Time;
 use gantry_api::k8s_openapi::api::core::v1::{Binding, Node, Pod, PodCondition};
 use gantry_api::kind::{Object, downcast_mut};
@@ -17,17 +20,11 @@ use gantry_api::meta::field::{ErrorList, Path};
 use gantry_api::meta::object::Meta;
 use gantry_api::meta::status::ApiError;
 use std::collections::BTreeMap;
-use std::sync::Arc;
-
-/// Bindings that hold only where the node has room are made one after the other: those of one server, and no more. One
-/// that waits for caches whose store has failed waits for ever, and must not hold up the bindings of the next server.
-#[derive(Clone, Default)]
-pub(super) struct Comparing(Arc<tokio::sync::Mutex<()>>);
 
 /// `pods/NAME/binding`.
-pub(super) struct PodBinding(pub(super) Comparing);
+pub(super) struct PodBinding(pub(super) Commits);
 /// `bindings`, where the body names the pod.
-pub(super) struct Bindings(pub(super) Comparing);
+pub(super) struct Bindings(pub(super) Commits);
 
 fn validate(binding: &Binding) -> ErrorList {
     let mut e = ErrorList::default();
@@ -101,7 +98,7 @@ async fn bind(
     name: &str,
     binding: Binding,
     services: &Services,
-    comparing: &Comparing,
+    commits: &Commits,
 ) -> Result<Vec<String>, ApiError> {
     let dry_run = body::dry_run(cx)?;
     let namespace = cx.info.namespace.as_str();
@@ -134,20 +131,37 @@ async fn bind(
         let known = TOPOLOGY_LABELS.iter().zip(values);
         labels.extend(known.filter_map(|(key, value)| Some(((*key).to_owned(), value?))));
     }
-    // Held until the binding is written, so that of two that are compared the second sees the first.
-    let _compared = if cx.param("ifFits") == Some("true") {
-        let held = comparing.0.lock().await;
-        fit::check(&services.cluster, namespace, name, node).await?;
-        Some(held)
-    } else {
-        None
+    let seen = match cx.param("ifFits") {
+        Some(text) => Some(text.parse().map_err(|_| ApiError::bad_request("ifFits is a resource version"))?),
+        None => None,
     };
+    // A dry run binds nothing that others would have to know of.
+    let commit = if dry_run && seen.is_none() {
+        None
+    } else {
+        Some(commits.begin(node, cx.param("decidedBy").unwrap_or_default(), seen).await)
+    };
+    if commit.as_ref().is_some_and(Commit::compares)
+        && let Err(e) = fit::check(&services.cluster, namespace, name, node).await
+    {
+        commit.into_iter().for_each(Commit::refused);
+        return Err(e);
+    }
     let now = services.cluster.clock.time();
     let mut change = |object: &mut dyn Object| match downcast_mut::<Pod>(object) {
         Some(pod) => assign(pod, &binding, &labels, &now),
         None => Err(ApiError::internal("the object to bind is no pod")),
     };
-    services.cluster.objects.guaranteed_update(resource, namespace, name, dry_run, &mut change).await?;
+    let bound = services.cluster.objects.guaranteed_update(resource, namespace, name, dry_run, &mut change).await;
+    match (&bound, commit) {
+        (Ok(pod), Some(commit)) if !dry_run => {
+            commit.written(pod.meta().resource_version().parse().unwrap_or(u64::MAX));
+        }
+        (Ok(_), Some(commit)) => commit.refused(),
+        (Err(e), Some(commit)) if e.code < 500 => commit.refused(),
+        _ => {}
+    }
+    bound?;
     Ok(warnings)
 }
 

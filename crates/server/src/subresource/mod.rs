@@ -54,10 +54,10 @@ pub struct Services {
 /// Every handler there is.
 #[must_use]
 pub fn list(services: &Services) -> Vec<Box<dyn Handler>> {
-    let comparing = binding::Comparing::default();
+    let commits = binding::Commits::default();
     let mut handlers: Vec<Box<dyn Handler>> = vec![
-        Box::new(binding::PodBinding(comparing.clone())),
-        Box::new(binding::Bindings(comparing)),
+        Box::new(binding::PodBinding(commits.clone())),
+        Box::new(binding::Bindings(commits)),
         Box::new(eviction::PodEviction),
         Box::new(explain::PodExplain),
         Box::new(token_review::TokenReviews),

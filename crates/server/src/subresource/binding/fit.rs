@@ -1,7 +1,7 @@
 //! A binding that holds only where the node still has room. Schedulers decide on what they have seen; where several share
 //! the nodes, one may not have seen what another was just granted. Upstream leaves that to the kubelet, which fails the pod
-//! (`OutOfcpu`). A scheduler that asks for it (`?ifFits=true`, which is not upstream's) has its binding refused instead, and
-//! decides again: the commit compares, as with any other write.
+//! (`OutOfcpu`). A scheduler that says what it has seen (`?ifFits=VERSION&decidedBy=NAME`, which are not upstream's) has its
+//! binding refused instead, and decides again: the commit compares, as with any other write.
 
 use crate::cluster::{Cluster, resource_of};
 use gantry_api::core::pod::resources::pod_requests;
