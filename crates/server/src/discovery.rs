@@ -30,7 +30,7 @@ pub enum Answer {
 /// All documents, by path.
 pub struct Discovery {
     plain: HashMap<String, Bytes>,
-    aggregated: HashMap<(String, &'static str), (Bytes, String)>,
+    aggregated: HashMap<&'static str, (Bytes, String)>,
 }
 
 /// Facts of a served resource as discovery needs them.
@@ -145,12 +145,10 @@ impl Discovery {
         }
         let mut out = Self { plain: HashMap::new(), aggregated: HashMap::new() };
         out.add_plain(&versions);
-        for version in ["v2", "v2beta1"] {
-            for (path, core) in [("/api", true), ("/apis", false)] {
-                let json = aggregated(&versions, core, version);
-                let etag = format!("\"{}\"", hex(&Sha256::digest(&json)));
-                out.aggregated.insert((path.to_owned(), version), (json.into(), etag));
-            }
+        for (path, core) in [("/api", true), ("/apis", false)] {
+            let json = aggregated(&versions, core);
+            let etag = format!("\"{}\"", hex(&Sha256::digest(&json)));
+            out.aggregated.insert(path, (json.into(), etag));
         }
         out
     }
@@ -200,19 +198,11 @@ impl Discovery {
         self.plain.keys().cloned().collect()
     }
 
-    /// The document at a path; `aggregated` is the version of the aggregated form where the client accepts it.
+    /// The document at a path, in the aggregated form where the client accepts it.
     #[must_use]
-    pub fn answer(&self, path: &str, aggregated: Option<&str>) -> Option<Answer> {
-        let version = match aggregated {
-            Some("v2") => Some("v2"),
-            Some("v2beta1") => Some("v2beta1"),
-            _ => None,
-        };
-        if let Some((json, etag)) = version.and_then(|v| self.aggregated.get(&(path.to_owned(), v))) {
-            let content_type = match version {
-                Some("v2") => "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList",
-                _ => "application/json;g=apidiscovery.k8s.io;v=v2beta1;as=APIGroupDiscoveryList",
-            };
+    pub fn answer(&self, path: &str, aggregated: bool) -> Option<Answer> {
+        if let Some((json, etag)) = self.aggregated.get(path).filter(|_| aggregated) {
+            let content_type = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
             return Some(Answer::Aggregated { json: json.clone(), etag: etag.clone(), content_type });
         }
         self.plain.get(path).cloned().map(Answer::Plain)
@@ -260,7 +250,7 @@ fn resources(list: &[Listed]) -> Value {
     Value::Array(out.into_iter().map(|(_, v)| v).collect())
 }
 
-fn aggregated(versions: &[GroupVersion], core: bool, document_version: &str) -> String {
+fn aggregated(versions: &[GroupVersion], core: bool) -> String {
     let mut items: Vec<Value> = Vec::new();
     for GroupVersion { group, version, content, .. } in versions.iter().filter(|v| v.group.is_empty() == core) {
         let this = match content {
@@ -282,7 +272,7 @@ fn aggregated(versions: &[GroupVersion], core: bool, document_version: &str) -> 
         }
     }
     json!({
-        "kind": "APIGroupDiscoveryList", "apiVersion": format!("apidiscovery.k8s.io/{document_version}"), "metadata": {}, "items": items,
+        "kind": "APIGroupDiscoveryList", "apiVersion": "apidiscovery.k8s.io/v2", "metadata": {}, "items": items,
     })
     .to_string()
 }
@@ -336,19 +326,19 @@ mod tests {
     #[test]
     fn documents_name_what_is_served() {
         let discovery = Discovery::new(gantry_api::kinds::ALL, Vec::new());
-        let Some(Answer::Plain(json)) = discovery.answer("/api/v1", None) else { panic!("no core document") };
+        let Some(Answer::Plain(json)) = discovery.answer("/api/v1", false) else { panic!("no core document") };
         let document: Value = serde_json::from_slice(&json).unwrap();
         let names: Vec<_> =
             document["resources"].as_array().unwrap().iter().map(|r| r["name"].as_str().unwrap()).collect();
         assert!(names.contains(&"configmaps") && names.contains(&"namespaces/status"), "{names:?}");
         assert!(names.is_sorted());
-        let Some(Answer::Aggregated { json, content_type, .. }) = discovery.answer("/api", Some("v2")) else {
+        let Some(Answer::Aggregated { json, content_type, .. }) = discovery.answer("/api", true) else {
             panic!("not aggregated")
         };
         assert!(content_type.contains("v=v2;"));
         let document: Value = serde_json::from_slice(&json).unwrap();
         assert_eq!(document["items"][0]["versions"][0]["version"], "v1");
-        assert!(discovery.answer("/apis/none", None).is_none());
+        assert!(discovery.answer("/apis/none", false).is_none());
     }
 
     #[test]
@@ -363,18 +353,16 @@ mod tests {
         };
         let all = vec![foreign("late.io", "v1", 10, true), foreign("early.io", "v1beta1", 19_000, false)];
         let discovery = Discovery::new(gantry_api::kinds::ALL, all);
-        let Some(Answer::Plain(json)) = discovery.answer("/apis", None) else { panic!("no groups") };
+        let Some(Answer::Plain(json)) = discovery.answer("/apis", false) else { panic!("no groups") };
         let document: Value = serde_json::from_slice(&json).unwrap();
         let names: Vec<_> =
             document["groups"].as_array().unwrap().iter().map(|g| g["name"].as_str().unwrap()).collect();
         assert_eq!(names[..2], ["apiregistration.k8s.io", "early.io"], "{names:?}");
         assert_eq!(names.last(), Some(&"late.io"));
         assert!(
-            discovery.answer("/apis/late.io", None).is_some() && discovery.answer("/apis/late.io/v1", None).is_none()
+            discovery.answer("/apis/late.io", false).is_some() && discovery.answer("/apis/late.io/v1", false).is_none()
         );
-        let Some(Answer::Aggregated { json, .. }) = discovery.answer("/apis", Some("v2")) else {
-            panic!("not aggregated")
-        };
+        let Some(Answer::Aggregated { json, .. }) = discovery.answer("/apis", true) else { panic!("not aggregated") };
         let document: Value = serde_json::from_slice(&json).unwrap();
         let of = |name: &str| {
             let items = document["items"].as_array().unwrap();

@@ -46,6 +46,8 @@ pub struct Event {
     pub user: authentication::UserInfo,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub impersonated_user: Option<authentication::UserInfo>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub authentication_metadata: Option<Value>,
     #[serde(rename = "sourceIPs", skip_serializing_if = "Vec::is_empty")]
     pub source_ips: Vec<String>,
     #[serde(skip_serializing_if = "String::is_empty")]
@@ -183,6 +185,7 @@ pub mod tests {
             verb: "list".into(),
             user: shown(&UserInfo::new("jane", &["devs"])),
             impersonated_user: None,
+            authentication_metadata: None,
             source_ips: vec!["10.0.0.1".into()],
             user_agent: "curl".into(),
             object_ref: Some(ObjectReference {

@@ -334,6 +334,7 @@ fn start(audit: &Arc<Audit>, cx: &RequestContext, arrival: &Arrival, turned_away
         verb: info.verb.clone(),
         user: event::shown(&cx.user),
         impersonated_user: None,
+        authentication_metadata: None,
         source_ips: origin::source_ips(&cx.parts.headers, arrival.peer),
         user_agent: origin::user_agent(&cx.parts.headers),
         object_ref,
@@ -395,9 +396,15 @@ pub fn authorized(allowed: bool, reason: &str) {
     annotate("authorization.k8s.io/reason", reason);
 }
 
-/// Notes as whom the request acts.
-pub fn impersonated(user: &UserInfo) {
-    with(|record| record.event.lock().impersonated_user = Some(event::shown(user)));
+/// Notes as whom the request acts, and which verb allows it for such requests alone, if one does.
+pub fn impersonated(user: &UserInfo, constraint: &str) {
+    with(|record| {
+        let mut event = record.event.lock();
+        event.impersonated_user = Some(event::shown(user));
+        if !constraint.is_empty() {
+            event.authentication_metadata = Some(json!({ "impersonationConstraint": constraint }));
+        }
+    });
 }
 
 /// Notes what was sent (JSON or YAML).

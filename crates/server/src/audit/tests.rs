@@ -77,7 +77,7 @@ async fn a_write_with_everything() {
     let object = br#"{"kind": "Pod", "apiVersion": "v1", "metadata": {"name": "p", "managedFields": []}}"#;
     let work = async {
         begin(&audit, &cx, &arrival(&audit)).await.unwrap();
-        impersonated(&UserInfo::new("joe", &[]));
+        impersonated(&UserInfo::new("joe", &[]), "impersonate:user-info");
         annotate("a", "1");
         annotate("a", "2");
         sent(&cx, object);
@@ -90,6 +90,7 @@ async fn a_write_with_everything() {
     let event = events.lock()[1].clone();
     assert_eq!(event["annotations"], json!({"a": "1"}));
     assert_eq!((&event["user"]["username"], &event["impersonatedUser"]["username"]), (&json!("jane"), &json!("joe")));
+    assert_eq!(event["authenticationMetadata"], json!({"impersonationConstraint": "impersonate:user-info"}));
     let shown = json!({"kind": "Pod", "apiVersion": "v1", "metadata": {"name": "p"}});
     assert_eq!((&event["requestObject"], &event["responseObject"]), (&shown, &shown));
     assert_eq!(event["responseStatus"], json!({"metadata": {}, "code": 201}));

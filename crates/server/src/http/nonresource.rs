@@ -137,20 +137,20 @@ fn discovery(server: &Server, cx: &RequestContext, path: &str) -> Result<Option<
     let headers = &cx.parts.headers;
     let aggregated = clauses(headers).into_iter().find_map(|c| {
         let wants = c.param("as") == Some("APIGroupDiscoveryList") && c.param("g") == Some("apidiscovery.k8s.io");
-        let version = c.param("v").filter(|v| matches!(*v, "v2" | "v2beta1"))?.to_owned();
+        // v2beta1 is no more since 1.35.
+        let wants = wants && c.param("v") == Some("v2");
         let media = match c.media.as_str() {
             "application/json" => Media::Json,
             protobuf::MEDIA_TYPE => Media::Protobuf,
             _ => return None,
         };
-        wants.then_some((version, media))
+        wants.then_some(media)
     });
-    let version = aggregated.as_ref().map(|(version, _)| version.as_str());
-    let Some(answer) = server.discovery.load().answer(path, version) else { return Ok(None) };
+    let Some(answer) = server.discovery.load().answer(path, aggregated.is_some()) else { return Ok(None) };
     match answer {
         Answer::Plain(json) => respond::document(200, json, &accept(headers, &cx.query, false)?, headers).map(Some),
         Answer::Aggregated { json, etag, content_type } => {
-            let media = aggregated.map_or(Media::Json, |(_, media)| media);
+            let media = aggregated.unwrap_or(Media::Json);
             let etag_value = HeaderValue::from_str(&etag).map_err(ApiError::internal)?;
             let same = headers.get(IF_NONE_MATCH).is_some_and(|v| v.as_bytes() == etag.as_bytes());
             let mut response = if same {
