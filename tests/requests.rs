@@ -11,12 +11,52 @@ use serde_json::{Value, json};
 #[test]
 fn requests() {
     let mut cluster = Cluster::prepare_role("server", &[]);
+    let tokens = cluster.data_dir().join("tokens.csv");
+    std::fs::write(&tokens, "agents-own-token,agent,1\n").unwrap();
+    cluster.add_options(&["--token-auth-file", tokens.to_str().unwrap()]);
     cluster.up();
     let api = Api::new(&cluster);
     methods_and_places(&api);
     objects_made_by_an_update(&api);
     types_in_policies(&api);
     measurements(&api);
+    acting_for_this_alone(&api);
+}
+
+/// KEP-5284: a user acts as another to list ConfigMaps, and to do nothing else.
+fn acting_for_this_alone(api: &Api<'_>) {
+    let rbac = "/apis/rbac.authorization.k8s.io/v1";
+    let cluster = |name: &str, rules: Value| {
+        api.create(&format!("{rbac}/clusterroles"), &json!({"metadata": {"name": name}, "rules": rules}));
+    };
+    let bind = |name: &str, user: &str| {
+        let role = json!({"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": name});
+        let subjects = json!([{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": user}]);
+        let binding = json!({"metadata": {"name": name}, "roleRef": role, "subjects": subjects});
+        api.create(&format!("{rbac}/clusterrolebindings"), &binding);
+    };
+    cluster(
+        "acts-as-reader",
+        json!([
+            {"apiGroups": ["authentication.k8s.io"], "resources": ["users"], "resourceNames": ["reader"],
+                "verbs": ["impersonate:user-info"]},
+            {"apiGroups": [""], "resources": ["configmaps"], "verbs": ["impersonate-on:user-info:list"]},
+        ]),
+    );
+    cluster("reads", json!([{"apiGroups": [""], "resources": ["configmaps"], "verbs": ["get", "list"]}]));
+    bind("acts-as-reader", "agent");
+    bind("reads", "reader");
+    // The harness acts as the agent by headers already, so the agent brings a token of its own.
+    let agent = api.with_token("agents-own-token").with_header("Impersonate-User: reader");
+    api.cluster.wait_for("the roles", || (agent.try_get(MAPS).code == 200).then_some(()));
+    let refused = agent.try_get(&format!("{MAPS}/m")).expect(403);
+    assert_eq!(
+        refused["message"],
+        "configmaps \"m\" is forbidden: User \"agent\" cannot impersonate-on:user-info:get resource \"configmaps\" in API \
+         group \"\" in the namespace \"default\""
+    );
+    let nameless = api.with_header("Impersonate-Group: g").try_get(MAPS).expect(400);
+    assert!(nameless["message"].as_str().unwrap().ends_with(" without impersonating a user name"), "{nameless}");
 }
 
 const MAPS: &str = "/api/v1/namespaces/default/configmaps";
@@ -43,11 +83,26 @@ fn methods_and_places(api: &Api<'_>) {
     }
 
     let why = "Invalid value: \"abc\": strconv.ParseUint: parsing \"abc\": invalid syntax";
-    let wrong = |path: &str, code: u16| api.try_get(&format!("{path}resourceVersion=abc")).expect(code)["message"].clone();
+    let wrong =
+        |path: &str, code: u16| api.try_get(&format!("{path}resourceVersion=abc")).expect(code)["message"].clone();
     assert_eq!(wrong(&format!("{item}?"), 500), format!("resourceVersion: {why}"));
     assert_eq!(wrong(&format!("{MAPS}?"), 400), format!("invalid resource version: resourceVersion: {why}"));
     let watched = format!("{MAPS}?watch=1&");
     assert_eq!(wrong(&watched, 422), format!("configmaps \"\" is invalid: resourceVersion: {why}"));
+
+    // A token for an account that is no more, though there is another of its name.
+    let token = "/api/v1/namespaces/default/serviceaccounts/default/token";
+    let account = api.get("/api/v1/namespaces/default/serviceaccounts/default");
+    let own = account["metadata"]["uid"].as_str().unwrap();
+    let asked = |uid: &str| api.send("POST", token, &json!({"metadata": {"uid": uid}, "spec": {}}));
+    asked(own).expect(201);
+    assert_eq!(
+        asked("gone").expect(409)["message"],
+        format!(
+            "Operation cannot be fulfilled on TokenRequest.authentication.k8s.io \"default\": the UID in the token \
+             request (gone) does not match the UID of the service account ({own})"
+        )
+    );
 
     let shaped = |path: &str, shape: &str| {
         api.with_header(&format!("Accept: application/json;as={shape};g=meta.k8s.io;v=v1")).try_get(path)

@@ -133,6 +133,12 @@ impl Handler for ServiceAccountToken {
         }
         let cluster = &services.cluster;
         let account: ServiceAccount = find(cluster, &namespace, &name).await?;
+        let (asked, own) = (wanted.metadata.uid(), account.metadata.uid());
+        if !asked.is_empty() && asked != own {
+            let why =
+                format!("the UID in the token request ({asked}) does not match the UID of the service account ({own})");
+            return Err(ApiError::conflict("authentication.k8s.io", "TokenRequest", &name, &why));
+        }
         let spec = wanted.spec.get_or_insert_default();
         let bound = bound_to(spec.bound_object_ref.as_ref(), &namespace, &name, cluster).await?;
         let default_audiences = &services.config.api_audiences;
