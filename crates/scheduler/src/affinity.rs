@@ -1,7 +1,7 @@
 //! InterPodAffinity: required and preferred (anti-)affinity between pods, both ways.
 
 use crate::filter::Rejection;
-use crate::pod::{AffinityTerm, PodInfo};
+use crate::pod::{AffinityTerm, Occupant};
 use crate::profile::Profile;
 use crate::snapshot::{KeyId, Row, Snapshot};
 
@@ -62,11 +62,11 @@ pub struct AffinityState {
     indifferent: bool,
 }
 
-fn matches(term: &AffinityTerm, pod: &PodInfo, snapshot: &Snapshot) -> bool {
-    term.matches(pod, snapshot.namespace_labels(&pod.namespace))
+fn matches(term: &AffinityTerm, pod: &Occupant, snapshot: &Snapshot) -> bool {
+    term.matches(pod, snapshot.namespace_labels(pod.namespace()))
 }
 
-fn matches_all(terms: &[AffinityTerm], pod: &PodInfo, snapshot: &Snapshot) -> bool {
+fn matches_all(terms: &[AffinityTerm], pod: &Occupant, snapshot: &Snapshot) -> bool {
     !terms.is_empty() && terms.iter().all(|t| matches(t, pod, snapshot))
 }
 
@@ -84,7 +84,7 @@ pub enum Conflict<'a> {
 impl AffinityState {
     /// Looks at all placed pods; at those with affinity only, where the incoming pod has none of its own.
     #[must_use]
-    pub fn new(snapshot: &Snapshot, pod: &PodInfo, profile: &Profile) -> Self {
+    pub fn new(snapshot: &Snapshot, pod: &Occupant, profile: &Profile) -> Self {
         let keys = |terms: &[AffinityTerm]| terms.iter().map(|t| snapshot.key(&t.topology_key)).collect();
         let mut state = Self {
             affinity_keys: keys(&pod.affinity),
@@ -105,7 +105,7 @@ impl AffinityState {
     }
 
     /// Counts `other` in or out at a node.
-    pub fn adjust(&mut self, snapshot: &Snapshot, row: Row, other: &PodInfo, pod: &PodInfo, sign: i64) {
+    pub fn adjust(&mut self, snapshot: &Snapshot, row: Row, other: &Occupant, pod: &Occupant, sign: i64) {
         for term in &other.anti_affinity {
             if matches(term, pod, snapshot) {
                 self.existing_anti.add(snapshot, row, snapshot.key(&term.topology_key), sign);
@@ -124,7 +124,7 @@ impl AffinityState {
         if self.indifferent {
             return;
         }
-        let mut prefer = |term: &AffinityTerm, subject: &PodInfo, weight: i64| {
+        let mut prefer = |term: &AffinityTerm, subject: &Occupant, weight: i64| {
             if weight != 0 && matches(term, subject, snapshot) {
                 self.preferences.add(snapshot, row, snapshot.key(&term.topology_key), sign * weight);
             }
@@ -134,7 +134,7 @@ impl AffinityState {
         other.preferred.iter().for_each(|t| prefer(t, pod, t.weight));
     }
 
-    fn affinity_met(&self, snapshot: &Snapshot, row: Row, pod: &PodInfo) -> bool {
+    fn affinity_met(&self, snapshot: &Snapshot, row: Row, pod: &Occupant) -> bool {
         if pod.affinity.is_empty() {
             return true;
         }
@@ -149,7 +149,7 @@ impl AffinityState {
     ///
     /// # Errors
     /// Where one is violated.
-    pub fn filter(&self, snapshot: &Snapshot, row: Row, pod: &PodInfo) -> Result<(), Rejection> {
+    pub fn filter(&self, snapshot: &Snapshot, row: Row, pod: &Occupant) -> Result<(), Rejection> {
         let reject = |reason: &'static str, unresolvable| Err(Rejection::one("InterPodAffinity", reason, unresolvable));
         if !self.affinity_met(snapshot, row, pod) {
             return reject("node(s) didn't match pod affinity rules", true);
@@ -165,7 +165,7 @@ impl AffinityState {
 
     /// Every required term that keeps the pod off the node.
     #[must_use]
-    pub fn conflicts<'a>(&self, snapshot: &Snapshot, row: Row, pod: &'a PodInfo) -> Vec<Conflict<'a>> {
+    pub fn conflicts<'a>(&self, snapshot: &Snapshot, row: Row, pod: &'a Occupant) -> Vec<Conflict<'a>> {
         let mut out = Vec::new();
         if !self.affinity_met(snapshot, row, pod) {
             let terms = pod.affinity.iter().zip(&self.affinity_keys);

@@ -4,11 +4,13 @@ use crate::diagnosis::Diagnosis;
 use crate::extender::{self, Offer};
 use crate::filter::volumes::Assignment;
 use crate::gang::Membership;
-use crate::pod::PodInfo;
+use crate::measured::{Outcome, Point};
+use crate::pod::{Occupant, PodInfo};
 use crate::queue::ClusterChange;
 use crate::run::Scheduler;
 use gantry_api::k8s_openapi::api::core::v1::{Binding, ObjectReference, Pod, PodCondition};
 use gantry_api::k8s_openapi::api::scheduling::v1beta1::PodGroup;
+use gantry_api::meta::object::Meta;
 use gantry_client::{Api, DeleteParams, Error, Patch, PatchParams, PostParams};
 use serde_json::json;
 use std::sync::Arc;
@@ -21,7 +23,7 @@ const POD_GROUP_SCHEDULED: &str = "PodGroupInitiallyScheduled";
 
 /// Pods to evict for another.
 pub(crate) struct Preemption {
-    pub(crate) victims: Vec<Arc<PodInfo>>,
+    pub(crate) victims: Vec<Arc<Occupant>>,
     pub(crate) node: String,
     /// Pods of lower priority that were promised the node.
     pub(crate) losers: Vec<Arc<PodInfo>>,
@@ -39,6 +41,13 @@ pub(crate) struct Failure {
     pub(crate) gives_up: bool,
 }
 
+impl Failure {
+    /// What is counted of it.
+    pub(crate) fn outcome(&self) -> Outcome {
+        if self.diagnosis.error.is_some() { Outcome::Error } else { Outcome::Unschedulable }
+    }
+}
+
 /// Why a binding was not answered as it should.
 struct Unbound {
     /// The pod is no more.
@@ -49,14 +58,18 @@ struct Unbound {
 }
 
 impl Scheduler {
-    /// Binds the pod's claims, then the pod.
-    pub(crate) async fn bind_all(&self, pod: &Arc<PodInfo>, node: &str, assignment: &Assignment) {
+    /// Binds the pod's claims, then the pod. Returns whether it is bound.
+    pub(crate) async fn bind_all(&self, pod: &Arc<PodInfo>, node: &str, assignment: &Assignment) -> bool {
         if let Err(message) = self.bind_claims(pod, assignment, node).await {
             self.recorder.warning(pod.pod.as_ref(), "FailedScheduling", &message);
             self.take_back(pod, true);
-        } else if !self.bind(pod, node).await {
+            return false;
+        }
+        let bound = self.bind(pod, node).await;
+        if !bound {
             self.release(assignment).await;
         }
+        bound
     }
 
     /// Keeps what the pod's claims get from others.
@@ -74,7 +87,7 @@ impl Scheduler {
     /// Writes what was decided on the pod's claims, and waits until they are ready to be used. Where that fails, what was
     /// written is taken back.
     pub(crate) async fn bind_claims(&self, pod: &PodInfo, assignment: &Assignment, node: &str) -> Result<(), String> {
-        let mut bound = Ok(());
+        let (began, mut bound) = (Instant::now(), Ok(()));
         if !assignment.awaited.is_empty() {
             let volumes = self.volumes.bind(assignment, node, self.bind_timeout(pod)).await;
             self.volumes.forget(assignment);
@@ -84,8 +97,12 @@ impl Scheduler {
             let devices = self.devices.bind(devices, node).await;
             bound = devices.map_err(|e| format!("running PreBind plugin {:?}: {e}", crate::devices::PLUGIN));
         }
-        if bound.is_err() {
-            self.release(assignment).await;
+        match bound {
+            Ok(()) => self.measured.passed(Point::PreBind, pod.scheduler(), began.elapsed()),
+            Err(_) => {
+                self.measured.ended(Point::PreBind, "Error", pod.scheduler(), began.elapsed());
+                self.release(assignment).await;
+            }
         }
         bound
     }
@@ -134,11 +151,12 @@ impl Scheduler {
     /// Returns whether the pod is bound.
     pub(crate) async fn bind(&self, pod: &Arc<PodInfo>, node: &str) -> bool {
         let mut binding = Binding::default();
-        binding.metadata.name = Some(pod.name.clone());
-        binding.metadata.namespace = Some(pod.namespace.clone());
-        binding.metadata.uid = Some(pod.uid.clone());
+        binding.metadata.name = Some(pod.name().to_owned());
+        binding.metadata.namespace = Some(pod.namespace().to_owned());
+        binding.metadata.uid = Some(pod.uid.to_string());
         binding.target =
             ObjectReference { kind: Some("Node".into()), name: Some(node.to_owned()), ..Default::default() };
+        let began = Instant::now();
         let binder = self.extenders.iter().find(|e| e.binds() && e.is_interested(&pod.pod));
         let bound = match binder {
             Some(extender) => {
@@ -147,9 +165,9 @@ impl Scheduler {
             None => {
                 // Where another scheduler may have taken the room meanwhile, the server compares.
                 let told = self.state.lock().decided.of(&pod.uid);
-                let api = Api::<Pod>::namespaced(self.client.clone(), &pod.namespace);
+                let api = Api::<Pod>::namespaced(self.client.clone(), pod.namespace());
                 let params = PostParams { if_fits: Some(told), ..PostParams::default() };
-                let posted = api.post_subresource(&pod.name, "binding", &params, &binding).await;
+                let posted = api.post_subresource(pod.name(), "binding", &params, &binding).await;
                 posted.map_err(|e| Unbound {
                     gone: e.is("NotFound"),
                     refused: matches!(&e, Error::Api(said) if said.code < 500),
@@ -159,6 +177,7 @@ impl Scheduler {
         };
         match bound {
             Ok(()) => {
+                self.measured.passed(Point::Bind, pod.scheduler(), began.elapsed());
                 let message = format!("Successfully assigned {} to {node}", pod.key);
                 self.recorder.normal(pod.pod.as_ref(), "Scheduled", &message);
                 // Where the informer showed the pod already, it is out of the queue; where not, nothing may take it again.
@@ -166,6 +185,7 @@ impl Scheduler {
                 true
             }
             Err(Unbound { gone, refused, message: error }) => {
+                self.measured.ended(Point::Bind, "Error", pod.scheduler(), began.elapsed());
                 if gone {
                     debug!(pod = pod.key, "pod went away before it was bound");
                     self.take_back(pod, false);
@@ -223,20 +243,26 @@ impl Scheduler {
         let all: Vec<Preemption> = std::iter::once(best).chain(others).collect();
         let offers = all.iter().map(|p| Offer {
             node: p.node.clone(),
-            victims: p.victims.clone(),
+            victims: p.victims.iter().filter_map(|victim| self.whole(victim)).collect(),
             budget_violations: p.budget_violations,
         });
         match extender::look_through(&self.extenders, &pod.pod, offers.collect()).await {
             Ok(left) => {
                 let first = left.into_iter().next()?;
-                let found = all.into_iter().find(|p| p.node == first.node)?;
-                Some(Preemption { victims: first.victims, ..found })
+                let mut found = all.into_iter().find(|p| p.node == first.node)?;
+                found.victims.retain(|victim| first.victims.iter().any(|v| v.metadata.uid() == &*victim.uid));
+                Some(found)
             }
             Err(error) => {
                 warn!(pod = pod.key, error, "an extender was not asked about evictions; there are none");
                 None
             }
         }
+    }
+
+    /// All of a pod of which only what matters to others is kept; `None` where it is gone.
+    fn whole(&self, pod: &Occupant) -> Option<Arc<Pod>> {
+        self.pods.get(pod.namespace(), pod.name()).filter(|whole| whole.metadata.uid() == &*pod.uid)
     }
 
     /// `nominated` is the node promised to the pod from now on, empty for none, `None` where that stays as it is. Whether
@@ -266,7 +292,7 @@ impl Scheduler {
         if let Some(node) = nominated {
             status["nominatedNodeName"] = if node.is_empty() { json!(null) } else { json!(node) };
         }
-        self.patch_status(pod, json!({ "metadata": { "uid": pod.uid }, "status": status })).await
+        self.patch_status(pod, json!({ "metadata": { "uid": &*pod.uid }, "status": status })).await
     }
 
     /// Writes the condition of a PodGroup: that it was scheduled, which stays so, or why it is not.
@@ -297,9 +323,9 @@ impl Scheduler {
     }
 
     /// Returns whether it is written.
-    async fn patch_status(&self, pod: &PodInfo, patch: serde_json::Value) -> bool {
-        let api = Api::<Pod>::namespaced(self.client.clone(), &pod.namespace);
-        let result = api.patch_status(&pod.name, &PatchParams::default(), &Patch::Strategic(patch)).await;
+    async fn patch_status(&self, pod: &Occupant, patch: serde_json::Value) -> bool {
+        let api = Api::<Pod>::namespaced(self.client.clone(), pod.namespace());
+        let result = api.patch_status(pod.name(), &PatchParams::default(), &Patch::Strategic(patch)).await;
         if let Err(error) = &result
             && !error.is("NotFound")
             && !error.is("Conflict")
@@ -312,14 +338,14 @@ impl Scheduler {
     async fn evict(&self, pod: &PodInfo, preemption: Preemption) {
         // Pods of lower priority that were promised this node must look elsewhere.
         for loser in &preemption.losers {
-            let patch = json!({ "metadata": { "uid": loser.uid }, "status": { "nominatedNodeName": null } });
+            let patch = json!({ "metadata": { "uid": &*loser.uid }, "status": { "nominatedNodeName": null } });
             self.patch_status(loser, patch).await;
         }
+        self.measured.victims(preemption.victims.len());
         for victim in &preemption.victims {
-            if victim.is_terminating() {
-                continue;
-            }
-            let condition = json!({ "metadata": { "uid": victim.uid }, "status": { "conditions": [{
+            // One that is gone has made room already.
+            let Some(whole) = self.whole(victim).filter(|_| !victim.is_terminating()) else { continue };
+            let condition = json!({ "metadata": { "uid": &*victim.uid }, "status": { "conditions": [{
                 "type": "DisruptionTarget",
                 "status": "True",
                 "reason": "PreemptionByScheduler",
@@ -328,12 +354,12 @@ impl Scheduler {
                 "lastTransitionTime": self.clock.time(),
             }]}});
             self.patch_status(victim, condition).await;
-            let params = DeleteParams { precondition_uid: Some(victim.uid.clone()), ..Default::default() };
-            let api = Api::<Pod>::namespaced(self.client.clone(), &victim.namespace);
-            match api.delete(&victim.name, &params).await {
+            let params = DeleteParams { precondition_uid: Some(victim.uid.to_string()), ..Default::default() };
+            let api = Api::<Pod>::namespaced(self.client.clone(), victim.namespace());
+            match api.delete(victim.name(), &params).await {
                 Ok(_) => {
                     let message = format!("Preempted by pod {} on node {}", pod.uid, preemption.node);
-                    self.recorder.normal(victim.pod.as_ref(), "Preempted", &message);
+                    self.recorder.normal(&*whole, "Preempted", &message);
                 }
                 Err(error) if error.is("NotFound") || error.is("Conflict") => {}
                 Err(error) => warn!(victim = victim.key, %error, "cannot preempt"),

@@ -92,7 +92,7 @@ impl Key {
     fn json(&mut self, value: Option<&impl serde::Serialize>, pod: &PodInfo) {
         let json = value.map(serde_json::to_string).transpose();
         // What cannot be written is like nothing else.
-        self.text(json.as_ref().map_or(Some(&pod.uid), Option::as_ref).map_or("", String::as_str));
+        self.text(json.as_ref().map_or(&*pod.uid, |json| json.as_deref().unwrap_or_default()));
     }
 }
 
@@ -119,7 +119,7 @@ pub fn local_key(pod: &PodInfo) -> String {
 pub fn cross_key(local: &str, pod: &PodInfo, defaults: &DefaultConstraints) -> String {
     let mut key = Key(String::with_capacity(local.len() + 256));
     key.text(local);
-    key.text(&pod.namespace);
+    key.text(pod.namespace());
     key.texts(pod.labels().iter().flat_map(|(k, v)| [k.as_str(), v.as_str()]));
     key.json(pod.spec().topology_spread_constraints.as_ref(), pod);
     if let Some(selector) = &defaults.selector {

@@ -4,7 +4,7 @@
 use crate::affinity::AffinityState;
 use crate::devices::PodDevices;
 use crate::filter::volumes::{self, PodVolumes};
-use crate::pod::PodInfo;
+use crate::pod::{Occupant, PodInfo};
 use crate::profile::Profile;
 use crate::reach::Reach;
 use crate::snapshot::{Event, Row, Snapshot};
@@ -84,21 +84,21 @@ impl Cycle {
     }
 
     /// As if `other` were on the node at `row` too.
-    pub fn add(&mut self, snapshot: &Snapshot, row: Row, other: &PodInfo) {
+    pub fn add(&mut self, snapshot: &Snapshot, row: Row, other: &Occupant) {
         self.spread.adjust(snapshot, row, other, 1, &self.reach);
         self.affinity.adjust(snapshot, row, other, &self.pod, 1);
         self.exclusive_conflicts += usize::from(self.is_rival(other));
     }
 
     /// As if `other` were not on the node at `row`.
-    pub fn remove(&mut self, snapshot: &Snapshot, row: Row, other: &PodInfo) {
+    pub fn remove(&mut self, snapshot: &Snapshot, row: Row, other: &Occupant) {
         self.spread.adjust(snapshot, row, other, -1, &self.reach);
         self.affinity.adjust(snapshot, row, other, &self.pod, -1);
         self.exclusive_conflicts -= usize::from(self.is_rival(other));
     }
 
     /// Whether the other pod uses a claim that this one alone may use.
-    fn is_rival(&self, other: &PodInfo) -> bool {
+    fn is_rival(&self, other: &Occupant) -> bool {
         self.volumes.as_ref().is_some_and(|v| volumes::uses(other, &v.exclusive))
     }
 }

@@ -23,6 +23,8 @@ use crate::score::{Greatest, Parts};
 use crate::snapshot::{KeyId, Row, Snapshot, ValueId};
 use crate::spread::DefaultConstraints;
 use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
 
 /// Nodes with the same value of a label, to which a group is confined.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,6 +111,8 @@ pub struct Decider {
     next_start: usize,
     feasible: Vec<Row>,
     ranked: Vec<Ranked>,
+    /// How long the last decision took to rank nodes; None where it did not.
+    scoring: Option<Duration>,
 }
 
 impl Decider {
@@ -124,6 +128,7 @@ impl Decider {
             next_start: 0,
             feasible: Vec::new(),
             ranked: Vec::new(),
+            scoring: None,
         }
     }
 
@@ -154,6 +159,12 @@ impl Decider {
         &self.feasible
     }
 
+    /// How long the last decision took to rank nodes; None where there was nothing to rank.
+    #[must_use]
+    pub fn scoring(&self) -> Option<Duration> {
+        self.scoring
+    }
+
     /// Chooses the node for a pod. `draw` gives a number below its argument; it decides between equals.
     ///
     /// # Errors
@@ -167,6 +178,7 @@ impl Decider {
         let Request { pod, defaults, volumes, devices, domain, asked, .. } = *request;
         self.feasible.clear();
         self.ranked.clear();
+        self.scoring = None;
         let profile = &self.profile;
         let rows = snapshot.row_count();
         let key = pod.class_key(local_key);
@@ -242,6 +254,7 @@ impl Decider {
             }
             [only] => Ok(*only),
             many => {
+                let began = Instant::now();
                 rank(snapshot, local, cross, profile, many, &mut self.ranked);
                 if let Some(devices) = devices.filter(|d| profile.weights.devices > 0 && d.scores()) {
                     rank_devices(devices, profile.weights.devices, &mut self.ranked);
@@ -250,6 +263,7 @@ impl Decider {
                     let score = |r: &Ranked| asked.kept.get(&snapshot.names[r.row]).copied().unwrap_or(0);
                     self.ranked.iter_mut().for_each(|r| r.parts.extenders = score(r));
                 }
+                self.scoring = Some(began.elapsed());
                 Ok(best(&self.ranked, draw))
             }
         }

@@ -57,7 +57,7 @@ impl Owners {
     /// Selects the pods of the same Services and controller.
     fn selector(&self, pod: &PodInfo) -> Selector {
         let mut set: BTreeMap<String, String> = BTreeMap::new();
-        for service in self.services.get(&pod.namespace) {
+        for service in self.services.get(pod.namespace()) {
             if let Some(selector) = service.spec.as_ref().and_then(|s| s.selector.as_ref()).filter(|s| !s.is_empty())
                 && selector.iter().all(|(k, v)| pod.labels().get(k) == Some(v))
             {
@@ -68,15 +68,15 @@ impl Owners {
         let Some(owner) = gantry_reconcile::owner::controller_of(&pod.pod.metadata) else { return selector };
         let own = match (owner.api_version.as_str(), owner.kind.as_str()) {
             ("apps/v1", "ReplicaSet") => {
-                let found = self.replica_sets.get(&pod.namespace, &owner.name);
+                let found = self.replica_sets.get(pod.namespace(), &owner.name);
                 found.and_then(|o| Selector::from_label_selector(Some(&o.spec.selector)).ok())
             }
             ("apps/v1", "StatefulSet") => {
-                let found = self.stateful_sets.get(&pod.namespace, &owner.name);
+                let found = self.stateful_sets.get(pod.namespace(), &owner.name);
                 found.and_then(|o| Selector::from_label_selector(Some(&o.spec.selector)).ok())
             }
             ("v1", "ReplicationController") => {
-                let found = self.controllers.get(&pod.namespace, &owner.name);
+                let found = self.controllers.get(pod.namespace(), &owner.name);
                 found.and_then(|o| Some(Selector::from_set(o.spec.as_ref()?.selector.as_ref()?)))
             }
             _ => None,

@@ -7,7 +7,7 @@ use crate::devices::PodDevices;
 use crate::devices::pool::NodeFacts;
 use crate::filter::volumes::PodVolumes;
 use crate::filter::{self, Usage};
-use crate::pod::{AffinityTerm, PodInfo};
+use crate::pod::{AffinityTerm, Occupant, PodInfo};
 use crate::preempt::{self, Budget};
 use crate::profile::{Filter, Profile};
 use crate::queue::Standing;
@@ -156,8 +156,8 @@ fn reach(snapshot: &Snapshot, row: Row, cycle: &Cycle) -> Vec<Problem> {
 }
 
 fn ports(snapshot: &Snapshot, row: Row, pod: &PodInfo) -> Option<Problem> {
-    let holds = |p: &&Arc<PodInfo>| p.host_ports.iter().any(|q| pod.host_ports.iter().any(|port| port.conflicts(q)));
-    let holders: Vec<&str> = snapshot.pods[row].iter().filter(holds).map(|p| p.key.as_str()).collect();
+    let holds = |p: &&Arc<Occupant>| p.host_ports.iter().any(|q| pod.host_ports.iter().any(|port| port.conflicts(q)));
+    let holders: Vec<&str> = snapshot.pods[row].iter().filter(holds).map(|p| &*p.key).collect();
     let reason = "node(s) didn't have free ports for the requested pod ports";
     let holders = (!holders.is_empty()).then(|| holders.join(", "))?;
     let problem = Problem::new("NodePorts", reason, format!("taken by {holders}"));
@@ -262,13 +262,13 @@ fn in_the_way(
 struct Remedies(Vec<(usize, &'static str, Value)>);
 
 impl Remedies {
-    fn add(&mut self, rank: usize, kind: &'static str, node: &str, text: String, pods: &[Arc<PodInfo>]) {
+    fn add(&mut self, rank: usize, kind: &'static str, node: &str, text: String, pods: &[Arc<Occupant>]) {
         if self.0.iter().any(|(_, _, known)| known["message"] == text.as_str()) {
             return;
         }
         let mut remedy = json!({ "kind": kind, "node": node, "message": text });
         if !pods.is_empty() {
-            remedy["pods"] = pods.iter().map(|p| p.key.as_str()).collect();
+            remedy["pods"] = pods.iter().map(|p| &*p.key).collect();
         }
         self.0.push((rank, kind, remedy));
     }
@@ -290,7 +290,7 @@ impl Scheduler {
         let pod = self.pods.get(namespace, name)?;
         let mut state = self.state.lock();
         let uid = pod.metadata.uid.clone().unwrap_or_default();
-        let pod = state.assumed.get(&uid).cloned().unwrap_or_else(|| Arc::new(PodInfo::new(pod)));
+        let pod = state.assumed.get(uid.as_str()).cloned().unwrap_or_else(|| Arc::new(PodInfo::new(pod)));
         let mut out = json!({
             "apiVersion": "gantry/v1",
             "kind": "PodExplanation",
@@ -395,7 +395,7 @@ impl Scheduler {
                 let shown = |p: &Problem| json!({ "plugin": p.plugin, "reason": p.reason, "detail": p.detail });
                 node["problems"] = found.iter().map(shown).collect();
                 if found.is_empty() && !rivals.is_empty() {
-                    let keys: Vec<&str> = rivals.iter().map(|p| p.key.as_str()).collect();
+                    let keys: Vec<&str> = rivals.iter().map(|p| &*p.key).collect();
                     node["problems"] = json!([{
                         "plugin": "NominatedNode", "reason": "the room is promised to others", "detail": keys.join(", "),
                     }]);
@@ -425,10 +425,10 @@ fn remedy(
     let node = snapshot.names[row].as_str();
     if let Some(candidate) = preempt::victims_on(snapshot, row, cycle, budgets, rivals) {
         let victims = &candidate.victims;
-        let keys: Vec<&str> = victims.iter().map(|p| p.key.as_str()).collect();
+        let keys: Vec<&str> = victims.iter().map(|p| &*p.key).collect();
         out.add(victims.len(), "Evict", node, format!("evict {} from {node}", keys.join(", ")), victims);
     } else if let Some(others) = bystanders(snapshot, row, cycle) {
-        let keys: Vec<&str> = others.iter().map(|p| p.key.as_str()).collect();
+        let keys: Vec<&str> = others.iter().map(|p| &*p.key).collect();
         let text = format!("move {} off {node}; preemption does not, for its priority is no lower", keys.join(", "));
         out.add(100 + others.len(), "Move", node, text, &others);
     }
@@ -440,7 +440,7 @@ fn remedy(
 }
 
 /// The one pod of no lower priority without which the pod would fit; the smallest there is.
-fn bystanders(snapshot: &Snapshot, row: Row, cycle: &mut Cycle) -> Option<Vec<Arc<PodInfo>>> {
+fn bystanders(snapshot: &Snapshot, row: Row, cycle: &mut Cycle) -> Option<Vec<Arc<Occupant>>> {
     let mut others = snapshot.pods[row].clone();
     others.retain(|p| p.priority >= cycle.pod.priority);
     others.sort_by_key(|p| (p.requests.cpu_milli, p.requests.memory));

@@ -84,7 +84,7 @@ impl Asked {
 #[derive(Clone, Debug)]
 pub(crate) struct Offer {
     pub(crate) node: String,
-    pub(crate) victims: Vec<Arc<PodInfo>>,
+    pub(crate) victims: Vec<Arc<Pod>>,
     pub(crate) budget_violations: usize,
 }
 
@@ -225,7 +225,7 @@ impl Extender {
     /// Binds a pod.
     pub(crate) async fn bind(&self, pod: &PodInfo, node: &str) -> Result<(), String> {
         let binding = json!({
-            "PodName": pod.name, "PodNamespace": pod.namespace, "PodUID": pod.uid, "Node": node,
+            "PodName": pod.name(), "PodNamespace": pod.namespace(), "PodUID": &*pod.uid, "Node": node,
         });
         let answer = self.post(&self.config.bind_verb, &binding).await?;
         match field(&answer, "Error").as_str() {
@@ -240,10 +240,10 @@ impl Extender {
         for offer in &offers {
             let violations = offer.budget_violations;
             let entry = if self.config.node_cache_capable {
-                let pods: Vec<Value> = offer.victims.iter().map(|v| json!({ "UID": v.uid })).collect();
+                let pods: Vec<Value> = offer.victims.iter().map(|v| json!({ "UID": v.metadata.uid })).collect();
                 json!({ "Pods": pods, "NumPDBViolations": violations })
             } else {
-                let pods: Vec<&Pod> = offer.victims.iter().map(|v| &*v.pod).collect();
+                let pods: Vec<&Pod> = offer.victims.iter().map(|v| &**v).collect();
                 json!({ "Pods": pods, "NumPDBViolations": violations })
             };
             map.insert(offer.node.as_str(), entry);
@@ -262,14 +262,16 @@ impl Extender {
                 .flatten()
                 .filter_map(|p| field(p, "UID").as_str())
                 .collect();
-            if let Some(stranger) = wanted.iter().find(|uid| !offer.victims.iter().any(|v| v.uid == **uid)) {
+            if let Some(stranger) =
+                wanted.iter().find(|uid| !offer.victims.iter().any(|v| v.metadata.uid.as_deref() == Some(**uid)))
+            {
                 let (url, node) = (&self.config.url_prefix, &offer.node);
                 return Err(format!(
                     "extender: {url} claims to preempt pod (UID: {stranger}) on node: {node}, but the pod is not found \
                      on that node"
                 ));
             }
-            offer.victims.retain(|v| wanted.contains(&v.uid.as_str()));
+            offer.victims.retain(|v| v.metadata.uid.as_deref().is_some_and(|uid| wanted.contains(&uid)));
             out.push(offer);
         }
         Ok(out)

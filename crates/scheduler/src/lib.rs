@@ -21,6 +21,7 @@ mod explain;
 pub mod extender;
 pub mod filter;
 pub mod gang;
+mod measured;
 pub mod order;
 pub mod pod;
 pub mod preempt;

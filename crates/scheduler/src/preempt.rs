@@ -3,9 +3,8 @@
 use crate::cycle::Cycle;
 use crate::diagnosis::Diagnosis;
 use crate::filter::{self, Usage};
-use crate::pod::PodInfo;
+use crate::pod::{Occupant, PodInfo};
 use crate::snapshot::{Row, Snapshot};
-use gantry_api::k8s_openapi::api::core::v1::PodCondition;
 use gantry_api::k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use gantry_api::meta::labels::Selector;
 use std::cmp::Reverse;
@@ -18,7 +17,7 @@ pub struct Candidate {
     /// The node.
     pub row: Row,
     /// Victims, by falling priority.
-    pub victims: Vec<Arc<PodInfo>>,
+    pub victims: Vec<Arc<Occupant>>,
     /// Victims whose disruption budget would be violated.
     pub budget_violations: usize,
 }
@@ -50,15 +49,15 @@ impl Budget {
 }
 
 impl Budget {
-    fn covers(&self, pod: &PodInfo) -> bool {
-        self.namespace == pod.namespace
+    fn covers(&self, pod: &Occupant) -> bool {
+        self.namespace == pod.namespace()
             && !self.selector.is_empty()
             && self.selector.matches(pod.labels())
-            && !self.disrupted.contains(&pod.name)
+            && !self.disrupted.iter().any(|name| name == pod.name())
     }
 
     /// Counts evictions that are planned already.
-    pub fn spend(&mut self, victims: &[Arc<PodInfo>]) {
+    pub fn spend(&mut self, victims: &[Arc<Occupant>]) {
         let spent = victims.iter().filter(|v| self.covers(v)).count();
         self.allowed = self.allowed.saturating_sub(i32::try_from(spent).unwrap_or(i32::MAX));
     }
@@ -75,19 +74,10 @@ pub fn eligible(snapshot: &Snapshot, pod: &PodInfo, diagnosis: &Diagnosis) -> Re
     let Some(row) = pod.nominated_node().and_then(|n| snapshot.row(n)) else { return Ok(()) };
     // A node that cannot take it any more, whoever leaves, is not waited for.
     let hopeless = diagnosis.rejections.of(row).is_some_and(|rejection| rejection.unresolvable);
-    if !hopeless && snapshot.pods[row].iter().any(|p| p.priority < pod.priority && is_giving_way(p)) {
+    if !hopeless && snapshot.pods[row].iter().any(|p| p.priority < pod.priority && p.is_giving_way()) {
         return Err("not eligible due to a terminating pod on the nominated node.");
     }
     Ok(())
-}
-
-/// Whether a pod is being deleted because it was preempted.
-fn is_giving_way(pod: &PodInfo) -> bool {
-    let conditions = pod.pod.status.iter().flat_map(|s| s.conditions.iter().flatten());
-    let preempted = |c: &PodCondition| {
-        c.type_ == "DisruptionTarget" && c.status == "True" && c.reason.as_deref() == Some("PreemptionByScheduler")
-    };
-    pod.is_terminating() && conditions.into_iter().any(preempted)
 }
 
 /// The best of enough candidates among the nodes that rejected the pod; fills in why there is none.
@@ -165,14 +155,14 @@ pub fn victims_on(
     nominated: &[Arc<PodInfo>],
 ) -> Option<Candidate> {
     let pod = cycle.pod.clone();
-    let potential: Vec<Arc<PodInfo>> =
+    let potential: Vec<Arc<Occupant>> =
         snapshot.pods[row].iter().filter(|p| p.priority < pod.priority).cloned().collect();
     if potential.is_empty() {
         return None;
     }
     let usage = Usage::of(snapshot, row);
     let mut what_if = WhatIf { snapshot, row, usage, cycle, added: Vec::new(), removed: Vec::new() };
-    nominated.iter().filter(|n| n.priority >= pod.priority).for_each(|rival| what_if.add(rival));
+    nominated.iter().filter(|n| n.priority >= pod.priority).for_each(|rival| what_if.add(&rival.occupant));
     potential.iter().for_each(|victim| what_if.remove(victim));
     let found = if what_if.fits() { Some(spare(&mut what_if, potential, budgets)) } else { None };
     what_if.undo();
@@ -190,12 +180,12 @@ struct WhatIf<'a> {
     row: Row,
     usage: Usage,
     cycle: &'a mut Cycle,
-    added: Vec<Arc<PodInfo>>,
-    removed: Vec<Arc<PodInfo>>,
+    added: Vec<Arc<Occupant>>,
+    removed: Vec<Arc<Occupant>>,
 }
 
 impl WhatIf<'_> {
-    fn add(&mut self, pod: &Arc<PodInfo>) {
+    fn add(&mut self, pod: &Arc<Occupant>) {
         self.cycle.add(self.snapshot, self.row, pod);
         self.usage.add(pod);
         match self.removed.iter().position(|p| p.uid == pod.uid) {
@@ -204,7 +194,7 @@ impl WhatIf<'_> {
         }
     }
 
-    fn remove(&mut self, pod: &Arc<PodInfo>) {
+    fn remove(&mut self, pod: &Arc<Occupant>) {
         self.cycle.remove(self.snapshot, self.row, pod);
         self.usage.remove(pod);
         match self.added.iter().position(|p| p.uid == pod.uid) {
@@ -225,7 +215,11 @@ impl WhatIf<'_> {
 
 /// Takes back as many evictions as possible: first of those whose budget would be violated, the most important first.
 /// Returns who is left, and how many of them violate a budget.
-fn spare(what_if: &mut WhatIf<'_>, mut potential: Vec<Arc<PodInfo>>, budgets: &[Budget]) -> (Vec<Arc<PodInfo>>, usize) {
+fn spare(
+    what_if: &mut WhatIf<'_>,
+    mut potential: Vec<Arc<Occupant>>,
+    budgets: &[Budget],
+) -> (Vec<Arc<Occupant>>, usize) {
     potential.sort_by_key(|p| (Reverse(p.priority), p.started()));
     let mut allowed: Vec<i32> = budgets.iter().map(|b| b.allowed).collect();
     let (violating, other): (Vec<_>, Vec<_>) = potential.into_iter().partition(|p| {

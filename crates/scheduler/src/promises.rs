@@ -11,9 +11,9 @@ const JOURNAL: usize = 4096;
 #[derive(Debug, Default)]
 pub struct Promises {
     /// By node and UID.
-    on: HashMap<String, BTreeMap<String, Arc<PodInfo>>>,
+    on: HashMap<String, BTreeMap<Arc<str>, Arc<PodInfo>>>,
     /// The node of each pod, by UID.
-    of: HashMap<String, String>,
+    of: HashMap<Arc<str>, String>,
     /// Nodes about which there is something else to know, the latest last.
     journal: VecDeque<String>,
     written: u64,
@@ -29,7 +29,7 @@ impl Promises {
     /// Takes in what the pod's status says.
     pub(crate) fn put(&mut self, pod: &Arc<PodInfo>) {
         let node = pod.nominated_node();
-        if self.of.get(&pod.uid).map(String::as_str) != node {
+        if self.of(&pod.uid) != node {
             self.remove(&pod.uid);
         }
         let Some(node) = node else { return };
@@ -113,7 +113,7 @@ mod tests {
     #[test]
     fn a_promise_follows_its_pod() {
         let mut promises = Promises::new();
-        let uids = |promises: &Promises, node: &str| promises.on(node).map(|p| p.uid.clone()).collect::<Vec<_>>();
+        let uids = |promises: &Promises, node: &str| promises.on(node).map(|p| p.uid.to_string()).collect::<Vec<_>>();
         promises.put(&pod("b", 0, Some("n1")));
         promises.put(&pod("a", 5, Some("n1")));
         promises.put(&pod("c", 0, None));
@@ -136,6 +136,6 @@ mod tests {
             promises.put(&pod(uid, priority, Some("n")));
         }
         let rivals = promises.rivals("n", &pod("own", 5, Some("n")), &[pod("fellow", 9, None)]);
-        assert_eq!(rivals.iter().map(|p| p.uid.as_str()).collect::<Vec<_>>(), ["same"]);
+        assert_eq!(rivals.iter().map(|p| &*p.uid).collect::<Vec<_>>(), ["same"]);
     }
 }

@@ -32,6 +32,21 @@ pub enum ClusterChange {
 }
 
 impl ClusterChange {
+    /// The event, as upstream calls it; of those that are one here the most frequent.
+    #[must_use]
+    pub const fn event(self) -> &'static str {
+        match self {
+            ClusterChange::NodeAdded => "NodeAdd",
+            ClusterChange::NodeUpdated => "NodeUpdate",
+            ClusterChange::PodPlaced => "AssignedPodAdd",
+            ClusterChange::PodGone => "AssignedPodDelete",
+            ClusterChange::NamespaceUpdated => "NamespaceUpdate",
+            ClusterChange::Storage => "PersistentVolumeClaimUpdate",
+            ClusterChange::Devices => "ResourceClaimUpdate",
+            ClusterChange::DeviceClass => "DeviceClassAdd",
+        }
+    }
+
     /// Whether it may undo a rejection by `plugin` (the default queueing hints).
     #[must_use]
     pub fn may_help(self, plugin: &str) -> bool {
@@ -59,19 +74,21 @@ impl ClusterChange {
 #[derive(Clone, Debug)]
 pub struct Waiting {
     /// What the queue knows it by: a pod's UID, or what names the group.
-    pub id: String,
+    pub id: Arc<str>,
     /// The pod, or those of the group; of what was popped.
     pub pods: Vec<Arc<PodInfo>>,
     /// The key of a pod that waits for long: it is looked up again when its turn comes.
-    parked: Option<String>,
+    parked: Option<Box<str>>,
     /// Whether the pods are of a group that is placed together.
     pub together: bool,
     priority: i32,
     /// Failed attempts so far.
     pub attempts: u32,
+    /// When it was first taken to be placed.
+    pub tried: Option<Instant>,
     /// Order of arrival, for pods of equal priority.
     pub sequence: u64,
-    rejected_by: BTreeSet<&'static str>,
+    rejected_by: Box<[&'static str]>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -100,6 +117,27 @@ pub struct Standing {
     pub rejected_by: Vec<&'static str>,
 }
 
+impl Place {
+    /// The part of the queue, as upstream calls it; None where it is in none.
+    const fn queue(self) -> Option<&'static str> {
+        match self {
+            Place::Active => Some("active"),
+            Place::Backoff(_) => Some("backoff"),
+            Place::Unschedulable(_) | Place::Gated => Some("unschedulable"),
+            Place::InFlight => None,
+        }
+    }
+}
+
+/// Why a pod came to where it is in the queue, besides changes of the cluster; as upstream calls it.
+mod event {
+    pub const ADDED: &str = "UnschedulablePodAdd";
+    pub const UPDATED: &str = "UnschedulablePodUpdate";
+    pub const FAILED: &str = "ScheduleAttemptFailure";
+    pub const BACKED_OFF: &str = "BackoffComplete";
+    pub const TIMED_OUT: &str = "UnschedulableTimeout";
+}
+
 type Rank = (std::cmp::Reverse<i32>, u64);
 
 /// Finds a pod by its key.
@@ -113,18 +151,21 @@ pub struct Queue {
     backoff_initial: Duration,
     /// Longest back-off.
     backoff_max: Duration,
-    pods: HashMap<String, (Waiting, Place)>,
-    active: BTreeMap<Rank, String>,
-    timers: BTreeSet<(Instant, String)>,
+    /// Boxed, for a table has room for half as many again.
+    pods: HashMap<Arc<str>, Box<(Waiting, Place)>>,
+    active: BTreeMap<Rank, Arc<str>>,
+    timers: BTreeSet<(Instant, Arc<str>)>,
     next_sequence: u64,
     /// Waiting pods that were promised a node; almost always empty.
     promises: Promises,
     /// Unschedulable pods by the plugins that rejected them; by none where any change may help.
-    rejected: BTreeMap<&'static str, BTreeSet<String>>,
+    rejected: BTreeMap<&'static str, BTreeSet<Arc<str>>>,
     /// UIDs of pods that are not tried while their claims of devices are not all there.
     held: BTreeSet<String>,
     /// What happened since the pod in flight was taken.
     since_pop: BTreeSet<ClusterChange>,
+    /// How many pods came to which part of it, and why.
+    incoming: BTreeMap<(&'static str, &'static str), u64>,
 }
 
 fn rank(waiting: &Waiting) -> Rank {
@@ -134,7 +175,7 @@ fn rank(waiting: &Waiting) -> Rank {
 /// Stands for every plugin, where none was named.
 const ANY: &str = "";
 
-fn reasons<'a>(rejected_by: &'a BTreeSet<&'static str>) -> impl Iterator<Item = &'static str> + 'a {
+fn reasons<'a>(rejected_by: &'a [&'static str]) -> impl Iterator<Item = &'static str> + 'a {
     let any = rejected_by.is_empty().then_some(ANY);
     any.into_iter().chain(rejected_by.iter().copied())
 }
@@ -159,6 +200,7 @@ impl Queue {
             rejected: BTreeMap::new(),
             held: BTreeSet::new(),
             since_pop: BTreeSet::new(),
+            incoming: BTreeMap::new(),
         }
     }
 
@@ -175,8 +217,8 @@ impl Queue {
 
     /// Adds or replaces a pod that has no node yet. A changed pod is tried at once, unless it is in flight.
     pub fn put(&mut self, pod: Arc<PodInfo>, spec_changed: bool) {
-        let (uid, priority, held) = (pod.uid.clone(), pod.priority, is_gated(&pod) || self.held.contains(&pod.uid));
-        let entry = self.entry(&uid);
+        let (uid, priority, held) = (pod.uid.clone(), pod.priority, is_gated(&pod) || self.held.contains(&*pod.uid));
+        let entry = self.entry(uid);
         let waiting = Waiting { pods: vec![pod], parked: None, together: false, priority, ..entry };
         self.enter(waiting, held, spec_changed);
     }
@@ -184,7 +226,7 @@ impl Queue {
     /// Adds or replaces the waiting pods of a group. While it is `held` it is not tried; it is tried at once where pods
     /// came to it or `changed` says so. Its place is by `priority`, or by the lowest of its pods.
     pub fn put_group(&mut self, id: &str, pods: Vec<Arc<PodInfo>>, priority: Option<i32>, held: bool, changed: bool) {
-        let entry = self.entry(id);
+        let entry = self.entry(id.into());
         let is_new = |p: &Arc<PodInfo>| !entry.pods.iter().any(|known| known.uid == p.uid);
         let changed = changed || pods.iter().any(is_new);
         for gone in entry.pods.iter().filter(|known| !pods.iter().any(|p| p.uid == known.uid)) {
@@ -195,31 +237,33 @@ impl Queue {
     }
 
     /// The entry as it is, or a new one with no pods.
-    fn entry(&mut self, id: &str) -> Waiting {
-        if let Some((waiting, _)) = self.pods.get(id) {
-            return waiting.clone();
+    fn entry(&mut self, id: Arc<str>) -> Waiting {
+        if let Some(entry) = self.pods.get(&id) {
+            return entry.0.clone();
         }
         self.next_sequence += 1;
         Waiting {
-            id: id.to_owned(),
+            id,
             pods: Vec::new(),
             parked: None,
             together: false,
             priority: 0,
             attempts: 0,
+            tried: None,
             sequence: self.next_sequence,
-            rejected_by: BTreeSet::new(),
+            rejected_by: Box::default(),
         }
     }
 
     fn enter(&mut self, waiting: Waiting, held: bool, changed: bool) {
-        let next = match self.pods.get(&waiting.id).map(|(_, place)| *place) {
+        let next = match self.pods.get(&waiting.id).map(|entry| entry.1) {
             Some(Place::InFlight) => Place::InFlight,
             _ if held => Place::Gated,
             Some(p @ (Place::Backoff(_) | Place::Unschedulable(_))) if !changed => p,
             _ => Place::Active,
         };
-        self.set(waiting.id.clone(), waiting, next);
+        let is_new = !self.pods.contains_key(&waiting.id);
+        self.set(waiting, next, if is_new { event::ADDED } else { event::UPDATED });
     }
 
     /// Lets go of the pod where it can be found again and nobody asks for it meanwhile: as one that was promised a node, or
@@ -229,15 +273,20 @@ impl Queue {
             && self.find.is_some()
             && !waiting.together
             && pod.nominated_node().is_none()
-            && !waiting.rejected_by.contains(crate::devices::PLUGIN)
+            && !waiting.rejected_by.contains(&crate::devices::PLUGIN)
         {
             waiting.parked = Some(pod.key.clone());
             waiting.pods = Vec::new();
         }
     }
 
-    fn set(&mut self, uid: String, mut waiting: Waiting, place: Place) {
-        self.take(&uid);
+    fn set(&mut self, mut waiting: Waiting, place: Place, event: &'static str) {
+        let uid = waiting.id.clone();
+        let before = self.take(&uid).and_then(|(_, place)| place.queue());
+        if let Some(queue) = place.queue().filter(|queue| before != Some(queue)) {
+            // Of one that was let go only the key is left.
+            *self.incoming.entry((queue, event)).or_default() += waiting.pods.len().max(1) as u64;
+        }
         match place {
             Place::Active => {
                 self.active.insert(rank(&waiting), uid.clone());
@@ -259,7 +308,7 @@ impl Queue {
         if matches!(place, Place::Unschedulable(_)) {
             self.park(&mut waiting);
         }
-        self.pods.insert(uid, (waiting, place));
+        self.pods.insert(uid, Box::new((waiting, place)));
     }
 
     /// Forgets a pod that was bound or deleted, or a group of which none waits any more.
@@ -282,16 +331,16 @@ impl Queue {
 
     /// Takes a pod out of everything but the promises.
     fn take(&mut self, uid: &str) -> Option<(Waiting, Place)> {
-        let (waiting, place) = self.pods.remove(uid)?;
+        let (waiting, place) = *self.pods.remove(uid)?;
         match place {
             Place::Active => {
                 self.active.remove(&rank(&waiting));
             }
             Place::Backoff(at) => {
-                self.timers.remove(&(at, uid.to_owned()));
+                self.timers.remove(&(at, waiting.id.clone()));
             }
             Place::Unschedulable(at) => {
-                self.timers.remove(&(at, uid.to_owned()));
+                self.timers.remove(&(at, waiting.id.clone()));
                 for plugin in reasons(&waiting.rejected_by) {
                     if let Some(uids) = self.rejected.get_mut(plugin) {
                         uids.remove(uid);
@@ -312,8 +361,9 @@ impl Queue {
         loop {
             let (_, uid) = self.active.pop_first()?;
             self.since_pop.clear();
-            let (waiting, place) = self.pods.get_mut(&uid)?;
+            let (waiting, place) = self.pods.get_mut(&uid)?.as_mut();
             *place = Place::InFlight;
+            waiting.tried.get_or_insert(now);
             let Some(key) = waiting.parked.take() else { return Some(waiting.clone()) };
             let found = self.find.as_ref().and_then(|find| find(&key)).filter(|pod| pod.uid == uid);
             if let Some(pod) = found {
@@ -336,8 +386,9 @@ impl Queue {
             if at > now {
                 break;
             }
-            if let Some((waiting, _)) = self.take(&uid) {
-                self.set(uid, waiting, Place::Active);
+            if let Some((waiting, place)) = self.take(&uid) {
+                let event = if matches!(place, Place::Backoff(_)) { event::BACKED_OFF } else { event::TIMED_OUT };
+                self.set(waiting, Place::Active, event);
             }
         }
     }
@@ -349,13 +400,13 @@ impl Queue {
         };
         waiting.attempts += 1;
         let helped = self.since_pop.iter().any(|c| rejected_by.is_empty() || rejected_by.iter().any(|p| c.may_help(p)));
-        waiting.rejected_by = rejected_by;
+        waiting.rejected_by = rejected_by.into_iter().collect();
         let place = if helped {
             Place::Backoff(now + self.backoff(waiting.attempts))
         } else {
             Place::Unschedulable(now + UNSCHEDULABLE_MAX)
         };
-        self.set(uid.to_owned(), waiting, place);
+        self.set(waiting, place, event::FAILED);
     }
 
     /// Puts back a pod whose binding failed.
@@ -365,7 +416,7 @@ impl Queue {
         };
         waiting.attempts += 1;
         let at = now + self.backoff(waiting.attempts);
-        self.set(uid.to_owned(), waiting, Place::Backoff(at));
+        self.set(waiting, Place::Backoff(at), event::FAILED);
     }
 
     /// From when a pod is put next it is not tried, until the opposite is said and it is put again.
@@ -380,41 +431,43 @@ impl Queue {
     /// The pods that are held.
     #[must_use]
     pub fn held(&self) -> Vec<Arc<PodInfo>> {
-        self.held.iter().filter_map(|uid| self.pods.get(uid)).flat_map(|(w, _)| w.pods.iter().cloned()).collect()
+        let entries = self.held.iter().filter_map(|uid| self.pods.get(uid.as_str()));
+        entries.flat_map(|entry| entry.0.pods.iter().cloned()).collect()
     }
 
     /// Moves pods that `change` may help from unschedulable to back-off (or at once, where that has passed).
     pub fn changed(&mut self, change: ClusterChange, now: Instant) {
         self.since_pop.insert(change);
         let helps = |plugin: &str| plugin == ANY || change.may_help(plugin);
-        let helped: BTreeSet<String> =
+        let helped: BTreeSet<Arc<str>> =
             self.rejected.iter().filter(|(p, _)| helps(p)).flat_map(|(_, uids)| uids).cloned().collect();
-        self.retry(helped, now);
+        self.retry(helped, change.event(), now);
     }
 
     /// The same for pods that `plugin` rejected and that are concerned.
     pub fn wake(&mut self, plugin: &str, concerned: impl Fn(&PodInfo) -> bool, now: Instant) {
         self.since_pop.insert(ClusterChange::Devices);
-        let is_concerned = |uid: &String| self.pods.get(uid).is_some_and(|(w, _)| w.pods.iter().any(|p| concerned(p)));
+        let is_concerned =
+            |uid: &Arc<str>| self.pods.get(uid).is_some_and(|entry| entry.0.pods.iter().any(|p| concerned(p)));
         let rejected = self.rejected.get(plugin).into_iter().flatten();
         let helped = rejected.filter(|uid| is_concerned(uid)).cloned().collect();
-        self.retry(helped, now);
+        self.retry(helped, ClusterChange::Devices.event(), now);
     }
 
-    fn retry(&mut self, uids: BTreeSet<String>, now: Instant) {
+    fn retry(&mut self, uids: BTreeSet<Arc<str>>, event: &'static str, now: Instant) {
         for uid in uids {
             let Some((waiting, Place::Unschedulable(expires))) = self.take(&uid) else { continue };
             let failed_at = expires.checked_sub(UNSCHEDULABLE_MAX).unwrap_or(now);
             let ready = failed_at + self.backoff(waiting.attempts);
             let next = if ready <= now { Place::Active } else { Place::Backoff(ready) };
-            self.set(uid, waiting, next);
+            self.set(waiting, next, event);
         }
     }
 
     /// Where a pod stands; `None` where it does not wait.
     #[must_use]
     pub fn standing(&self, uid: &str, now: Instant) -> Option<Standing> {
-        let (waiting, place) = self.pods.get(uid)?;
+        let (waiting, place) = self.pods.get(uid)?.as_ref();
         let (place, until) = match place {
             Place::Active => ("Active", None),
             Place::Backoff(at) => ("Backoff", Some(*at)),
@@ -428,7 +481,7 @@ impl Queue {
             waiting: self.pods.len(),
             attempts: waiting.attempts,
             retry_after: until.map(|at| at.saturating_duration_since(now)),
-            rejected_by: waiting.rejected_by.iter().copied().collect(),
+            rejected_by: waiting.rejected_by.to_vec(),
         })
     }
 
@@ -436,8 +489,8 @@ impl Queue {
     #[must_use]
     pub fn depths(&self) -> (usize, usize, usize, usize) {
         let mut depths = (0, 0, 0, 0);
-        for (_, place) in self.pods.values() {
-            match place {
+        for entry in self.pods.values() {
+            match entry.1 {
                 Place::Active | Place::InFlight => depths.0 += 1,
                 Place::Backoff(_) => depths.1 += 1,
                 Place::Unschedulable(_) => depths.2 += 1,
@@ -445,6 +498,18 @@ impl Queue {
             }
         }
         depths
+    }
+
+    /// How many pods came to which part of the queue so far, and why.
+    #[must_use]
+    pub fn incoming(&self) -> BTreeMap<(&'static str, &'static str), u64> {
+        self.incoming.clone()
+    }
+
+    /// Unschedulable pods by the plugins that rejected them.
+    #[must_use]
+    pub fn rejected_by_plugin(&self) -> BTreeMap<&'static str, usize> {
+        self.rejected.iter().filter(|(plugin, _)| **plugin != ANY).map(|(plugin, uids)| (*plugin, uids.len())).collect()
     }
 
     /// Waiting pods that were promised a node.
@@ -493,7 +558,7 @@ mod tests {
     }
 
     fn popped(q: &mut Queue) -> Option<String> {
-        q.pop(Instant::now()).map(|w| w.id)
+        q.pop(Instant::now()).map(|w| w.id.to_string())
     }
 
     #[tokio::test(start_paused = true)]
@@ -567,7 +632,7 @@ mod tests {
         assert_eq!(known.lock().as_ref().map(Arc::strong_count), Some(1));
         q.changed(ClusterChange::NodeUpdated, Instant::now());
         tokio::time::advance(Duration::from_secs(2)).await;
-        assert_eq!(q.pop(Instant::now()).unwrap().pods[0].uid, "a");
+        assert_eq!(&*q.pop(Instant::now()).unwrap().pods[0].uid, "a");
         q.unschedulable("a", ["NodeAffinity"].into(), Instant::now());
         *known.lock() = None;
         q.changed(ClusterChange::NodeUpdated, Instant::now());

@@ -12,7 +12,8 @@ use crate::extender::{self, Asked, Extender};
 use crate::filter::Rejection;
 use crate::filter::volumes::{self, Assignment};
 use crate::gang::Groups;
-use crate::pod::PodInfo;
+use crate::measured::{Attempt, Measured, Outcome, Point};
+use crate::pod::{Occupant, PodInfo, Shapes};
 use crate::preempt::{self, Budget, Candidate};
 use crate::profile::Filter;
 use crate::queue::{ClusterChange, Queue, Waiting};
@@ -57,7 +58,9 @@ pub(crate) struct State {
     pub(crate) snapshot: Snapshot,
     pub(crate) queue: Queue,
     /// Pods placed by decision whose binding the informer has not shown yet.
-    pub(crate) assumed: HashMap<String, Arc<PodInfo>>,
+    pub(crate) assumed: HashMap<Arc<str>, Arc<PodInfo>>,
+    /// What placed pods have in common.
+    shapes: Shapes,
     /// Pods that are placed together.
     pub(crate) groups: Groups,
     /// What bindings tell of their decisions.
@@ -82,6 +85,7 @@ pub(crate) struct Scheduler {
     nodes: Informer<Node>,
     pub(crate) extenders: Vec<Extender>,
     pub(crate) pod_groups: Option<Informer<PodGroup>>,
+    pub(crate) measured: Measured,
 }
 
 /// Asks a running scheduler why; cheap to clone. Knows nothing until one runs.
@@ -93,6 +97,10 @@ impl Explainer {
     #[must_use]
     pub fn explain(&self, namespace: &str, name: &str) -> Option<serde_json::Value> {
         self.0.get()?.explain(namespace, name)
+    }
+
+    pub(crate) fn scheduler(&self) -> Option<&Scheduler> {
+        self.0.get().map(AsRef::as_ref)
     }
 }
 
@@ -124,7 +132,9 @@ pub async fn run(client: Client, informers: &Informers, config: SchedulerConfig,
         let decider = Decider::new(profile);
         if samples { decider.sampling_up_to(usize::MAX) } else { decider }
     };
+    let measured = Measured::new(profiles.iter().map(|p| p.name.as_str()));
     let scheduler = Arc::new(Scheduler {
+        measured,
         devices: Devices::new(client.clone(), informers, clock, recorder.clone(), entropy.clone()),
         recorder,
         volumes: Volumes::new(client.clone(), informers),
@@ -136,6 +146,7 @@ pub async fn run(client: Client, informers: &Informers, config: SchedulerConfig,
                 move |key| pods.by_key(key).map(|pod| Arc::new(PodInfo::new(pod)))
             }),
             assumed: HashMap::new(),
+            shapes: Shapes::default(),
             groups: Groups::default(),
             decided: Decided::new(entropy.uuid()),
             deciders: profiles.into_iter().map(|p| (p.name.clone(), decider(p))).collect(),
@@ -301,15 +312,16 @@ impl Scheduler {
             let was_assumed = state.assumed.remove(&info.uid).is_some();
             state.decided.forget(&info.uid);
             state.queue.bound(&info.uid, &node, now);
-            let new_here = state.snapshot.row_of_pod(&info.uid).is_none();
-            let shrank = change.old().is_some_and(|old| {
-                let old = PodInfo::new(old.clone());
-                old.requests != info.requests || (info.is_terminating() && !old.is_terminating())
+            let before = state.snapshot.placed(&info.uid);
+            let new_here = before.is_none();
+            let shrank = before.is_some_and(|before| {
+                before.requests != info.requests || (info.is_terminating() && !before.is_terminating())
             });
-            let relabelled = change.old().is_some_and(|old| old.metadata.labels != info.pod.metadata.labels);
-            state.snapshot.place(info.clone(), &node);
+            let relabelled = before.is_some_and(|before| before.labels() != info.labels());
+            let occupant = Arc::new(state.shapes.of(&info));
+            state.snapshot.place(occupant.clone(), &node);
             if let Some(group) = &info.group {
-                state.groups.place(group, info.clone());
+                state.groups.place(group, occupant);
                 // One that somebody else placed is one less to find room for.
                 state.sync_group(&group.id, new_here && !was_assumed);
             }
@@ -383,10 +395,12 @@ impl Scheduler {
     async fn attempt(self: &Arc<Self>, waiting: Waiting) {
         let Ok(permit) = self.bindings.clone().acquire_owned().await else { return };
         let scheduler = self.clone();
+        let began = Instant::now();
+        let attempt = Attempt { began, first: waiting.tried.unwrap_or(began), number: waiting.attempts + 1 };
         if waiting.together {
             let outcome = self.decide_group(&mut self.state.lock(), &waiting);
             tokio::spawn(async move {
-                scheduler.bind_group(outcome).await;
+                scheduler.bind_group(outcome, attempt).await;
                 drop(permit);
             });
             return;
@@ -410,13 +424,16 @@ impl Scheduler {
             };
             match &decision {
                 Ok((node, assignment)) => {
-                    state.snapshot.place(pod.clone(), node);
+                    let reserving = Instant::now();
+                    self.measured.decided(reserving - began);
+                    state.snapshot.place(pod.occupant.clone(), node);
                     state.assumed.insert(pod.uid.clone(), pod.clone());
                     state.decided.on(&pod.uid, self.pods.version());
                     if let Some(group) = &pod.group {
-                        state.groups.place(group, pod.clone());
+                        state.groups.place(group, pod.occupant.clone());
                     }
                     self.promise(assignment);
+                    self.measured.passed(Point::Reserve, pod.scheduler(), reserving.elapsed());
                 }
                 Err(failure) if failure.diagnosis.error.is_some() => state.queue.failed(&pod.uid, Instant::now()),
                 Err(failure) => {
@@ -427,11 +444,25 @@ impl Scheduler {
         };
         tokio::spawn(async move {
             match decision {
-                Ok((node, assignment)) => scheduler.bind_all(&pod, &node, &assignment).await,
-                Err(failure) => scheduler.report(&pod, *failure).await,
+                Ok((node, assignment)) => {
+                    let bound = scheduler.bind_all(&pod, &node, &assignment).await;
+                    scheduler.tried(&pod, if bound { Outcome::Scheduled } else { Outcome::Error }, attempt);
+                }
+                Err(failure) => {
+                    scheduler.tried(&pod, failure.outcome(), attempt);
+                    scheduler.report(&pod, *failure).await;
+                }
             }
             drop(permit);
         });
+    }
+
+    /// Counts how an attempt at a pod ended.
+    pub(crate) fn tried(&self, pod: &PodInfo, outcome: Outcome, attempt: Attempt) {
+        match outcome {
+            Outcome::Scheduled => self.measured.scheduled(pod.scheduler(), attempt),
+            _ => self.measured.failed(pod.scheduler(), outcome, attempt),
+        }
     }
 
     /// What extenders say of the nodes that a pod fits on; None where none is to be asked, or there is no such node.
@@ -482,6 +513,7 @@ impl Scheduler {
     ) -> Result<(String, Assignment), Box<Rejected>> {
         let State { snapshot, queue, deciders, .. } = state;
         let decider = deciders.get_mut(pod.scheduler()).expect("only pods of a profile are queued");
+        let began = Instant::now();
         let defaults = self.owners.constraints(pod, decider.profile());
         let profile = decider.profile().clone();
         let claims = self.volumes.of_pod(pod).and_then(|volumes| {
@@ -489,8 +521,10 @@ impl Scheduler {
             let devices = if asks { self.devices.of_pod(pod, profile.devices)? } else { None };
             Ok((volumes.map(Arc::new), devices.map(Arc::new)))
         });
+        let filtering = Instant::now();
         match claims {
             Ok((volumes, devices)) => {
+                self.measured.passed(Point::PreFilter, pod.scheduler(), filtering - began);
                 let request = Request {
                     pod,
                     defaults: &defaults,
@@ -502,6 +536,12 @@ impl Scheduler {
                     asked,
                 };
                 let chosen = decider.decide(snapshot, &request, &mut |equals| self.entropy.below(equals));
+                let scoring = decider.scoring();
+                let filtered = filtering.elapsed().saturating_sub(scoring.unwrap_or_default());
+                self.measured.passed(Point::Filter, pod.scheduler(), filtered);
+                if let Some(took) = scoring {
+                    self.measured.passed(Point::Score, pod.scheduler(), took);
+                }
                 if let Some(error) = devices.as_ref().and_then(|d| d.error()) {
                     let error = format!("running {:?} filter plugin: {error}", devices::PLUGIN);
                     let nodes = snapshot.node_count();
@@ -521,6 +561,8 @@ impl Scheduler {
                 })
             }
             Err(refusal) => {
+                let status = "UnschedulableAndUnresolvable";
+                self.measured.ended(Point::PreFilter, status, pod.scheduler(), filtering - began);
                 let cycle = Cycle::new(snapshot, pod.clone(), &defaults, &profile);
                 Err(Box::new(Rejected::new(refused(snapshot, refusal), cycle)))
             }
@@ -547,8 +589,9 @@ impl Scheduler {
             diagnosis.deallocation = Some("not found".to_owned());
         }
         let hopeful = diagnosis.nodes > 0 && diagnosis.error.is_none() && !unseen;
+        let began = Instant::now();
         let offer = |candidate: Candidate| {
-            let mut victims: Vec<Arc<PodInfo>> = Vec::new();
+            let mut victims: Vec<Arc<Occupant>> = Vec::new();
             for victim in &candidate.victims {
                 victims.extend(groups.disrupted_with(victim));
             }
@@ -565,6 +608,7 @@ impl Scheduler {
         };
         let (mut preemption, mut alternatives, mut gives_up) = (None, Vec::new(), false);
         if hopeful && profile.preempts {
+            self.measured.preemption();
             match preempt::eligible(snapshot, &pod, diagnosis) {
                 Ok(()) => {
                     let budgets: Vec<Budget> = self.budgets.list().iter().filter_map(|b| Budget::new(b)).collect();
@@ -587,6 +631,12 @@ impl Scheduler {
                 Err(reason) => {
                     diagnosis.preemption.insert(reason.trim_end_matches('.').to_owned(), diagnosis.nodes);
                 }
+            }
+        }
+        if hopeful {
+            match &preemption {
+                Some(_) => self.measured.passed(Point::PostFilter, pod.scheduler(), began.elapsed()),
+                None => self.measured.ended(Point::PostFilter, "Unschedulable", pod.scheduler(), began.elapsed()),
             }
         }
         let mut diagnosis = rejected.diagnosis;

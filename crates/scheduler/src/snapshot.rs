@@ -6,7 +6,7 @@
 //! kept in a short journal, so that what was computed from an earlier state can be brought up to date row by row.
 
 use crate::bits::Bits;
-use crate::pod::{Amounts, PodInfo};
+use crate::pod::{Amounts, Occupant};
 use gantry_api::k8s_openapi::api::core::v1::{Node, Taint};
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
@@ -39,9 +39,9 @@ struct LabelColumn {
 #[derive(Clone, Debug)]
 pub enum Event {
     /// A pod was put on a node.
-    Placed(Row, Arc<PodInfo>),
+    Placed(Row, Arc<Occupant>),
     /// A pod was taken off a node.
-    Gone(Row, Arc<PodInfo>),
+    Gone(Row, Arc<Occupant>),
     /// A node changed in what a filter or score looks at.
     Node {
         /// The node.
@@ -81,7 +81,7 @@ pub struct Snapshot {
     /// Memory counted in scores.
     pub score_memory: Vec<i64>,
     /// Pods on the node.
-    pub pods: Vec<Vec<Arc<PodInfo>>>,
+    pub pods: Vec<Vec<Arc<Occupant>>>,
     /// Pods on the node that have required anti-affinity.
     pub anti_affine: Vec<u32>,
     /// Pods on the node that have any affinity.
@@ -97,7 +97,7 @@ pub struct Snapshot {
     vocabulary: usize,
     image_nodes: HashMap<String, usize>,
     namespaces: HashMap<String, BTreeMap<String, String>>,
-    placed: HashMap<String, Row>,
+    placed: HashMap<Arc<str>, Row>,
     node_count: usize,
     affine_pods: usize,
     journal: VecDeque<Event>,
@@ -109,6 +109,12 @@ impl Snapshot {
     #[must_use]
     pub fn node_count(&self) -> usize {
         self.node_count
+    }
+
+    /// Number of pods on nodes.
+    #[must_use]
+    pub fn pod_count(&self) -> usize {
+        self.placed.len()
     }
 
     /// Rows of nodes, in row order.
@@ -126,6 +132,12 @@ impl Snapshot {
     #[must_use]
     pub fn row(&self, node: &str) -> Option<Row> {
         self.rows.get(node).copied().filter(|r| self.live[*r])
+    }
+
+    /// A placed pod.
+    #[must_use]
+    pub fn placed(&self, uid: &str) -> Option<&Arc<Occupant>> {
+        self.pods[self.row_of_pod(uid)?].iter().find(|pod| &*pod.uid == uid)
     }
 
     /// The row a pod occupies.
@@ -401,7 +413,7 @@ impl Snapshot {
 
     /// Puts a pod on a node, replacing what is known of it. Where it is there already and nothing changed that a decision
     /// looks at (a report of its agent, mostly), that is no event.
-    pub fn place(&mut self, pod: Arc<PodInfo>, node: &str) {
+    pub fn place(&mut self, pod: Arc<Occupant>, node: &str) {
         if let Some(row) = self.placed.get(&pod.uid).copied().filter(|row| self.names[*row] == node)
             && let Some(there) = self.pods[row].iter_mut().find(|there| there.uid == pod.uid)
             && there.weighs_as(&pod)
@@ -418,9 +430,9 @@ impl Snapshot {
     }
 
     /// Takes a pod off its node.
-    pub fn displace(&mut self, uid: &str) -> Option<Arc<PodInfo>> {
+    pub fn displace(&mut self, uid: &str) -> Option<Arc<Occupant>> {
         let row = self.placed.remove(uid)?;
-        let at = self.pods[row].iter().position(|p| p.uid == uid)?;
+        let at = self.pods[row].iter().position(|p| &*p.uid == uid)?;
         let pod = self.pods[row].swap_remove(at);
         self.count(row, &pod, -1);
         self.note(Event::Gone(row, pod.clone()));
@@ -428,7 +440,7 @@ impl Snapshot {
         Some(pod)
     }
 
-    fn count(&mut self, row: Row, pod: &PodInfo, sign: i64) {
+    fn count(&mut self, row: Row, pod: &Occupant, sign: i64) {
         self.requested[row].add(&pod.requests, sign);
         self.score_cpu_milli[row] += sign * pod.score_cpu_milli;
         self.score_memory[row] += sign * pod.score_memory;

@@ -1,7 +1,7 @@
 //! PodTopologySpread: skew between topology domains, as a filter (`DoNotSchedule`) and as a score (`ScheduleAnyway`).
 
 use crate::filter::Rejection;
-use crate::pod::PodInfo;
+use crate::pod::{Occupant, PodInfo};
 use crate::reach::Reach;
 use crate::snapshot::{KeyId, Row, Snapshot, ValueId};
 use gantry_api::k8s_openapi::api::core::v1::TopologySpreadConstraint;
@@ -72,8 +72,8 @@ impl Constraint {
         (!self.honor_affinity || reach.admits(snapshot, row)) && (!self.honor_taints || reach.tolerates(snapshot, row))
     }
 
-    fn counts_pod(&self, other: &PodInfo, namespace: &str) -> bool {
-        !other.is_terminating() && other.namespace == namespace && self.selector.matches(other.labels())
+    fn counts_pod(&self, other: &Occupant, namespace: &str) -> bool {
+        !other.is_terminating() && other.namespace() == namespace && self.selector.matches(other.labels())
     }
 
     fn matching_on(&self, snapshot: &Snapshot, row: Row, namespace: &str) -> i64 {
@@ -159,7 +159,7 @@ impl SpreadState {
     #[must_use]
     pub fn new(snapshot: &Snapshot, pod: &PodInfo, defaults: &DefaultConstraints, reach: &Reach) -> Self {
         let own = pod.spec().topology_spread_constraints.as_deref().unwrap_or_default();
-        let mut state = Self { namespace: pod.namespace.clone(), require_all_keys: true, ..Self::default() };
+        let mut state = Self { namespace: pod.namespace().to_owned(), require_all_keys: true, ..Self::default() };
         let mut add = |c: &TopologySpreadConstraint, selector: Selector| {
             let kind = if c.when_unsatisfiable == "DoNotSchedule" { &mut state.hard } else { &mut state.soft };
             kind.push(Constraint::new(c, selector, pod, snapshot));
@@ -218,7 +218,7 @@ impl SpreadState {
     }
 
     /// Counts `other` in or out at a node.
-    pub fn adjust(&mut self, snapshot: &Snapshot, row: Row, other: &PodInfo, sign: i64, reach: &Reach) {
+    pub fn adjust(&mut self, snapshot: &Snapshot, row: Row, other: &Occupant, sign: i64, reach: &Reach) {
         let has_all = |constraints: &[Constraint]| constraints.iter().all(|c| c.value(snapshot, row) != 0);
         if has_all(&self.hard) {
             for c in &mut self.hard {

@@ -64,7 +64,7 @@ impl Volumes {
         let mut unbound = false;
         for volume in pod.spec().volumes.iter().flatten() {
             let Some(name) = binding::claim_name(&pod.pod, volume) else { continue };
-            let Some(claim) = self.claims.get(&pod.namespace, &name) else {
+            let Some(claim) = self.claims.get(pod.namespace(), &name) else {
                 return Err(match &volume.ephemeral {
                     Some(_) => (
                         "VolumeBinding",

@@ -308,7 +308,7 @@ fn preempts(world: &World, snapshot: &Snapshot, found: Option<&Candidate>, pod: 
         return;
     };
     let node = &snapshot.names[found.row];
-    let victims: Vec<&str> = found.victims.iter().map(|v| v.uid.as_str()).collect();
+    let victims: Vec<&str> = found.victims.iter().map(|v| &*v.uid).collect();
     assert!(found.victims.iter().all(|v| v.priority < priority(pod)), "{victims:?}; {at}");
     let rest = without(node, &|p| victims.contains(&p.metadata.uid.as_deref().unwrap()));
     assert_eq!(rest.placed.len() + victims.len(), world.placed.len(), "{victims:?} on {node}; {at}");
@@ -317,7 +317,7 @@ fn preempts(world: &World, snapshot: &Snapshot, found: Option<&Candidate>, pod: 
 }
 
 fn place(world: &mut World, snapshot: &mut Snapshot, pod: Pod, node: &str) {
-    snapshot.place(Arc::new(PodInfo::new(Arc::new(pod.clone()))), node);
+    snapshot.place(PodInfo::new(Arc::new(pod.clone())).occupant, node);
     world.placed.push((pod, node.to_owned()));
 }
 

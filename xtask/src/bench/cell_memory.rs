@@ -8,7 +8,7 @@ use super::workload::{self, PODS};
 use super::{Bench, Measurement, process};
 use anyhow::{Result, ensure};
 use gantry_api::k8s_openapi::api::core::v1::Pod;
-use gantry_scheduler::pod::PodInfo;
+use gantry_scheduler::pod::{PodInfo, Shapes};
 use gantry_scheduler::snapshot::Snapshot;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -63,7 +63,7 @@ pub async fn run(bench: &Bench) -> Result<Vec<Measurement>> {
 fn snapshot(nodes: u64, pods: u64, mut sample: Value) -> Result<Measurement> {
     let own = std::process::id();
     let before = process::resident(own)?;
-    let mut snapshot = Snapshot::default();
+    let (mut snapshot, mut shapes) = (Snapshot::default(), Shapes::default());
     for number in 0..nodes {
         snapshot.set_node(&serde_json::from_value(binding::node(number, Shape::Plain))?);
     }
@@ -74,7 +74,7 @@ fn snapshot(nodes: u64, pods: u64, mut sample: Value) -> Result<Measurement> {
         sample["metadata"]["uid"] = json!(format!("00000000-0000-4000-8000-{number:012}"));
         sample["spec"]["nodeName"] = json!(node);
         let pod: Pod = Pod::deserialize(&sample)?;
-        snapshot.place(Arc::new(PodInfo::new(Arc::new(pod))), &node);
+        snapshot.place(Arc::new(shapes.of(&PodInfo::new(Arc::new(pod)))), &node);
     }
     let value = process::resident(own)?.saturating_sub(before) as f64 / MB;
     let detail = json!({

@@ -186,7 +186,7 @@ fn cost(nodes: u64, shape: Shape, decisions: usize) -> Result<Cost> {
             for part in 0..4 {
                 let filler =
                     pod("filler", usize::try_from(number * 4 + part).unwrap_or(0), "8", &json!({ "priority": 0 }));
-                snapshot.place(filler, &format!("hollow-{number:05}"));
+                snapshot.place(filler.occupant.clone(), &format!("hollow-{number:05}"));
             }
         }
     }
@@ -226,7 +226,7 @@ fn decide(snapshot: &mut Snapshot, decider: &mut Decider, pod: &Arc<PodInfo>, en
     match decider.decide(snapshot, &request, &mut |n| entropy.below(n)) {
         Ok(row) => {
             let name = snapshot.names[row].clone();
-            snapshot.place(pod.clone(), &name);
+            snapshot.place(pod.occupant.clone(), &name);
         }
         Err(mut rejected) => {
             let found = decider.evictions(snapshot, &mut rejected, &[], &promises, false);
@@ -237,7 +237,7 @@ fn decide(snapshot: &mut Snapshot, decider: &mut Decider, pod: &Arc<PodInfo>, en
                 }
                 // What the next pods take is room that the next victims must make.
                 let rest = pod_of_rest(pod, found.victims.len());
-                snapshot.place(rest, &name);
+                snapshot.place(rest.occupant.clone(), &name);
             }
         }
     }
@@ -245,6 +245,6 @@ fn decide(snapshot: &mut Snapshot, decider: &mut Decider, pod: &Arc<PodInfo>, en
 
 /// The preempting pod, grown to all that its victims left, so that the next one has to preempt as well.
 fn pod_of_rest(taker: &PodInfo, victims: usize) -> Arc<PodInfo> {
-    let number = taker.name.rsplit('-').next().and_then(|n| n.parse().ok()).unwrap_or(0);
+    let number = taker.name().rsplit('-').next().and_then(|n| n.parse().ok()).unwrap_or(0);
     pod("taker", number, &(8 * victims).to_string(), &json!({ "priority": 1000 }))
 }

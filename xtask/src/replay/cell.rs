@@ -5,7 +5,7 @@ use super::workload::{Machine, Task, Tier, float};
 use gantry_api::entropy::Entropy;
 use gantry_api::k8s_openapi::api::core::v1::{Node, Pod};
 use gantry_scheduler::decide::{Decider, Request};
-use gantry_scheduler::pod::PodInfo;
+use gantry_scheduler::pod::{Occupant, PodInfo};
 use gantry_scheduler::profile::{Profile, Strategy};
 use gantry_scheduler::promises::Promises;
 use gantry_scheduler::snapshot::Snapshot;
@@ -52,7 +52,7 @@ pub struct Cell {
 enum Outcome {
     Placed,
     /// And these had to go.
-    Instead(Vec<Arc<PodInfo>>),
+    Instead(Vec<Arc<Occupant>>),
     Nowhere,
 }
 
@@ -69,7 +69,7 @@ fn pod(number: usize, task: &Task) -> Arc<PodInfo> {
     Arc::new(PodInfo::new(Arc::new(pod)))
 }
 
-fn number(pod: &PodInfo) -> usize {
+fn number(pod: &Occupant) -> usize {
     pod.uid.parse().unwrap_or(0)
 }
 
@@ -117,7 +117,7 @@ impl Cell {
         let outcome = match decider.decide(snapshot, &request, &mut |n| entropy.below(n)) {
             Ok(row) => {
                 let name = snapshot.names[row].clone();
-                snapshot.place(pod.clone(), &name);
+                snapshot.place(pod.occupant.clone(), &name);
                 Outcome::Placed
             }
             Err(mut rejected) if preempts => {
@@ -127,7 +127,7 @@ impl Cell {
                         for victim in &found.victims {
                             snapshot.displace(&victim.uid);
                         }
-                        snapshot.place(pod.clone(), &name);
+                        snapshot.place(pod.occupant.clone(), &name);
                         Outcome::Instead(found.victims)
                     }
                     None => Outcome::Nowhere,

@@ -221,7 +221,7 @@ impl PodDevices {
         let unavailable = self.found.lock().unavailable.clone();
         let is_idle = |claim: &&Arc<ResourceClaim>| {
             let users = claim.status.as_ref().and_then(|s| s.reserved_for.as_deref()).unwrap_or_default();
-            users.iter().all(|u| u.uid == self.pod.uid)
+            users.iter().all(|u| *u.uid == *self.pod.uid)
         };
         unavailable.iter().map(|i| &self.claims[*i].claim).find(is_idle).cloned()
     }

@@ -132,9 +132,9 @@ impl Devices {
         let status = json!({ "extendedResourceClaimStatus": {
             "resourceClaimName": written.metadata.name(), "requestMappings": made.mappings,
         }});
-        let patch = Patch::Strategic(json!({ "metadata": { "uid": pod.uid }, "status": status }));
-        let api = Api::<Pod>::namespaced(self.client.clone(), &pod.namespace);
-        api.patch_status(&pod.name, &PatchParams::default(), &patch)
+        let patch = Patch::Strategic(json!({ "metadata": { "uid": &*pod.uid }, "status": status }));
+        let api = Api::<Pod>::namespaced(self.client.clone(), pod.namespace());
+        api.patch_status(pod.name(), &PatchParams::default(), &patch)
             .await
             .map_err(|e| format!("update pod {} ExtendedResourceClaimStatus: {e}", pod.key))?;
         Ok(written)
@@ -196,8 +196,8 @@ impl Devices {
         status.reserved_for.get_or_insert_default().push(ResourceClaimConsumerReference {
             api_group: None,
             resource: "pods".to_owned(),
-            name: pod.name.clone(),
-            uid: pod.uid.clone(),
+            name: pod.name().to_owned(),
+            uid: pod.uid.to_string(),
         });
         let what =
             if decided.is_some() { "add allocation and reservation to claim" } else { "add reservation to claim" };
@@ -212,7 +212,7 @@ impl Devices {
         for Claimed { claim, .. } in &reserved.devices.claims {
             let (namespace, name) = (claim.metadata.namespace(), claim.metadata.name());
             let Some(now) = self.claim(namespace, name).filter(|c| is_reserved_for(c, &pod.pod)) else { continue };
-            let user = json!({ "$patch": "delete", "uid": pod.uid });
+            let user = json!({ "$patch": "delete", "uid": &*pod.uid });
             let patch = json!({ "metadata": { "uid": now.metadata.uid() }, "status": { "reservedFor": [user] } });
             match self.api(&now).patch_status(name, &PatchParams::default(), &Patch::Strategic(patch)).await {
                 Ok(written) => self.note_written(&Arc::new(written)),

@@ -148,8 +148,8 @@ impl Devices {
         for entry in pod.spec().resource_claims.iter().flatten() {
             let reference = pod_claim::reference(&pod.pod, entry).map_err(|e| e.to_string())?;
             let Some(name) = reference.name() else { continue };
-            let Some(claim) = self.claim(&pod.namespace, name) else {
-                return Err(format!("could not find ResourceClaim \"{}/{name}\"", pod.namespace));
+            let Some(claim) = self.claim(pod.namespace(), name) else {
+                return Err(format!("could not find ResourceClaim \"{}/{name}\"", pod.namespace()));
             };
             if claim.metadata.is_deleting() {
                 return Err(format!("resourceclaim {name:?} is being deleted"));
@@ -340,7 +340,7 @@ pub(super) fn readiness(claim: &ResourceClaim) -> Result<bool, String> {
 /// Whether the pod names the claim of this key.
 pub(crate) fn uses(pod: &PodInfo, key: &str) -> bool {
     key.split_once('/').is_some_and(|(namespace, name)| {
-        namespace == pod.namespace && pod_claim::claim_names(&pod.pod).any(|n| n == name)
+        namespace == pod.namespace() && pod_claim::claim_names(&pod.pod).any(|n| n == name)
     })
 }
 

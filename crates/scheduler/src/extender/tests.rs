@@ -144,7 +144,7 @@ async fn evictions_and_bindings() {
     })
     .await;
     let extenders = [Extender::new(config(&url)).unwrap()];
-    let offer = |node: &str| Offer { node: node.into(), victims: vec![pod("cpu")], budget_violations: 1 };
+    let offer = |node: &str| Offer { node: node.into(), victims: vec![pod("cpu").pod.clone()], budget_violations: 1 };
     let left = look_through(&extenders, &pod("cpu").pod, vec![offer("a"), offer("b")]).await.unwrap();
     assert_eq!(left.iter().map(|o| o.node.as_str()).collect::<Vec<_>>(), ["b"]);
     extenders[0].bind(&pod("cpu"), "a").await.unwrap();

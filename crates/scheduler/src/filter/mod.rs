@@ -4,7 +4,7 @@ pub mod resources;
 pub mod volumes;
 
 use crate::cycle::Cycle;
-use crate::pod::{Amounts, PodInfo};
+use crate::pod::{Amounts, Occupant, PodInfo};
 use crate::profile::{Filter, Profile};
 use crate::reach::Reach;
 use crate::snapshot::{Row, Snapshot};
@@ -77,13 +77,13 @@ impl Usage {
     }
 
     /// With a pod more.
-    pub fn add(&mut self, pod: &PodInfo) {
+    pub fn add(&mut self, pod: &Occupant) {
         self.requested.add(&pod.requests, 1);
         self.ports.extend(pod.host_ports.iter().cloned());
     }
 
     /// With a pod less.
-    pub fn remove(&mut self, pod: &PodInfo) {
+    pub fn remove(&mut self, pod: &Occupant) {
         self.requested.add(&pod.requests, -1);
         for port in &pod.host_ports {
             if let Some(at) = self.ports.iter().position(|p| p == port) {

@@ -2,7 +2,7 @@
 
 use super::Rejection;
 use crate::devices::Reserved;
-use crate::pod::PodInfo;
+use crate::pod::Occupant;
 use crate::profile::{Filter, Profile};
 use crate::snapshot::{Row, Snapshot};
 use gantry_api::k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, TopologySelectorTerm};
@@ -99,7 +99,7 @@ pub fn assign(snapshot: &Snapshot, row: Row, volumes: &PodVolumes) -> Option<Ass
 
 /// How many placed pods use claims that one pod alone may use.
 #[must_use]
-pub fn conflicts(snapshot: &Snapshot, pod: &PodInfo, exclusive: &BTreeSet<String>) -> usize {
+pub fn conflicts(snapshot: &Snapshot, pod: &Occupant, exclusive: &BTreeSet<String>) -> usize {
     if exclusive.is_empty() {
         return 0;
     }
@@ -109,7 +109,7 @@ pub fn conflicts(snapshot: &Snapshot, pod: &PodInfo, exclusive: &BTreeSet<String
 
 /// Whether the pod uses any of the claims.
 #[must_use]
-pub fn uses(pod: &PodInfo, claims: &BTreeSet<String>) -> bool {
+pub fn uses(pod: &Occupant, claims: &BTreeSet<String>) -> bool {
     pod.claims.iter().any(|c| claims.contains(c))
 }
 

@@ -5,7 +5,8 @@ use crate::bind::{Failure, Preemption};
 use crate::decide::{Domain, Rejected};
 use crate::diagnosis::Diagnosis;
 use crate::filter::volumes::Assignment;
-use crate::pod::PodInfo;
+use crate::measured::{Attempt, Outcome};
+use crate::pod::{Occupant, PodInfo};
 use crate::queue::Waiting;
 use crate::run::{Scheduler, State};
 use crate::snapshot::Snapshot;
@@ -46,13 +47,13 @@ fn ordered(pods: &[Arc<PodInfo>]) -> Vec<Arc<PodInfo>> {
     let age = |p: &PodInfo| p.pod.metadata.creation_timestamp.clone();
     pods.sort_by_cached_key(|p| {
         let r = &p.requests;
-        (Reverse(p.priority), Reverse((r.cpu_milli, r.memory)), age(p), p.name.clone())
+        (Reverse(p.priority), Reverse((r.cpu_milli, r.memory)), age(p), p.name().to_owned())
     });
     pods
 }
 
 /// The domains the group may be placed in; only the one it is in already, where some of its pods have nodes.
-fn domains(snapshot: &Snapshot, policy: &Policy, placed: &[Arc<PodInfo>]) -> Vec<Option<Domain>> {
+fn domains(snapshot: &Snapshot, policy: &Policy, placed: &[Arc<Occupant>]) -> Vec<Option<Domain>> {
     let Some(name) = &policy.topology_key else { return vec![None] };
     let Some(key) = snapshot.key(name) else { return vec![Some(Domain::NOWHERE)] };
     if let Some(row) = placed.iter().find_map(|p| snapshot.row_of_pod(&p.uid)) {
@@ -73,7 +74,7 @@ fn domains(snapshot: &Snapshot, policy: &Policy, placed: &[Arc<PodInfo>]) -> Vec
 impl Scheduler {
     /// Decides on a group: pods that fit are assumed where at least its minimum does, and none are otherwise.
     pub(crate) fn decide_group(&self, state: &mut State, waiting: &Waiting) -> GroupOutcome {
-        let id = waiting.id.as_str();
+        let id = &*waiting.id;
         // Since the entry was taken from the queue pods may have come and gone.
         let Call::Together(pods) = state.groups.call(id) else {
             state.queue.remove(id);
@@ -115,7 +116,7 @@ impl Scheduler {
         for pod in pods {
             match self.choose(state, pod, domain, pods, None) {
                 Ok((node, assignment)) => {
-                    state.snapshot.place(pod.clone(), &node);
+                    state.snapshot.place(pod.occupant.clone(), &node);
                     self.promise(&assignment);
                     trial.placed.push(Placement { pod: pod.clone(), node, assignment });
                 }
@@ -137,12 +138,12 @@ impl Scheduler {
         rejected: Vec<(Arc<PodInfo>, Rejected)>,
     ) -> GroupOutcome {
         for placement in &placed {
-            state.snapshot.place(placement.pod.clone(), &placement.node);
+            state.snapshot.place(placement.pod.occupant.clone(), &placement.node);
             state.assumed.insert(placement.pod.uid.clone(), placement.pod.clone());
             state.decided.on(&placement.pod.uid, self.pods.version());
             self.promise(&placement.assignment);
             if let Some(membership) = &placement.pod.group {
-                state.groups.place(membership, placement.pod.clone());
+                state.groups.place(membership, placement.pod.occupant.clone());
             }
         }
         // The minimum is there, so the rest is placed as pods are that belong to no group.
@@ -166,7 +167,7 @@ impl Scheduler {
     }
 
     /// Binds what was placed, claims of all pods first: a group whose claims cannot all be had is not begun.
-    pub(crate) async fn bind_group(self: &Arc<Self>, outcome: GroupOutcome) {
+    pub(crate) async fn bind_group(self: &Arc<Self>, outcome: GroupOutcome, attempt: Attempt) {
         let GroupOutcome { placed, failed, sentence } = outcome;
         let id = placed.first().map(|p| &p.pod).or(failed.first().map(|(p, _)| p)).and_then(|p| p.group.clone());
         let mut begun = true;
@@ -186,6 +187,8 @@ impl Scheduler {
                     if !bound {
                         scheduler.release(&placement.assignment).await;
                     }
+                    let outcome = if bound { Outcome::Scheduled } else { Outcome::Error };
+                    scheduler.tried(&placement.pod, outcome, attempt);
                     bound
                 });
             }
@@ -194,19 +197,21 @@ impl Scheduler {
                 all &= bound.unwrap_or(false);
             }
             if all && let Some(group) = &id {
-                self.tell_group(group, &placed[0].pod.namespace, None).await;
+                self.tell_group(group, placed[0].pod.namespace(), None).await;
             }
         } else {
             for placement in &placed {
                 self.forget(&placement.assignment);
                 self.release(&placement.assignment).await;
                 self.take_back(&placement.pod, true);
+                self.tried(&placement.pod, Outcome::Error, attempt);
             }
         }
         if let (Some(group), Some(sentence), Some((pod, _))) = (&id, &sentence, failed.first()) {
-            self.tell_group(group, &pod.namespace, Some(sentence)).await;
+            self.tell_group(group, pod.namespace(), Some(sentence)).await;
         }
         for (pod, failure) in failed {
+            self.tried(&pod, failure.outcome(), attempt);
             self.report(&pod, failure).await;
         }
     }
@@ -251,7 +256,7 @@ impl State {
                 why = r.diagnosis.message();
             }
         }
-        let mut steps: BTreeMap<String, preempt::Step> = BTreeMap::new();
+        let mut steps: BTreeMap<Arc<str>, preempt::Step> = BTreeMap::new();
         let (mut after, mut promises_stay) = (String::new(), false);
         match plan {
             Ok(plan) => steps.extend(plan.into_iter().map(|s| (s.pod.uid.clone(), s))),

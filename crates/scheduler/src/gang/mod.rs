@@ -11,7 +11,7 @@ mod preempt;
 #[cfg(test)]
 mod tests;
 
-use crate::pod::PodInfo;
+use crate::pod::{Occupant, PodInfo};
 use gantry_api::k8s_openapi::api::core::v1::Pod;
 use gantry_api::k8s_openapi::api::scheduling::v1beta1::PodGroup;
 use gantry_api::meta::object::Meta;
@@ -97,8 +97,8 @@ impl Policy {
 #[derive(Debug, Default)]
 struct Group {
     name: String,
-    waiting: BTreeMap<String, Arc<PodInfo>>,
-    placed: BTreeMap<String, Arc<PodInfo>>,
+    waiting: BTreeMap<Arc<str>, Arc<PodInfo>>,
+    placed: BTreeMap<Arc<str>, Arc<Occupant>>,
     /// What the last attempt said.
     last: Option<String>,
 }
@@ -151,7 +151,7 @@ impl Groups {
     }
 
     /// Notes a pod that has a node.
-    pub(crate) fn place(&mut self, membership: &Membership, pod: Arc<PodInfo>) {
+    pub(crate) fn place(&mut self, membership: &Membership, pod: Arc<Occupant>) {
         let group = self.groups.entry(membership.id.clone()).or_default();
         group.name.clone_from(&membership.name);
         group.waiting.remove(&pod.uid);
@@ -184,9 +184,12 @@ impl Groups {
             return Ok(policy.clone());
         }
         let group = self.groups.get(id);
-        let members = || group.into_iter().flat_map(|g| g.waiting.values().chain(g.placed.values()));
+        let members = group.into_iter().flat_map(|g| {
+            let waiting = g.waiting.values().map(|pod| &pod.occupant);
+            waiting.chain(g.placed.values())
+        });
         let counts: Vec<&Result<usize, String>> =
-            members().filter_map(|p| p.group.as_ref()?.min_count.as_ref()).collect();
+            members.filter_map(|p| p.group.as_ref()?.min_count.as_ref()).collect();
         if counts.is_empty() {
             let name = group.map(|g| g.name.as_str()).unwrap_or_default();
             return Err(format!("waiting for pods's pod group {name:?} to appear in scheduling queue"));
@@ -218,12 +221,12 @@ impl Groups {
     }
 
     /// Pods of the group that have a node.
-    pub(crate) fn placed(&self, id: &str) -> Vec<Arc<PodInfo>> {
+    pub(crate) fn placed(&self, id: &str) -> Vec<Arc<Occupant>> {
         self.groups.get(id).map(|g| g.placed.values().cloned().collect()).unwrap_or_default()
     }
 
     /// The pods that are evicted when this one is: itself, or its whole group.
-    pub(crate) fn disrupted_with(&self, pod: &Arc<PodInfo>) -> Vec<Arc<PodInfo>> {
+    pub(crate) fn disrupted_with(&self, pod: &Arc<Occupant>) -> Vec<Arc<Occupant>> {
         let id = pod.group.as_ref().map(|m| m.id.as_str()).unwrap_or_default();
         match self.declared.get(id) {
             Some(policy) if policy.disrupted_together => self.placed(id),

@@ -1,7 +1,7 @@
 //! Preemption for a group: evictions count only where at least its minimum fits after all of them.
 
 use crate::decide::Domain;
-use crate::pod::PodInfo;
+use crate::pod::{Occupant, PodInfo};
 use crate::preempt::{self, Budget};
 use crate::run::{Scheduler, State};
 use std::sync::Arc;
@@ -12,7 +12,7 @@ pub(crate) struct Step {
     pub(crate) pod: Arc<PodInfo>,
     pub(crate) node: String,
     /// None where there is room for it already.
-    pub(crate) victims: Vec<Arc<PodInfo>>,
+    pub(crate) victims: Vec<Arc<Occupant>>,
 }
 
 /// That no evictions help.
@@ -42,7 +42,7 @@ pub(crate) fn plan(
     needed: usize,
 ) -> Result<Vec<Step>, Nothing> {
     let mut steps: Vec<Step> = Vec::new();
-    let mut gone: Vec<(Arc<PodInfo>, String)> = Vec::new();
+    let mut gone: Vec<(Arc<Occupant>, String)> = Vec::new();
     let found = attempt(scheduler, state, pods, domain, &mut steps, &mut gone);
     for step in &steps {
         state.snapshot.displace(&step.pod.uid);
@@ -67,13 +67,13 @@ fn attempt(
     pods: &[Arc<PodInfo>],
     domain: Option<Domain>,
     steps: &mut Vec<Step>,
-    gone: &mut Vec<(Arc<PodInfo>, String)>,
+    gone: &mut Vec<(Arc<Occupant>, String)>,
 ) -> Result<(), Nothing> {
     let mut budgets: Vec<Budget> = scheduler.budgets.list().iter().filter_map(|b| Budget::new(b)).collect();
     for pod in pods {
         let rejected = match scheduler.choose(state, pod, domain, pods, None) {
             Ok((node, _)) => {
-                state.snapshot.place(pod.clone(), &node);
+                state.snapshot.place(pod.occupant.clone(), &node);
                 steps.push(Step { pod: pod.clone(), node, victims: Vec::new() });
                 continue;
             }
@@ -87,12 +87,12 @@ fn attempt(
             let under_way = pod.nominated_node().is_some();
             return Err(Nothing { reason: reason.trim_end_matches('.').to_owned(), under_way });
         }
-        let own = |uid: &str| pods.iter().any(|p| p.uid == uid);
+        let own = |uid: &str| pods.iter().any(|p| &*p.uid == uid);
         let rivals = |node: &str| state.queue.promises().rivals(node, pod, pods);
         let candidate = preempt::find(&state.snapshot, &mut cycle, &mut diagnosis, &budgets, &rivals);
         let Some(candidate) = candidate else { continue };
         let node = state.snapshot.names[candidate.row].clone();
-        let mut victims: Vec<Arc<PodInfo>> = Vec::new();
+        let mut victims: Vec<Arc<Occupant>> = Vec::new();
         for victim in &candidate.victims {
             for other in state.groups.disrupted_with(victim) {
                 if !victims.iter().any(|v| v.uid == other.uid) {
@@ -111,7 +111,7 @@ fn attempt(
             state.snapshot.displace(&victim.uid);
             gone.push((victim.clone(), on));
         }
-        state.snapshot.place(pod.clone(), &node);
+        state.snapshot.place(pod.occupant.clone(), &node);
         steps.push(Step { pod: pod.clone(), node, victims });
     }
     Ok(())

@@ -34,7 +34,7 @@ fn names(call: &Call) -> (&'static str, Vec<&str>) {
         Call::Apart(pods) => ("apart", pods),
         Call::Together(pods) => ("together", pods),
     };
-    (what, pods.iter().map(|p| p.name.as_str()).collect())
+    (what, pods.iter().map(|p| p.name()).collect())
 }
 
 fn wait(groups: &mut Groups, pod: &Arc<PodInfo>) -> String {
@@ -57,7 +57,7 @@ fn annotations_make_a_group() {
     let message = groups.explain(&id).unwrap()["message"].as_str().unwrap().to_owned();
     assert!(message.ends_with("to appear in scheduling queue: 3 of 4 are there"), "{message}");
     groups.forget(annotated("c", "4").group.as_ref().unwrap(), "c");
-    groups.place(a.group.as_ref().unwrap(), a.clone());
+    groups.place(a.group.as_ref().unwrap(), a.occupant.clone());
     assert_eq!(names(&groups.call(&id)), ("together", vec!["b"]));
     groups.forget(a.group.as_ref().unwrap(), "a");
     assert_eq!(names(&groups.call(&id)), ("hold", vec!["b"]));
@@ -80,7 +80,7 @@ fn what_is_wrong_with_an_annotation_is_told() {
         // An attempt tells it.
         assert_eq!(names(&groups.call(&id)).0, "together");
     }
-    assert_eq!(pod("a", json!({"containers": []}), json!({MIN_COUNT: "2"})).group, None);
+    assert_eq!(pod("a", json!({"containers": []}), json!({MIN_COUNT: "2"})).group.clone(), None);
 }
 
 #[test]
@@ -111,11 +111,11 @@ fn a_group_is_disrupted_together_if_it_says_so() {
     let mut groups = Groups::default();
     let (a, b) = (member("a", false), member("b", false));
     for pod in [&a, &b] {
-        groups.place(pod.group.as_ref().unwrap(), pod.clone());
+        groups.place(pod.group.as_ref().unwrap(), pod.occupant.clone());
     }
     let gang = json!({"gang": {"minCount": 2}});
     groups.declare(&pod_group(&json!({"schedulingPolicy": gang})));
-    assert_eq!(groups.disrupted_with(&a).len(), 1);
+    assert_eq!(groups.disrupted_with(&a.occupant).len(), 1);
     groups.declare(&pod_group(&json!({"schedulingPolicy": gang, "disruptionMode": {"all": {}}})));
-    assert_eq!(groups.disrupted_with(&a).len(), 2);
+    assert_eq!(groups.disrupted_with(&a.occupant).len(), 2);
 }
