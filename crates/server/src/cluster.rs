@@ -7,6 +7,7 @@ use gantry_api::entropy::Entropy;
 use gantry_api::kind::{Kind, Object, Resource};
 use gantry_api::meta::object::Meta;
 use gantry_api::meta::status::ApiError;
+use std::any::Any;
 use std::sync::Arc;
 
 /// Objects as the watch caches hold them now. Implemented by the registry.
@@ -108,6 +109,11 @@ pub fn resource_of<K: Kind>() -> &'static dyn Resource {
         .unwrap_or_else(|| panic!("{} is not in kinds::ALL", K::INFO.kind))
 }
 
+fn typed<K: Kind>(object: Arc<dyn Object>) -> Option<Arc<K>> {
+    let object: Arc<dyn Any + Send + Sync> = object;
+    object.downcast().ok()
+}
+
 impl Cluster {
     /// A typed object from the cache.
     ///
@@ -116,6 +122,29 @@ impl Cluster {
     pub async fn get<K: Kind>(&self, namespace: &str, name: &str) -> Result<Option<K>, ApiError> {
         let found = self.objects.get(resource_of::<K>(), namespace, name, false).await?;
         Ok(found.and_then(|o| gantry_api::kind::downcast::<K>(o.as_ref()).cloned()))
+    }
+
+    /// A typed object as the cache has it or, where that has none, has it after every write acknowledged before the call.
+    /// Not a copy: for what is read with every write.
+    ///
+    /// # Errors
+    /// Where the cache is not ready.
+    pub async fn shared<K: Kind>(&self, namespace: &str, name: &str) -> Result<Option<Arc<K>>, ApiError> {
+        let resource = resource_of::<K>();
+        let mut found = self.objects.get(resource, namespace, name, false).await?;
+        if found.is_none() {
+            found = self.objects.get(resource, namespace, name, true).await?;
+        }
+        Ok(found.and_then(typed))
+    }
+
+    /// All typed objects of a namespace, or of all where empty; not copies.
+    ///
+    /// # Errors
+    /// Where the cache is not ready.
+    pub async fn list_shared<K: Kind>(&self, namespace: &str) -> Result<Vec<Arc<K>>, ApiError> {
+        let found = self.objects.list(resource_of::<K>(), namespace).await?;
+        Ok(found.into_iter().filter_map(typed).collect())
     }
 
     /// The values of these labels of an object from the cache.

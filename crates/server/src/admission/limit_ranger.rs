@@ -187,7 +187,7 @@ impl MutatingPlugin for LimitRanger {
         if a.operation != Operation::Create || !a.is("", "pods", "") {
             return Ok(());
         }
-        for range in cluster.list::<LimitRange>(a.namespace).await? {
+        for range in cluster.list_shared::<LimitRange>(a.namespace).await? {
             if let Some(pod) = a.object_as_mut::<Pod>() {
                 set_defaults(pod, &range);
             }
@@ -210,7 +210,7 @@ impl ValidatingPlugin for LimitRanger {
         if !pod && !claim {
             return Ok(());
         }
-        for range in cluster.list::<LimitRange>(a.namespace).await? {
+        for range in cluster.list_shared::<LimitRange>(a.namespace).await? {
             let mut faults = Vec::new();
             if let Some(spec) = a.object_as::<Pod>().and_then(|p| p.spec.as_ref()) {
                 pod_faults(spec, &range, &mut faults);

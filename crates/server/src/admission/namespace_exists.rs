@@ -14,8 +14,7 @@ fn is_inside(a: &Attributes<'_>) -> bool {
 }
 
 async fn exists(name: &str, cluster: &Cluster) -> Result<bool, ApiError> {
-    Ok(cluster.get::<Namespace>("", name).await?.is_some()
-        || cluster.get_latest::<Namespace>("", name).await?.is_some())
+    Ok(cluster.shared::<Namespace>("", name).await?.is_some())
 }
 
 pub(super) struct NamespaceExists;

@@ -54,11 +54,7 @@ impl PodNodeSelector {
     }
 
     async fn of_namespace(&self, a: &Attributes<'_>, cluster: &Cluster) -> Result<Labels, ApiError> {
-        let mut found = cluster.get::<Namespace>("", a.namespace).await?;
-        if found.is_none() {
-            found = cluster.get_latest::<Namespace>("", a.namespace).await?;
-        }
-        let Some(namespace) = found else {
+        let Some(namespace) = cluster.shared::<Namespace>("", a.namespace).await? else {
             return Err(ApiError::internal(format!("namespace {} does not exist", a.namespace)));
         };
         match namespace.metadata.annotation(ANNOTATION) {

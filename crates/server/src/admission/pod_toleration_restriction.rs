@@ -21,10 +21,7 @@ fn is_concerned(a: &Attributes<'_>) -> bool {
 
 /// What the namespace's annotation says; None where it has none.
 async fn annotated(a: &Attributes<'_>, key: &str, cluster: &Cluster) -> Result<Option<Vec<Toleration>>, ApiError> {
-    let mut found = cluster.get::<Namespace>("", a.namespace).await?;
-    if found.is_none() {
-        found = cluster.get_latest::<Namespace>("", a.namespace).await?;
-    }
+    let found = cluster.shared::<Namespace>("", a.namespace).await?;
     let namespace = found.ok_or_else(|| ApiError::not_found("", "namespaces", a.namespace))?;
     match namespace.metadata.annotation(key) {
         None => Ok(None),

@@ -8,14 +8,15 @@ use gantry_api::k8s_openapi::api::scheduling::v1::PriorityClass;
 use gantry_api::k8s_openapi::api::scheduling::v1beta1::PodGroup;
 use gantry_api::meta::object::Meta;
 use gantry_api::meta::status::ApiError;
+use std::sync::Arc;
 
 const PREEMPT: &str = "PreemptLowerPriority";
 
 pub(super) struct Priority;
 
 /// The class of pods that name none: of several default classes the one of lowest value.
-async fn default_class(cluster: &Cluster) -> Result<Option<PriorityClass>, ApiError> {
-    let classes = cluster.list::<PriorityClass>("").await?;
+async fn default_class(cluster: &Cluster) -> Result<Option<Arc<PriorityClass>>, ApiError> {
+    let classes = cluster.list_shared::<PriorityClass>("").await?;
     Ok(classes.into_iter().filter(|c| c.global_default == Some(true)).min_by_key(|c| c.value))
 }
 
@@ -24,12 +25,9 @@ async fn class_of(
     a: &Attributes<'_>,
     named: Option<&str>,
     cluster: &Cluster,
-) -> Result<Option<PriorityClass>, ApiError> {
+) -> Result<Option<Arc<PriorityClass>>, ApiError> {
     let Some(name) = named else { return default_class(cluster).await };
-    let mut found = cluster.get::<PriorityClass>("", name).await?;
-    if found.is_none() {
-        found = cluster.get_latest::<PriorityClass>("", name).await?;
-    }
+    let found = cluster.shared::<PriorityClass>("", name).await?;
     found.map(Some).ok_or_else(|| a.forbidden(&format!("no PriorityClass with name {name} was found")))
 }
 

@@ -11,6 +11,7 @@ use gantry_api::k8s_openapi::api::core::v1::{
 };
 use gantry_api::meta::object::Meta;
 use gantry_api::meta::status::ApiError;
+use std::sync::Arc;
 use std::time::Duration;
 
 const MOUNT_PATH: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
@@ -24,16 +25,13 @@ const DEFAULT_TRY_EVERY: Duration = Duration::from_millis(100);
 
 pub(super) struct ServiceAccountPlugin;
 
-async fn account_of(a: &Attributes<'_>, name: &str, cluster: &Cluster) -> Result<ServiceAccount, ApiError> {
-    if let Some(found) = cluster.get::<ServiceAccount>(a.namespace, name).await? {
-        return Ok(found);
-    }
+async fn account_of(a: &Attributes<'_>, name: &str, cluster: &Cluster) -> Result<Arc<ServiceAccount>, ApiError> {
     let tries = if name == "default" { DEFAULT_TRIES } else { 1 };
     for attempt in 0..tries {
         if attempt > 0 {
             tokio::time::sleep(DEFAULT_TRY_EVERY).await;
         }
-        if let Some(found) = cluster.get_latest::<ServiceAccount>(a.namespace, name).await? {
+        if let Some(found) = cluster.shared::<ServiceAccount>(a.namespace, name).await? {
             return Ok(found);
         }
     }
@@ -129,7 +127,7 @@ impl MutatingPlugin for ServiceAccountPlugin {
             mount(spec, || format!("{VOLUME_PREFIX}{}", cluster.entropy.suffix(5)));
         }
         if spec.image_pull_secrets.as_ref().is_none_or(Vec::is_empty) {
-            spec.image_pull_secrets = account.image_pull_secrets.filter(|s| !s.is_empty());
+            spec.image_pull_secrets = account.image_pull_secrets.clone().filter(|s| !s.is_empty());
         }
         Ok(())
     }

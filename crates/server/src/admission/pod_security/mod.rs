@@ -101,13 +101,6 @@ fn template<'a>(a: &'a Attributes<'_>) -> Option<&'a PodTemplateSpec> {
     }
 }
 
-async fn namespace_of(a: &Attributes<'_>, cluster: &Cluster) -> Result<Option<Namespace>, ApiError> {
-    match cluster.get::<Namespace>("", a.namespace).await? {
-        Some(n) => Ok(Some(n)),
-        None => cluster.get_latest::<Namespace>("", a.namespace).await,
-    }
-}
-
 impl PodSecurity {
     fn policy(&self, of: &Namespace) -> (Policy, ErrorList) {
         policy::of_labels(of.metadata.labels.as_ref(), &self.0.defaults)
@@ -135,7 +128,7 @@ impl PodSecurity {
         if self.exempts(a) {
             return Ok(());
         }
-        let Some(namespace) = namespace_of(a, cluster).await? else {
+        let Some(namespace) = cluster.shared::<Namespace>("", a.namespace).await? else {
             return Err(ApiError::internal(format!("failed to lookup namespace {:?}", a.namespace)));
         };
         let (policy, errors) = self.policy(&namespace);
@@ -159,7 +152,7 @@ impl PodSecurity {
         if template(a).is_none() || self.exempts(a) {
             return Ok(());
         }
-        let Some(namespace) = namespace_of(a, cluster).await? else { return Ok(()) };
+        let Some(namespace) = cluster.shared::<Namespace>("", a.namespace).await? else { return Ok(()) };
         let (policy, errors) = self.policy(&namespace);
         let warning = template(a).and_then(|t| {
             let meta = t.metadata.clone().unwrap_or_default();
