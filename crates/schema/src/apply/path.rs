@@ -3,7 +3,7 @@
 use std::cmp::Ordering;
 use std::fmt;
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use crate::schema::{List, ListKind, Shape};
 
@@ -29,10 +29,11 @@ impl PathElement {
     /// The key of a `fieldsV1` member.
     pub(super) fn encode(&self) -> String {
         match self {
-            PathElement::Field(name) => format!("f:{name}"),
+            // Without the machinery of `format!`: nearly all steps are fields, and every write has dozens.
+            PathElement::Field(name) => ["f:", name].concat(),
             PathElement::Key(keys) => {
-                let map: Map<String, Value> = keys.iter().cloned().collect();
-                format!("k:{}", Value::Object(map))
+                let names = keys.iter().map(|(name, value)| format!("{}:{value}", Value::from(name.as_str())));
+                format!("k:{{{}}}", names.collect::<Vec<_>>().join(","))
             }
             PathElement::Value(value) => format!("v:{value}"),
             PathElement::Index(index) => format!("i:{index}"),
