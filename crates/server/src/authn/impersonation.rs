@@ -311,6 +311,12 @@ async fn granted(
     Ok(Impersonated { user, constraint })
 }
 
+/// Whether the headers ask for anything of it.
+#[must_use]
+pub fn is_wished(headers: &HeaderMap) -> bool {
+    headers.keys().any(|name| name.as_str().starts_with("impersonate-"))
+}
+
 /// The user to act as; None where the headers ask for no impersonation. `request` is what is asked for, and by whom.
 ///
 /// # Errors
@@ -388,6 +394,8 @@ mod tests {
     #[tokio::test]
     async fn one_acts_as_another() {
         assert_eq!(act(&[], &[]).await.unwrap(), None);
+        let wished = |name| is_wished(&headers(&[(name, "x")]));
+        assert!(wished("Impersonate-User") && wished("Impersonate-Extra-a") && !wished("Accept"));
         let acting = act(
             &[(OLD, "users", "bob"), (OLD, "groups", "devs"), (OLD, "userextras/a/b", "1")],
             &[("Impersonate-User", "bob"), ("Impersonate-Group", "devs"), ("Impersonate-Extra-a%2fb", "1")],

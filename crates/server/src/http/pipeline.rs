@@ -193,12 +193,14 @@ async fn steps(
     {
         return Ok(respond::server_error(&cx.parts.uri, "failed to store audit event"));
     }
-    let asked = Attributes::of_request(&cx.info, &cx.user, &cx.query);
-    let authorizer = server.services.authorizer.as_ref();
-    let impersonated = impersonation::impersonate(&cx.parts.headers, &asked, authorizer);
-    if let Some(other) = audit::timed(Part::Impersonation, impersonated).await? {
-        audit::impersonated(&other.user, &other.constraint);
-        cx.user = other.user;
+    if impersonation::is_wished(&cx.parts.headers) {
+        let asked = Attributes::of_request(&cx.info, &cx.user, &cx.query);
+        let authorizer = server.services.authorizer.as_ref();
+        let impersonated = impersonation::impersonate(&cx.parts.headers, &asked, authorizer);
+        if let Some(other) = audit::timed(Part::Impersonation, impersonated).await? {
+            audit::impersonated(&other.user, &other.constraint);
+            cx.user = other.user;
+        }
     }
 
     // Is there room?
