@@ -14,6 +14,14 @@ struct Entry {
     creations: i64,
     deletions: BTreeSet<String>,
     at: Instant,
+    /// Version of the latest object that was created.
+    newest: u64,
+}
+
+impl Entry {
+    fn is_open(&self) -> bool {
+        (self.creations > 0 || !self.deletions.is_empty()) && self.at.elapsed() <= TIMEOUT
+    }
 }
 
 /// Open expectations by controller key.
@@ -27,6 +35,7 @@ impl Expectations {
             creations: i64::try_from(creations).unwrap_or(i64::MAX),
             deletions: deletions.into_iter().collect(),
             at: Instant::now(),
+            newest: 0,
         };
         self.0.lock().insert(key.to_owned(), entry);
     }
@@ -51,10 +60,35 @@ impl Expectations {
         self.0.lock().get(key).is_some_and(|e| e.deletions.contains(name) && e.at.elapsed() <= TIMEOUT)
     }
 
+    /// An object of `key` was created and has this version now.
+    pub fn created(&self, key: &str, version: Option<&str>) {
+        let version = version.and_then(|v| v.parse().ok()).unwrap_or(u64::MAX);
+        if let Some(e) = self.0.lock().get_mut(key) {
+            e.newest = e.newest.max(version);
+        }
+    }
+
+    /// The cache tells of everything up to this version: whoever was created by then has appeared, or has gone again
+    /// unseen. To be called while nothing is being created for `key`.
+    pub fn caught_up(&self, key: &str, version: u64) {
+        if let Some(e) = self.0.lock().get_mut(key).filter(|e| e.newest <= version) {
+            e.creations = 0;
+        }
+    }
+
     /// Whether nothing is open for `key` (or it is open for so long that it is given up).
     #[must_use]
     pub fn satisfied(&self, key: &str) -> bool {
-        self.0.lock().get(key).is_none_or(|e| (e.creations <= 0 && e.deletions.is_empty()) || e.at.elapsed() > TIMEOUT)
+        self.0.lock().get(key).is_none_or(|e| !e.is_open())
+    }
+
+    /// After how long what is open for `key` is given up; None where nothing is open. Who waits for it looks again then:
+    /// of what a watch lost no event tells.
+    #[must_use]
+    pub fn left(&self, key: &str) -> Option<Duration> {
+        let open = self.0.lock();
+        let entry = open.get(key).filter(|e| e.is_open())?;
+        Some(TIMEOUT.saturating_sub(entry.at.elapsed()) + Duration::from_millis(1))
     }
 
     /// Forgets `key`, whose controller object is gone.
@@ -82,5 +116,26 @@ mod tests {
         e.set("k", 1, []);
         tokio::time::advance(TIMEOUT + Duration::from_secs(1)).await;
         assert!(e.satisfied("k"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_came_and_went_unseen_is_not_waited_for() {
+        let e = Expectations::default();
+        e.set("k", 2, []);
+        e.created("k", Some("7"));
+        e.created("k", Some("9"));
+        e.creation_observed("k");
+        e.caught_up("k", 8);
+        assert!(!e.satisfied("k"), "the second may come yet");
+        assert_eq!(e.left("k"), Some(TIMEOUT + Duration::from_millis(1)));
+        e.caught_up("k", 9);
+        assert!(e.satisfied("k") && e.left("k").is_none());
+        e.set("k", 1, ["x".to_owned()]);
+        e.created("k", None);
+        e.caught_up("k", 1000);
+        e.deletion_observed("k", "x");
+        assert!(!e.satisfied("k"), "it has no version");
+        tokio::time::advance(e.left("k").unwrap()).await;
+        assert!(e.satisfied("k") && e.left("k").is_none());
     }
 }

@@ -302,9 +302,23 @@ impl CronJobs {
         true
     }
 
+    /// Whether the Job for a time has been made, as the server knows. A cache that is behind may show it no more, and not
+    /// yet that it was.
+    async fn was_started(&self, cron_job: &CronJob, at: Timestamp) -> Result<bool, Error> {
+        let api = Api::<CronJob>::namespaced(self.setup.client.clone(), cron_job.metadata.namespace());
+        match api.get(cron_job.metadata.name()).await {
+            Ok(fresh) => Ok(fresh.status.and_then(|s| s.last_schedule_time).is_some_and(|last| last.0 >= at)),
+            Err(e) if e.is("NotFound") => Ok(true),
+            Err(e) => Err(Error::api(format!("get cronjob {}", cron_job.metadata.key()), e)),
+        }
+    }
+
     /// Makes the Job for a time, in place of those that run where the policy says so. Whether it is in the list now; it
     /// is not where somebody else made one of its name.
     async fn start(&self, cron_job: &mut CronJob, at: Timestamp) -> Result<bool, Error> {
+        if self.was_started(cron_job, at).await? {
+            return Ok(false);
+        }
         let api = self.jobs_api(cron_job);
         if cron_job.spec.concurrency_policy.as_deref() == Some("Replace") {
             let active = cron_job.status.as_ref().and_then(|s| s.active.clone()).unwrap_or_default();

@@ -178,7 +178,8 @@ impl Controller for DaemonSets {
         let told = self.write_status(&ds, want).await;
         done?;
         told?;
-        Ok(Outcome { requeue_after: requeue_after.into_iter().chain(again).min() })
+        let open = self.expectations.left(key);
+        Ok(Outcome { requeue_after: requeue_after.into_iter().chain(again).chain(open).min() })
     }
 }
 

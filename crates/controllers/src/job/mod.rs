@@ -242,7 +242,7 @@ impl Jobs {
         let counted = (before.succeeded, before.failed);
         self.settle(key, turn.job, &turn.survey, tracking, (counted, changed)).await?;
         managed.result?;
-        Ok(Outcome { requeue_after: turn.again })
+        Ok(Outcome { requeue_after: turn.again.into_iter().chain(self.expectations.left(key)).min() })
     }
 }
 

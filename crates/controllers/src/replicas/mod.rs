@@ -53,6 +53,7 @@ pub const REPLICATION_RULES: &[Rule] = &[
 struct Replicas<O: ReplicaOwner> {
     owners: Informer<O>,
     siblings: Index<O>,
+    pods: Informer<Pod>,
     pods_by_controller: Index<Pod>,
     expectations: Arc<Expectations>,
     setup: Setup,
@@ -83,7 +84,7 @@ async fn start<O: ReplicaOwner>(setup: Setup, component: &str) {
         return;
     }
     let (recorder, cancel) = (setup.recorder(component), setup.cancel.clone());
-    let controller = Arc::new(Replicas { owners, siblings, pods_by_controller, expectations, setup, recorder });
+    let controller = Arc::new(Replicas { owners, siblings, pods, pods_by_controller, expectations, setup, recorder });
     runner::run(controller, queue, WORKERS, cancel).await;
 }
 
@@ -98,6 +99,7 @@ impl<O: ReplicaOwner> Controller for Replicas<O> {
             self.expectations.forget(key);
             return Ok(Outcome::done());
         };
+        self.expectations.caught_up(key, self.pods.version());
         let satisfied = self.expectations.satisfied(key);
         let Ok(selector) = owner.selector() else {
             // Validation keeps such a selector out; nothing can be done for one that came in anyway.
@@ -132,7 +134,7 @@ impl<O: ReplicaOwner> Controller for Replicas<O> {
                 .min();
             return Ok(Outcome::after(wait.unwrap_or(Duration::from_secs(1))));
         }
-        Ok(Outcome::done())
+        Ok(Outcome { requeue_after: self.expectations.left(key) })
     }
 }
 
@@ -246,6 +248,7 @@ impl<O: ReplicaOwner> Replicas<O> {
     async fn create_one(&self, owner: &Arc<O>, key: &str, api: &Api<Pod>, pod: &Pod) -> Result<(), Error> {
         match api.create(&PostParams::default(), pod).await {
             Ok(created) => {
+                self.expectations.created(key, created.metadata.resource_version.as_deref());
                 let message = format!("Created pod: {}", created.metadata.name());
                 self.recorder.normal(&**owner, "SuccessfulCreate", &message);
                 Ok(())

@@ -38,7 +38,7 @@ impl StatefulSets {
     pub(super) async fn execute(&self, set: &Arc<StatefulSet>, key: &str, steps: &[Step]) -> Result<(), Error> {
         let creations = steps.iter().filter(|s| matches!(s, Step::Create(_))).count();
         let deletions = steps.iter().filter_map(|s| match s {
-            Step::Delete(pod) => Some(key_of(&**pod)),
+            Step::Delete(pod) | Step::Discard(pod) => Some(key_of(&**pod)),
             _ => None,
         });
         self.expectations.set(key, creations, deletions);
@@ -65,7 +65,8 @@ impl StatefulSets {
             Step::Claim(pod) => self.make_claims(set, pod).await,
             Step::Own(pod) => self.own_claims(set, pod, Vec::new()).await,
             Step::Restore(pod) => self.restore(set, pod).await,
-            Step::Delete(pod) => self.delete(set, key, pod).await,
+            Step::Delete(pod) => self.delete(set, key, pod, None).await,
+            Step::Discard(pod) => self.delete(set, key, pod, pod.metadata.resource_version.clone()).await,
         }
     }
 
@@ -189,15 +190,20 @@ impl StatefulSets {
         updated.map(drop).map_err(|e| Error::api(format!("update pod {}", pod.metadata.key()), e))
     }
 
-    async fn delete(&self, set: &Arc<StatefulSet>, key: &str, pod: &Pod) -> Result<(), Error> {
-        let params = DeleteParams { precondition_uid: pod.metadata.uid.clone(), ..Default::default() };
+    /// Deletes a pod; where `version` is given, only while it has that.
+    async fn delete(&self, set: &Arc<StatefulSet>, key: &str, pod: &Pod, version: Option<String>) -> Result<(), Error> {
+        let params = DeleteParams {
+            precondition_uid: pod.metadata.uid.clone(),
+            precondition_resource_version: version,
+            ..Default::default()
+        };
         match self.pods_api(set).delete(pod.metadata.name(), &params).await {
             Ok(_) => {
                 self.tell(set, Verb::Delete, pod, None);
                 Ok(())
             }
             Err(e) if e.is("NotFound") || e.is("Conflict") => {
-                // Gone already, or replaced by another pod of that name.
+                // Gone already, replaced by another pod of that name, or not any more as it was.
                 self.expectations.deletion_observed(key, &key_of(pod));
                 Ok(())
             }

@@ -102,9 +102,9 @@ impl Controller for StatefulSets {
             self.expectations.forget(key);
             return Ok(Outcome::done());
         };
-        if !self.expectations.satisfied(key) {
-            // What is awaited brings the set here again.
-            return Ok(Outcome::done());
+        if let Some(left) = self.expectations.left(key) {
+            // What is awaited brings the set here again, or the time after which it is awaited no longer.
+            return Ok(Outcome::after(left));
         }
         let Ok(selector) = selector_of(&set) else {
             debug!(%key, "selector cannot be read");
@@ -135,7 +135,7 @@ impl Controller for StatefulSets {
         done?;
         told?;
         self.history.delete(&surplus).await?;
-        Ok(Outcome { requeue_after: plan.requeue_after })
+        Ok(Outcome { requeue_after: plan.requeue_after.into_iter().chain(self.expectations.left(key)).min() })
     }
 }
 

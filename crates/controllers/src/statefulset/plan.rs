@@ -52,6 +52,8 @@ pub enum Step {
     Restore(Arc<Pod>),
     /// Delete a pod.
     Delete(Arc<Pod>),
+    /// Delete a pod that nobody loses as it is, unless it is no more as it was.
+    Discard(Arc<Pod>),
 }
 
 /// What to do, in order, and what to tell.
@@ -227,7 +229,7 @@ impl Planner<'_> {
         let mut steps = Vec::new();
         for pod in wanted.iter().skip(from).rev().filter(|p| doomed(p)) {
             if !ordered && !self.is_available(pod) {
-                steps.push(Step::Delete(pod.clone()));
+                steps.push(Step::Discard(pod.clone()));
                 deleted += 1;
             }
         }
