@@ -236,14 +236,19 @@ fn replica_sets_preempt(api: &Api<'_>) {
     waiting(1);
     waiting(2);
     running(3);
-    let mut made = [0; 5];
+    let (mut made, mut course) = ([0; 5], Vec::new());
     for event in watch.rest() {
+        let pod = &event["object"];
         if event["type"] == "ADDED" {
-            let priority = event["object"]["metadata"]["labels"]["priority"].as_str().unwrap();
+            let priority = pod["metadata"]["labels"]["priority"].as_str().unwrap();
             made[priority[1..].parse::<usize>().unwrap()] += 1;
         }
+        let (name, status, promised) = (name(pod), &pod["status"], &pod["status"]["nominatedNodeName"]);
+        let (node, reason) = (&pod["spec"]["nodeName"], &status["reason"]);
+        let (kind, phase) = (&event["type"], &status["phase"]);
+        course.push(format!("{kind} {name} on {node}, promised {promised}: {phase} {reason}"));
     }
-    assert_eq!(made[1..], [2, 2, 1, 1]);
+    assert_eq!(made[1..], [2, 2, 1, 1], "{}", course.join("\n"));
     api.delete(sets);
 }
 

@@ -380,8 +380,9 @@ fn a_victim_is_replaced_once() {
             let set = |priority: i64, cpu: &str| {
                 let labels = json!({"p": priority.to_string()});
                 let container = json!({"name": "c", "image": "i", "resources": {"requests": {"cpu": cpu}}});
-                let pod = json!({"priorityClassName": format!("p{priority}"), "terminationGracePeriodSeconds": 2,
-                    "containers": [container]});
+                let pod = json!({"priorityClassName": format!("p{priority}"),
+                    // Some are gone at once.
+                    "terminationGracePeriodSeconds": seed % 2 * 2, "containers": [container]});
                 json!({"metadata": {"name": format!("r{priority}")}, "spec": {"replicas": 1,
                     "selector": {"matchLabels": labels},
                     "template": {"metadata": {"labels": labels}, "spec": pod}}})

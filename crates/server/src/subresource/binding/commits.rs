@@ -215,7 +215,7 @@ mod tests {
         commits.begin("first", "a", None).await.written(1);
         let held = commits.begin("held", "a", Some(1)).await;
         for n in 0..NODES_MAX {
-            commits.begin(&n.to_string(), "a", Some(1)).await.written(2);
+            commits.begin(&n.to_string(), "a", Some(2)).await.written(2);
         }
         assert!(commits.known.lock().parties.len() < NODES_MAX);
         let one = commits.begin("first", "a", Some(2)).await;
