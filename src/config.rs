@@ -88,6 +88,10 @@ pub struct ServerOptions {
     /// Address to serve the API on. Loopback keeps a laptop's cluster to itself; pods always reach it by the node's pod gateway
     #[arg(long, value_name = "IP", default_value = "127.0.0.1")]
     pub bind_address: IpAddr,
+    /// Address that pods and, where --bind-address is every address, nodes are told to reach the API by: the node's pod
+    /// gateway and the address of the default route's interface unless given
+    #[arg(long, value_name = "IP")]
+    pub advertise_address: Option<IpAddr>,
     /// Port to serve the API on
     #[arg(long, value_name = "PORT", default_value_t = 6443)]
     pub port: u16,

@@ -12,7 +12,8 @@ const URL: &str = "https://10.9.0.1:6443";
 
 /// The server's machine and a node's, with a cable between them; nothing runs yet.
 fn machines(options: &[&str]) -> (Cluster, Cluster) {
-    let mut server = Cluster::prepare_role("server", &["--bind-address", SERVER]);
+    // No default route says which of its addresses others reach it by.
+    let mut server = Cluster::prepare_role("server", &["--bind-address", "0.0.0.0", "--advertise-address", SERVER]);
     server.add_options(options);
     let agent = Cluster::prepare_role("agent", &["--server", URL, "--node-cidr", "10.244.1.0/24", "--node-ip", NODE]);
     server.connect(SERVER, &agent, NODE);

@@ -60,6 +60,12 @@ fn starting_in_the_wrong_way() {
     let error = fails(&mut up(&["--service-cidr", "10.96.0.0/40"]));
     assert!(error.contains("--service-cidr"), "{error}");
 
+    let error = fails(cluster.inside(GANTRY).args(["server", "--data-dir", &other, "--advertise-address", "fd00::1"]));
+    assert!(
+        error.contains("service IP family \"10.96.0.0/16\" must match public address family \"fd00::1\""),
+        "{error}"
+    );
+
     let nobody = format!("setpriv --reuid=65534 --regid=65534 --clear-groups {GANTRY} up --data-dir {other}");
     let error = fails(Command::new("sh").args(["-c", &nobody]));
     assert!(error.contains("needs root") || error.contains("Permission denied"), "{error}");

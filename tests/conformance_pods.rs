@@ -181,7 +181,10 @@ fn patch_status(cluster: &Cluster) {
     let before = cluster.get(&["pod", "patched"]);
     assert_eq!(condition(&before, "Ready").unwrap()["reason"], "ReadinessGatesNotReady");
     let patch = json!({"status": {"message": "Patched by the test", "reason": "E2E"}}).to_string();
-    cluster.kubectl(&["patch", "pod", "patched", "--subresource=status", "-p", &patch]);
+    let answer = cluster.kubectl(&["patch", "pod", "patched", "--subresource=status", "-p", &patch, "-o", "json"]);
+    let status = serde_json::from_str::<Value>(&answer).unwrap()["status"].take();
+    // Of the answer: the node's agent owns these fields, and may say otherwise right after.
+    assert_eq!((&status["message"], &status["reason"]), (&json!("Patched by the test"), &json!("E2E")), "{status}");
     let status = cluster.get(&["pod", "patched"])["status"].clone();
     assert!(status["phase"] == "Running", "{status}");
     // A condition of another writer is kept, and a gate opens by it.

@@ -5,7 +5,8 @@ mod cluster;
 
 use cluster::Cluster;
 use serde_json::Value;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
 const HELLO: &str = r"
 apiVersion: apps/v1
@@ -173,4 +174,62 @@ fn down_removes_what_up_made_and_nothing_else() {
     cluster.forget_child();
     cluster.up();
     three_ready(&cluster);
+}
+
+#[test]
+fn a_deleted_data_directory_is_no_dead_end() {
+    let mut cluster = Cluster::start();
+    let data = cluster.data_dir().to_string_lossy().into_owned();
+    let delete = || {
+        // Mounts of running pods are in the way of some directories, as they are for everybody.
+        drop(Command::new("rm").args(["-rf", "--one-file-system", &data]).output().unwrap());
+        assert!(!Path::new(&data).join("instance").exists());
+    };
+    let links = |c: &Cluster| -> Vec<Value> {
+        serde_json::from_str(&cluster::run(c.inside("ip").args(["-j", "link"]))).unwrap()
+    };
+    cluster.apply(HELLO);
+    cluster.rolled_out("hello");
+    cluster.kill();
+    delete();
+
+    // Elsewhere it is told how to get rid of what is left.
+    let elsewhere = tempfile::tempdir().unwrap();
+    let other = elsewhere.path().join("data").to_string_lossy().into_owned();
+    let output = cluster
+        .inside(cluster::GANTRY)
+        .args(["up", "--data-dir", &other, "--kubeconfig", &format!("{other}/kubeconfig"), "--node-name", "node-1"])
+        .output()
+        .unwrap();
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success());
+    assert!(
+        error.contains(&format!("(gantry down --data-dir {data} removes what is left of {data}, which was deleted)")),
+        "{error}"
+    );
+    let down = || cluster::run(cluster.inside(cluster::GANTRY).args(["down", "--data-dir", &data]));
+    let printed = down();
+    assert!(printed.contains("which was deleted") || printed.contains("stopped 0 pods"), "{printed}");
+    assert!(pids(&cluster, |_| true).is_empty(), "processes are left");
+    assert_eq!(links(&cluster).len(), 1, "{:?}", links(&cluster));
+    assert_eq!(cluster::run(cluster.inside("nft").args(["list", "tables"])), "");
+    assert!(!cluster::run(cluster.inside("ip").args(["address"])).contains("10.244.0.1"));
+    assert!(!cluster::run(cluster.inside("ip").args(["rule"])).contains("10.96.0.0"));
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    assert!(!mounts.lines().any(|l| l.contains(&data)), "mounts are left");
+    std::fs::remove_dir_all(&data).ok();
+    assert_eq!(down(), format!("nothing to stop: {data} does not exist\n"));
+
+    // In the same place a start clears up by itself.
+    cluster.up();
+    cluster.apply(HELLO);
+    cluster.rolled_out("hello");
+    cluster.kill();
+    delete();
+    cluster.up();
+    assert_eq!(cluster.jsonpath(&["pods"], "{.items}"), "[]");
+    assert!(pids(&cluster, |w| w.iter().any(|x| x == "serve")).is_empty(), "containers are left");
+    assert_eq!(links(&cluster).len(), 1, "{:?}", links(&cluster));
+    cluster.apply(HELLO);
+    cluster.rolled_out("hello");
 }

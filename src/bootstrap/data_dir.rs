@@ -120,6 +120,12 @@ pub fn instance(path: &Path) -> Result<String> {
     Ok(id)
 }
 
+/// Whether the directory at `path` is that of an instance.
+#[must_use]
+pub fn is_of(path: &Path, instance: &str) -> bool {
+    std::fs::read_to_string(path.join("instance")).is_ok_and(|text| text.trim() == instance)
+}
+
 /// 256 bits of the operating system's randomness.
 ///
 /// # Errors

@@ -2,6 +2,7 @@
 
 pub mod data_dir;
 pub mod pki;
+pub mod traces;
 
 pub use data_dir::DataDir;
 pub use pki::Pki;

@@ -2,6 +2,7 @@
 
 use super::{join, server};
 use crate::bootstrap::DataDir;
+use crate::bootstrap::traces::{self, Trace};
 use crate::cli::AgentCommand;
 use crate::config::{AgentOptions, ClusterOptions};
 use crate::ranges::Ranges;
@@ -17,6 +18,7 @@ use gantry_network::{NetworkError, NodeNetwork, NodeNetworkConfig};
 use gantry_network_policy::Enforcer;
 use gantry_proxy::ProxyConfig;
 use k8s_openapi::jiff::Timestamp;
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -112,7 +114,7 @@ pub async fn run(command: AgentCommand) -> Result<()> {
     let name = command.agent.node_name()?;
     println!("gantry {}: joining {} as {name}", env!("CARGO_PKG_VERSION"), command.server_url);
     let identity = join::join(&command, data.path(), &name).await?;
-    let network =
+    let (network, _trace) =
         open_network(&data, &command.cluster, ("--node-cidr", &command.node_cidr), &command.agent, &name).await?;
     let ips = node_ips(&command.agent, &command.node_cidr, &network)?;
     println!("  joined       {} as {name}", command.server_url);
@@ -138,7 +140,8 @@ pub async fn run(command: AgentCommand) -> Result<()> {
     }
 }
 
-/// Sets up the node's side of the pod network. `pod_flag` is the option that `node_cidr` comes from.
+/// Sets up the node's side of the pod network. `pod_flag` is the option that `node_cidr` comes from. The trace is to be
+/// held as long as the node runs.
 ///
 /// # Errors
 /// Where the kernel refuses, with what was being done.
@@ -148,11 +151,14 @@ pub async fn open_network(
     (pod_flag, node_cidr): (&str, &Ranges),
     options: &AgentOptions,
     node_name: &str,
-) -> Result<NodeNetwork> {
+) -> Result<(NodeNetwork, Trace)> {
+    super::down::remove_orphans_of(data.path()).await?;
+    let instance = data.instance()?;
+    let trace = traces::announce(Path::new(traces::DIRECTORY), &instance, data.path())?;
     let config = NodeNetworkConfig {
         data_dir: data.path().to_owned(),
         node_name: node_name.to_owned(),
-        instance: data.instance()?,
+        instance,
         pod_cidrs: node_cidr.to_vec(),
         cluster_cidrs: cluster.pod_cidr.to_vec(),
         service_cidrs: cluster.service_cidr.to_vec(),
@@ -161,11 +167,23 @@ pub async fn open_network(
     };
     match NodeNetwork::open(config).await {
         Err(error @ NetworkError::Overlap { what, .. }) => {
+            // Nothing was made.
+            traces::forget(Path::new(traces::DIRECTORY), &data.instance()?)?;
             let flag = if what == "service CIDR" { "--service-cidr" } else { pod_flag };
-            bail!("{error}; choose another range with {flag}, or stop the other cluster with gantry down")
+            let other = abandoned(&NodeNetwork::instances()?)?.map_or_else(String::new, |path| {
+                let path = path.display();
+                format!(" (gantry down --data-dir {path} removes what is left of {path}, which was deleted)")
+            });
+            bail!("{error}; choose another range with {flag}, or stop the other cluster with gantry down{other}")
         }
-        other => other.context("cannot set up the pod network"),
+        other => Ok((other.context("cannot set up the pod network")?, trace)),
     }
+}
+
+/// Where the data directory was of one of the instances, where it was deleted.
+fn abandoned(instances: &BTreeSet<String>) -> Result<Option<PathBuf>> {
+    let orphans = traces::orphans(Path::new(traces::DIRECTORY))?;
+    Ok(orphans.into_iter().find(|o| instances.contains(&o.instance)).map(|o| o.data_dir))
 }
 
 /// The node's addresses. One that neither is given nor follows from a route is the one in the pod network.

@@ -1,7 +1,7 @@
 //! `gantry down`: stop the pods and remove what Gantry made on this machine, and only that.
 
 use super::agent;
-use crate::bootstrap::DataDir;
+use crate::bootstrap::{DataDir, traces};
 use crate::cli::DownOptions;
 use anyhow::{Context, Result, bail};
 use gantry_container::cgroup::Cgroup;
@@ -25,13 +25,20 @@ pub async fn run(options: DownOptions) -> Result<()> {
     super::require_root("gantry down")?;
     let path = &options.data.data_dir;
     if !path.exists() {
-        println!("nothing to stop: {} does not exist", path.display());
+        // As the path was kept: a directory that is gone has no canonical name.
+        let path = std::path::absolute(path).with_context(|| format!("data directory {}", path.display()))?;
+        if remove_orphans_of(&path).await? == 0 {
+            println!("nothing to stop: {} does not exist", path.display());
+        } else {
+            println!("removed what was left of {}, which was deleted", path.display());
+        }
         return Ok(());
     }
     if let Some(pid) = DataDir::holder(path)? {
         stop_process(path, pid).await?;
     }
     let data = DataDir::open(path)?;
+    remove_orphans_of(data.path()).await?;
     let instance = data.instance()?;
     let runtime = agent::open_runtime(data.path(), &instance, &[]).await?;
     let stopped = stop_pods(&runtime).await?;
@@ -45,6 +52,7 @@ pub async fn run(options: DownOptions) -> Result<()> {
     }
     cgroup.remove().context("cannot remove the cgroups")?;
     unmount_below(data.path())?;
+    traces::forget(Path::new(traces::DIRECTORY), &instance)?;
     println!("stopped {stopped} pods");
     if options.purge {
         let path = data.path().to_owned();
@@ -53,6 +61,29 @@ pub async fn run(options: DownOptions) -> Result<()> {
         println!("deleted {}", path.display());
     }
     Ok(())
+}
+
+/// Kills and removes what instances left whose data directory was at `path` and was deleted: nothing else can stop it any
+/// more. Answers how many there were.
+///
+/// # Errors
+/// Names what could not be removed.
+pub async fn remove_orphans_of(path: &Path) -> Result<usize> {
+    let traces = Path::new(traces::DIRECTORY);
+    let orphans: Vec<_> = traces::orphans(traces)?.into_iter().filter(|o| o.data_dir == path).collect();
+    for orphan in &orphans {
+        let instance = &orphan.instance;
+        let cgroup = Cgroup::at(&agent::cgroup(instance)).context("cannot find the cgroups")?;
+        let killed = cgroup.kill_tree();
+        tracing::warn!(directory = %path.display(), killed, "removing what is left of a data directory that was deleted");
+        gantry_proxy::remove(instance).await.context("cannot remove the service rules")?;
+        gantry_network_policy::remove(instance).await.context("cannot remove the rules of network policies")?;
+        NodeNetwork::teardown_instance(instance).await.context("cannot remove the pod network")?;
+        cgroup.remove().context("cannot remove the cgroups")?;
+        unmount_below(path)?;
+        traces::forget(traces, instance)?;
+    }
+    Ok(orphans.len())
 }
 
 async fn stop_process(path: &Path, pid: i32) -> Result<()> {

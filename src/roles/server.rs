@@ -6,6 +6,7 @@ use crate::cli::ServerCommand;
 use crate::config::{ClusterOptions, ServerOptions};
 use crate::debugging::ThisProcess;
 use crate::in_process;
+use crate::ranges::family;
 use crate::wire::{self, Components};
 use anyhow::{Context, Result};
 use gantry_api::clock::Clock;
@@ -107,6 +108,11 @@ pub async fn start(
     cancel: &CancellationToken,
 ) -> Result<Running> {
     let scheduling = options.scheduling.configuration()?;
+    if let Some(ip) = options.advertise_address {
+        let services = cluster.service_cidr.primary;
+        let matches = family(ip) == family(services.addr());
+        anyhow::ensure!(matches, "service IP family \"{services}\" must match public address family \"{ip}\"");
+    }
     let controllers = &options.controllers;
     let node_ranges = controllers.node_ranges(cluster)?;
     let clock = Clock::starting_at(Timestamp::now());
@@ -124,9 +130,10 @@ pub async fn start(
     }
     let store = EmbeddedStore::open(&data.path().join("store"), EmbeddedOptions::default())
         .with_context(|| format!("cannot open the store in {}", data.path().display()))?;
-    let local = if options.bind_address.is_unspecified() { node_ips[0] } else { options.bind_address };
+    let unspecified = options.bind_address.is_unspecified();
+    let local = if unspecified { options.advertise_address.unwrap_or(node_ips[0]) } else { options.bind_address };
     let url = format!("https://{}", SocketAddr::new(local, options.port));
-    let advertise = (gateway.unwrap_or(local), options.port);
+    let advertise = (options.advertise_address.or(gateway).unwrap_or(local), options.port);
     let mut config = server_config(options, cluster, &pki, &listeners, advertise, node_ips)?;
     config.audit = audit.audit;
     config.encryption = Some(encryption);

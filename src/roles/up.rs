@@ -33,7 +33,7 @@ pub async fn run(options: UpOptions) -> Result<()> {
     options.cluster.check()?;
     let node_cidr = options.cluster.first_node_cidr()?;
     let range = ("--pod-cidr", &node_cidr);
-    let network = agent::open_network(&data, &options.cluster, range, &options.agent, &node_name).await?;
+    let (network, _trace) = agent::open_network(&data, &options.cluster, range, &options.agent, &node_name).await?;
     let node_ips = agent::node_ips(&options.agent, &node_cidr, &network)?;
     // The `kubernetes` Service is of the default family only, and so is what it leads to.
     let service_family = options.cluster.service_cidr.families().next();

@@ -300,6 +300,29 @@ impl RouteSocket {
         }
     }
 
+    /// The fallback routes of a table: their networks, and the addresses that connections over them come from.
+    pub(crate) async fn fallback_routes(&self, table: u32) -> Result<Vec<(IpNet, IpAddr)>, NetworkError> {
+        let mut found = Vec::new();
+        let dumps = [RouteMessageBuilder::<Ipv4Addr>::new().build(), RouteMessageBuilder::<Ipv6Addr>::new().build()];
+        for dump in dumps {
+            let mut routes = self.handle.route().get(dump).execute();
+            while let Some(route) = routes.try_next().await.map_err(NetworkError::netlink("list routes"))? {
+                let (mut of, mut to, mut source) = (u32::from(route.header.table), None, None);
+                for attribute in &route.attributes {
+                    match attribute {
+                        RouteAttribute::Table(t) => of = *t,
+                        RouteAttribute::Destination(a) => to = address(a),
+                        RouteAttribute::PrefSource(a) => source = address(a),
+                        _ => {}
+                    }
+                }
+                let to = to.and_then(|to| IpNet::new(to, route.header.destination_prefix_length).ok());
+                found.extend(to.zip(source).filter(|_| of == table));
+            }
+        }
+        Ok(found)
+    }
+
     fn fallback_route(&self, network: IpNet, source: IpAddr, table: u32) -> Result<RouteMessage, NetworkError> {
         let mut route = self.route(network, LOOPBACK, Some(source), RouteScope::Link, None)?;
         route.header.table = 0;

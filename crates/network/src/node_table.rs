@@ -1,6 +1,9 @@
 //! The node's own packet rules: host ports, masquerading of pods' traffic to the outside, loopback protection.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use ipnet::IpNet;
 
@@ -106,6 +109,17 @@ pub(crate) async fn remove_tables(instance: &str) -> Result<bool, NetworkError> 
     }
     nft.commit(batch).await?;
     Ok(others)
+}
+
+/// The instances that have tables on this machine.
+pub(crate) fn instances() -> Result<BTreeSet<String>, NetworkError> {
+    let nft = Nft::open()?;
+    let mut found = BTreeSet::new();
+    for family in [Family::Ipv4, Family::Ipv6] {
+        let names = nft.tables_blocking(family)?;
+        found.extend(names.iter().filter_map(|name| name.strip_prefix(TABLE_PREFIX)).map(str::to_owned));
+    }
+    Ok(found)
 }
 
 fn family_of(ip: IpAddr) -> Family {

@@ -309,12 +309,7 @@ impl NodeNetwork {
         let path = state_path(data_dir);
         let Some(state) = State::load(&path)? else { return Ok(false) };
         let routes = RouteSocket::open()?;
-        let prefix = interface_prefix(&state.instance);
-        for (name, _) in routes.links().await? {
-            if name.starts_with(&prefix) {
-                routes.delete_link(&name).await?;
-            }
-        }
+        delete_links(&routes, &state.instance).await?;
         let others = node_table::remove_tables(&state.instance).await?;
         for network in state.service_cidrs.iter().chain(&state.service_cidr) {
             if let Some(source) = state.gateways.iter().find(|g| g.is_ipv4() == network.addr().is_ipv4()) {
@@ -335,6 +330,31 @@ impl NodeNetwork {
         }
         fs::remove_file(&path).map_err(NetworkError::io(format!("remove {}", path.display())))?;
         Ok(true)
+    }
+
+    /// Removes what an instance made whose state on disk was lost: interfaces, packet rules, fallback routes and the
+    /// node's addresses. Routes to other nodes do not tell whose they are and stay; so do settings of the kernel.
+    ///
+    /// # Errors
+    /// The first failure.
+    pub async fn teardown_instance(instance: &str) -> Result<(), NetworkError> {
+        let routes = RouteSocket::open()?;
+        delete_links(&routes, instance).await?;
+        let table = fallback_table(instance);
+        for (network, source) in routes.fallback_routes(table).await? {
+            routes.remove_fallback_route(network, source, table).await?;
+            routes.remove_address(LOOPBACK, source).await?;
+        }
+        node_table::remove_tables(instance).await?;
+        Ok(())
+    }
+
+    /// The instances that have a pod network in this network namespace.
+    ///
+    /// # Errors
+    /// Where the kernel does not list its tables.
+    pub fn instances() -> Result<BTreeSet<String>, NetworkError> {
+        node_table::instances()
     }
 
     /// Takes an address and the host ports for a pod, durably.
@@ -455,6 +475,16 @@ fn gateway_for(ranges: &[Range], network: IpNet) -> Option<IpAddr> {
 fn interface_prefix(instance: &str) -> String {
     let id = if instance.len() <= 4 { instance.to_owned() } else { format!("{:04x}", hash(instance, 0) as u16) };
     format!("gt{id}-")
+}
+
+async fn delete_links(routes: &RouteSocket, instance: &str) -> Result<(), NetworkError> {
+    let prefix = interface_prefix(instance);
+    for (name, _) in routes.links().await? {
+        if name.starts_with(&prefix) {
+            routes.delete_link(&name).await?;
+        }
+    }
+    Ok(())
 }
 
 fn free_name(instance: &str, pod_key: &str, state: &State) -> String {
