@@ -3,7 +3,7 @@
 use crate::config::{AgentOptions, ClusterOptions, DataDirOption, ServerOptions};
 use crate::ranges::Ranges;
 use crate::roles;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::pin::Pin;
@@ -103,9 +103,10 @@ pub struct AgentCommand {
     /// File with the token for joining (pki/join-token of the server's data directory); needed the first time only
     #[arg(long, value_name = "FILE")]
     pub token_file: Option<PathBuf>,
-    /// This node's share of the pod addresses, of each family that the cluster has (CIDR or CIDR,CIDR)
+    /// This node's share of the pod addresses, of each family that the cluster has (CIDR or CIDR,CIDR); the one that the
+    /// server gives it (--allocate-node-cidrs) unless given
     #[arg(long, value_name = "CIDR")]
-    pub node_cidr: Ranges,
+    pub node_cidr: Option<Ranges>,
     /// The cluster's ranges
     #[command(flatten)]
     pub cluster: ClusterOptions,
@@ -198,7 +199,10 @@ pub enum ExplainFormat {
 /// Parses the command line and runs what it says. Failures are printed as one line with their causes.
 #[must_use]
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let command = Cli::command();
+    let matches = command.clone().get_matches();
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|e| e.format(&mut command.clone()).exit());
+    crate::debugging::keep_flags(&command, &matches);
     let filter = match EnvFilter::try_new(&cli.log) {
         Ok(filter) => filter,
         Err(error) => {

@@ -7,8 +7,9 @@ use serde_json::{Value, json};
 
 const SERVER: &str = "10.9.1.1";
 const URL: &str = "https://10.9.1.1:6443";
-const NODES: [(&str, &str, &str); 2] =
-    [("node-1", "10.9.1.2", "10.244.1.0/24"), ("node-2", "10.9.1.3", "10.244.2.0/24")];
+/// The second brings no range of pod addresses, and is given one.
+const NODES: [(&str, &str, Option<&str>); 2] =
+    [("node-1", "10.9.1.2", Some("10.244.1.0/24")), ("node-2", "10.9.1.3", None)];
 const TOKEN: &str = "abcdef.0123456789abcdef";
 
 const WEB: &str = r#"
@@ -50,8 +51,9 @@ fn join(server: &Cluster) -> Vec<Cluster> {
     server.kubectl(&create);
     let ca = server.data_dir().join("pki/ca.crt").display().to_string();
     let agents = NODES.iter().map(|(name, address, range)| {
-        let own = ["--node-cidr", *range, "--node-ip", *address, "--node-name", *name];
-        let options = [&["--server", URL, "--ca-file", ca.as_str()][..], &own[..]].concat();
+        let own = ["--node-ip", *address, "--node-name", *name];
+        let mut options = [&["--server", URL, "--ca-file", ca.as_str()][..], &own[..]].concat();
+        options.extend(range.iter().flat_map(|range| ["--node-cidr", *range]));
         let mut agent = Cluster::prepare_role("agent", &options);
         server.plug(name, &agent, address);
         let token = agent.data_dir().join("token").display().to_string();
@@ -87,7 +89,7 @@ fn routes(agent: &Cluster) -> String {
 
 #[test]
 fn two_nodes() {
-    let mut server = Cluster::prepare_role("server", &["--bind-address", SERVER]);
+    let mut server = Cluster::prepare_role("server", &["--bind-address", SERVER, "--allocate-node-cidrs"]);
     server.switch(SERVER);
     server.up();
     let mut agents = join(&server);
@@ -112,7 +114,7 @@ fn two_nodes() {
         let url = format!("http://{}:8080/hostname", to["status"]["podIP"].as_str().unwrap());
         server.wait_for("the other node's pod", || get(&server, from, &url).filter(|said| said.trim() == name(to)));
     }
-    assert_eq!(routes(&agents[0]).trim(), "10.244.2.0/24 via 10.9.1.3 dev cable");
+    assert_eq!(routes(&agents[0]).trim(), "10.244.0.0/24 via 10.9.1.3 dev cable");
     for (agent, pod) in agents.iter().zip([second, first]) {
         let url = format!("http://{}:8080/hostname", pod["status"]["podIP"].as_str().unwrap());
         let said = cluster::run(agent.inside("curl").args(["-s", "--max-time", "10", &url]));

@@ -1,6 +1,6 @@
 //! The agent role: node agent, container runtime, pod network, service proxy and DNS. It knows the server by its URL only.
 
-use super::{join, server};
+use super::{given_range, join, server};
 use crate::bootstrap::DataDir;
 use crate::bootstrap::traces::{self, Trace};
 use crate::cli::AgentCommand;
@@ -68,7 +68,8 @@ impl Identity {
         })
     }
 
-    fn https(&self) -> HttpsConfig {
+    /// How to reach the server as this node.
+    pub(super) fn https(&self) -> HttpsConfig {
         HttpsConfig {
             server: self.server_url.clone(),
             ca_pem: self.ca_pem.clone().into_bytes(),
@@ -108,15 +109,21 @@ pub struct Node {
 pub async fn run(command: AgentCommand) -> Result<()> {
     super::require_root("gantry agent")?;
     command.cluster.check()?;
-    command.node_cidr.cover("--node-cidr", &command.cluster.pod_cidr, "--pod-cidr")?;
+    if let Some(own) = &command.node_cidr {
+        own.cover("--node-cidr", &command.cluster.pod_cidr, "--pod-cidr")?;
+    }
     super::raise_file_limit();
     let data = DataDir::open(&command.data.data_dir)?;
     let name = command.agent.node_name()?;
     println!("gantry {}: joining {} as {name}", env!("CARGO_PKG_VERSION"), command.server_url);
     let identity = join::join(&command, data.path(), &name).await?;
+    let node_cidr = match command.node_cidr {
+        Some(own) => own,
+        None => given_range::range(&identity, &name, data.path()).await?,
+    };
     let (network, _trace) =
-        open_network(&data, &command.cluster, ("--node-cidr", &command.node_cidr), &command.agent, &name).await?;
-    let ips = node_ips(&command.agent, &command.node_cidr, &network)?;
+        open_network(&data, &command.cluster, ("--node-cidr", &node_cidr), &command.agent, &name).await?;
+    let ips = node_ips(&command.agent, &node_cidr, &network)?;
     println!("  joined       {} as {name}", command.server_url);
     let cancel = CancellationToken::new();
     let node = Node {

@@ -221,7 +221,7 @@ async fn ask(command: &AgentCommand, ca_pem: &str, node: &str) -> Result<Issued>
 
 /// Does `work` until the server can be reached and does not ask to come back later. What trying again cannot cure is an
 /// error at once: a refusal, or a server that is not the one expected.
-async fn patiently<T, F, W>(server: &str, mut work: W) -> Result<T, gantry_client::Error>
+pub(super) async fn patiently<T, F, W>(server: &str, mut work: W) -> Result<T, gantry_client::Error>
 where
     F: Future<Output = Result<T, gantry_client::Error>>,
     W: FnMut() -> F,

@@ -3,6 +3,7 @@
 pub mod agent;
 pub mod down;
 pub mod explain;
+mod given_range;
 pub mod image;
 pub mod join;
 pub mod server;
