@@ -1,7 +1,7 @@
 //! Which data directory the interfaces, rules and cgroups of an instance belong to, told from outside of it.
 //!
-//! What Gantry makes in the kernel is named after the instance and outlives a data directory that somebody deletes. So a
-//! file per instance below `/run`, which the machine forgets together with the kernel's objects, names the directory.
+//! What Gantry makes in the kernel is named after the instance and outlives a data directory that somebody deletes. So
+//! a file per instance below `/run`, which the machine forgets together with the kernel's objects, names the directory.
 //! The process that runs the instance holds the file's lock.
 
 use super::data_dir;
@@ -22,7 +22,8 @@ pub struct Trace {
     _file: File,
 }
 
-/// An instance that nobody runs, and that nobody can run or stop any more: its data directory is gone, or became another's.
+/// An instance that nobody runs, and that nobody can run or stop any more: its data directory is gone, or became
+/// another's.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Orphan {
     /// Its id.
@@ -49,7 +50,8 @@ pub fn announce(directory: &Path, instance: &str, data_dir: &Path) -> Result<Tra
     Ok(Trace { _file: file })
 }
 
-/// The instances whose data directory was deleted while something of theirs may still be there, in the order of their ids.
+/// The instances whose data directory was deleted while something of theirs may still be there, in the order of their
+/// ids.
 ///
 /// # Errors
 /// Names the directory that cannot be read.

@@ -63,8 +63,8 @@ pub async fn run(options: DownOptions) -> Result<()> {
     Ok(())
 }
 
-/// Kills and removes what instances left whose data directory was at `path` and was deleted: nothing else can stop it any
-/// more. Answers how many there were.
+/// Kills and removes what instances left whose data directory was at `path` and was deleted: nothing else can stop it
+/// any more. Answers how many there were.
 ///
 /// # Errors
 /// Names what could not be removed.
@@ -75,7 +75,7 @@ pub async fn remove_orphans_of(path: &Path) -> Result<usize> {
         let instance = &orphan.instance;
         let cgroup = Cgroup::at(&agent::cgroup(instance)).context("cannot find the cgroups")?;
         let killed = cgroup.kill_tree();
-        tracing::warn!(directory = %path.display(), killed, "removing what is left of a data directory that was deleted");
+        tracing::warn!(directory = %path.display(), killed, "removing what is left of a deleted data directory");
         gantry_proxy::remove(instance).await.context("cannot remove the service rules")?;
         gantry_network_policy::remove(instance).await.context("cannot remove the rules of network policies")?;
         NodeNetwork::teardown_instance(instance).await.context("cannot remove the pod network")?;
