@@ -133,7 +133,9 @@ fn event<T: Item>(line: &Bytes, shared: bool, plural: &str) -> Result<WatchEvent
         let keep = || if shared { line.slice_ref(object) } else { Bytes::copy_from_slice(object) };
         T::read_kept(object, &keep).map_err(|e| undecodable_event(plural, &e))
     };
-    Ok(match event_frame(line, plural)? {
+    // Who shares its memory writes events just so, and nobody has to look for the object's end.
+    let framed = if shared { framed(line) } else { None };
+    Ok(match framed.map_or_else(|| event_frame(line, plural), Ok)? {
         WatchEvent::Added(object) => WatchEvent::Added(item(object)?),
         WatchEvent::Modified(object) => WatchEvent::Modified(item(object)?),
         WatchEvent::Deleted(object) => WatchEvent::Deleted(item(object)?),
@@ -141,6 +143,16 @@ fn event<T: Item>(line: &Bytes, shared: bool, plural: &str) -> Result<WatchEvent
             WatchEvent::Bookmark { resource_version, initial_events_end }
         }
     })
+}
+
+/// As [`event_frame`] of a line as the server in this process writes it, unless it tells of no object. Whether what it has
+/// is an object is for whoever decodes that.
+fn framed(line: &[u8]) -> Option<WatchEvent<&[u8]>> {
+    let object = |head: &[u8]| line.strip_prefix(head)?.strip_suffix(b"}");
+    let added = || object(br#"{"type":"ADDED","object":"#).map(WatchEvent::Added);
+    let modified = || object(br#"{"type":"MODIFIED","object":"#).map(WatchEvent::Modified);
+    let deleted = || object(br#"{"type":"DELETED","object":"#).map(WatchEvent::Deleted);
+    added().or_else(modified).or_else(deleted)
 }
 
 /// What one line of a watch tells of, its object as text.
@@ -277,6 +289,23 @@ mod tests {
         assert!(
             list::<ConfigMap>(br#"{"items":[{"data":3}]}"#, "configmaps").unwrap_err().to_string().contains("item 0")
         );
+    }
+
+    #[test]
+    fn shared_lines_are_read_as_others_are() {
+        let object = r#"{"metadata":{"name":"a"},"data":{"k":"}"}}"#;
+        for kind in ["ADDED", "MODIFIED", "DELETED"] {
+            let line = format!(r#"{{"type":"{kind}","object":{object}}}"#);
+            let (quick, slow) = (framed(line.as_bytes()).unwrap(), event_frame(line.as_bytes(), "configmaps").unwrap());
+            assert_eq!(format!("{quick:?}"), format!("{slow:?}"));
+            let line = Bytes::from(line);
+            let events = [true, false].map(|shared| event::<ConfigMap>(&line, shared, "configmaps").unwrap());
+            assert_eq!(format!("{:?}", events[0]), format!("{:?}", events[1]));
+        }
+        let bookmark = br#"{"type":"BOOKMARK","object":{"metadata":{"resourceVersion":"9"}}}"#;
+        assert!(framed(bookmark).is_none());
+        let more = Bytes::from_static(br#"{"type":"ADDED","object":{"metadata":{}},"more":1}"#);
+        assert!(event::<ConfigMap>(&more, true, "configmaps").is_err());
     }
 
     #[tokio::test]

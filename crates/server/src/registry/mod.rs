@@ -123,9 +123,12 @@ impl Registry {
     /// The served resource with this group, version and plural name, built in or learned.
     #[must_use]
     pub fn find(&self, group: &str, version: &str, plural: &str) -> Option<&'static dyn Resource> {
+        // Most are stored; only reviews and their like have no cache.
+        if let Some(cache) = self.caches.load().get(&(group, version, plural)) {
+            return Some(cache.resource).filter(|r| is_served(*r));
+        }
         let asked = |i: &ResourceInfo| i.group == group && i.version == version && i.plural == plural;
-        let built_in = self.built_in.iter().copied().find(|r| asked(r.info()));
-        built_in.or_else(|| Some(self.cache_of(group, version, plural)?.resource).filter(|r| is_served(*r)))
+        self.built_in.iter().copied().find(|r| asked(r.info()))
     }
 
     /// The cache of a group, version and plural name, if objects are stored under it.
