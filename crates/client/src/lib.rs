@@ -14,8 +14,8 @@ pub mod testing;
 pub mod transport;
 
 pub use api::{
-    Api, DeleteParams, Deleted, IfFits, ListParams, ObjectList, Patch, PatchParams, PostParams, WatchEvent, WatchParams,
-    WatchStream,
+    Api, DeleteParams, Deleted, IfFits, ListParams, ObjectList, Patch, PatchParams, PostParams, WatchEvent,
+    WatchParams, WatchStream,
 };
 pub use frames::Item;
 pub use gantry_api::meta::status::ApiError;

@@ -66,6 +66,8 @@ impl fmt::Debug for Queues {
     }
 }
 
+/// Of a queue, how often something happened.
+type Count = fn(&queue::QueueStats) -> u64;
 /// Of a queue, one number.
 type Number = fn(&queue::QueueStats) -> f64;
 /// Of a queue, one distribution.
@@ -100,7 +102,7 @@ impl Collector for Queues {
             let all = queues.iter().map(|(queue, (stats, _))| ([("name", *queue)], value(stats)));
             tell_gauges(&mut encoder, name, help, all)?;
         }
-        let counts: [(&str, &str, fn(&queue::QueueStats) -> u64); 2] = [
+        let counts: [(&str, &str, Count); 2] = [
             ("workqueue_adds", "Total number of adds handled by workqueue", |s| s.adds),
             ("workqueue_retries", "Total number of retries handled by workqueue", |s| s.retries),
         ];

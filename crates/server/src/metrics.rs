@@ -284,10 +284,10 @@ impl Metrics {
     }
 
     /// Notes how a health check went; `of` is the endpoint it was asked for at.
-    pub fn checked(&self, name: &Cow<'static, str>, of: &'static str, well: bool) {
+    pub fn checked(&self, name: Cow<'static, str>, of: &'static str, well: bool) {
         self.health.get_or_create(&CheckLabels { name: name.clone(), r#type: of }).set(i64::from(well));
         let status = if well { "success" } else { "error" };
-        self.checks.get_or_create(&CheckedLabels { name: name.clone(), status, r#type: of }).inc();
+        self.checks.get_or_create(&CheckedLabels { name, status, r#type: of }).inc();
     }
 
     /// The text of `/metrics/slis`.

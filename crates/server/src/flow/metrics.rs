@@ -132,7 +132,8 @@ impl Flow {
             running.extend(level.set.running().map(|r| (name.as_str(), r)));
             waiting.extend(level.set.queues().flat_map(|q| q.waiting).map(|r| (name.as_str(), r)));
         }
-        let (each, seats): (fn(&Request) -> u32, fn(&Request) -> u32) = (|_| 1, |r| r.width);
+        let each = |_: &Request| 1;
+        let seats = |r: &Request| r.width;
         let told = "Number of requests currently pending in queues";
         gauge(out, "current_inqueue_requests", told, by_schema(&waiting, each))?;
         let told = "Number of seats currently pending in queues";

@@ -219,7 +219,7 @@ async fn health(server: &Server, path: &str, cx: &RequestContext) -> Result<Resp
     let of = HEALTH.iter().find(|of| path.trim_start_matches('/') == **of).copied().unwrap_or_default();
     let excludes = |name: &str| excluded.contains(&name);
     for (name, outcome) in checks.iter().filter(|(name, _)| !excludes(name)) {
-        server.metrics.checked(name, of, outcome.is_ok());
+        server.metrics.checked(name.clone(), of, outcome.is_ok());
     }
     let failed = checks.iter().any(|(name, r)| r.is_err() && !excludes(name));
     if !failed && cx.param("verbose").is_none() {

@@ -236,7 +236,8 @@ fn wanted_scale(
         ScaleChange::Patch(PatchType::Apply, body) => {
             let config = strict::decode_yaml(body, Some(schema))
                 .map_err(|e| ApiError::bad_request(format!("error decoding YAML: {e}")))?;
-            let merged = owners.apply(Some(present.clone()), &config.value, manager, force, now).map_err(apply_error)?;
+            let merged =
+                owners.apply(Some(present.clone()), &config.value, manager, force, now).map_err(apply_error)?;
             return Ok((merged, config.strict_errors));
         }
         ScaleChange::Patch(_, body) => patched(patch::merge_patch(present, body), schema)?,
