@@ -10,13 +10,19 @@ use gantry_client::Client;
 use http::Method;
 use serde_json::{Value, json};
 use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// Path of nodes.
 pub const NODES: &str = "/api/v1/nodes";
 const LEASES: &str = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases";
-/// Below the node controller's grace of forty seconds; real kubelets renew every ten.
+/// Below the node controller's grace of fifty seconds; real kubelets renew every ten.
 const RENEW_EVERY: Duration = Duration::from_secs(20);
+/// Renewals a second, at most: of more nodes each renews its lease less often. The machine is to do other things.
+const RENEWALS: u64 = 250;
+/// Leases that are renewed at the same time.
+const TOGETHER: u64 = 50;
 /// How long all bindings may take before the run counts as broken.
 const BOUND_WITHIN: Duration = Duration::from_secs(600);
 
@@ -50,7 +56,7 @@ async fn occupy(clients: &[Client], nodes: u64) -> Result<()> {
 }
 
 /// A pod of a shape. Those that preempt take so much of a node that it has room for one.
-fn pod(number: u64, shape: Shape) -> Value {
+pub fn pod(number: u64, shape: Shape) -> Value {
     let cpu = if shape == Shape::Preempting { "17" } else { "100m" };
     let mut pod = workload::pod(&format!("bound-{number:05}"), cpu);
     if shape == Shape::Plain {
@@ -85,9 +91,41 @@ impl Hollow {
         workload::fill(&clients, NODES, nodes, move |n| node(n, shape)).await?;
         workload::fill(&clients, LEASES, nodes, lease).await?;
         let mut beating = tokio::task::JoinSet::new();
-        beating.spawn(heartbeats(client.clone(), nodes));
-        untainted(&client).await?;
+        beating.spawn(heartbeats(gantry.client()?, nodes));
+        untainted(&client, nodes).await?;
         Ok(Self { clients, _heartbeats: beating })
+    }
+}
+
+/// Waits until as many of the pods that [`pod`] makes are bound, and tells how long after `began` the first was and the
+/// last. Their number so far is kept in `seen`.
+///
+/// # Errors
+/// Where the watch breaks, or it takes longer than `within`.
+pub async fn all_bound(
+    mut events: Events,
+    count: u64,
+    began: Instant,
+    within: Duration,
+    seen: Arc<AtomicU64>,
+) -> Result<(Duration, Duration)> {
+    let mut names = HashSet::new();
+    let (mut first, mut last) = (Duration::ZERO, Duration::ZERO);
+    let all = events.each(|line| {
+        let event = pod_event(line)?;
+        let ours = event.object.metadata.name.starts_with("bound-");
+        if ours && !event.object.spec.node_name.is_empty() && names.insert(event.object.metadata.name) {
+            last = began.elapsed();
+            if names.len() == 1 {
+                first = last;
+            }
+            seen.store(names.len() as u64, Ordering::Relaxed);
+        }
+        Ok(names.len() as u64 == count)
+    });
+    match tokio::time::timeout(within, all).await {
+        Ok(outcome) => outcome.map(|()| (first, last)),
+        Err(_) => bail!("only {} of {count} pods were bound within {} s", names.len(), within.as_secs()),
     }
 }
 
@@ -107,28 +145,10 @@ pub async fn bound(bench: &Bench, id: &'static str, nodes: u64, shape: Shape) ->
         count = count.min(nodes);
     }
     let version = workload::version(&client, PODS).await?;
-    let mut events = Events::watch(&gantry.client()?, PODS, &version).await?;
+    let events = Events::watch(&gantry.client()?, PODS, &version).await?;
     let before = gantry.cpu()?;
     let began = Instant::now();
-    let watching = tokio::spawn(async move {
-        let mut names = HashSet::new();
-        let (mut first, mut last) = (Duration::ZERO, Duration::ZERO);
-        let seen = events.each(|line| {
-            let event = pod_event(line)?;
-            let ours = event.object.metadata.name.starts_with("bound-");
-            if ours && !event.object.spec.node_name.is_empty() && names.insert(event.object.metadata.name) {
-                last = began.elapsed();
-                if names.len() == 1 {
-                    first = last;
-                }
-            }
-            Ok(names.len() as u64 == count)
-        });
-        match tokio::time::timeout(BOUND_WITHIN, seen).await {
-            Ok(outcome) => outcome.map(|()| (first, last)),
-            Err(_) => bail!("only {} of {count} pods were bound within {} s", names.len(), BOUND_WITHIN.as_secs()),
-        }
-    });
+    let watching = tokio::spawn(all_bound(events, count, began, BOUND_WITHIN, Arc::default()));
     let created = workload::fill(&clients, PODS, count, move |n| pod(n, shape)).await?;
     let (first, last) = watching.await.context("the watcher panicked")??;
     let used = gantry.cpu()? - before;
@@ -194,34 +214,50 @@ fn micro_time() -> String {
     jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S%.6fZ").to_string()
 }
 
+/// How often each of so many nodes renews its lease.
+fn renewal(nodes: u64) -> Duration {
+    RENEW_EVERY.max(Duration::from_secs(nodes / RENEWALS))
+}
+
+/// What the server must be told for so many nodes, that those whose leases are renewed this seldom are not thought dead.
+pub fn patience(nodes: u64) -> Option<String> {
+    let every = renewal(nodes);
+    (every > RENEW_EVERY).then(|| format!("--node-monitor-grace-period={}s", every.as_secs() * 3))
+}
+
 /// Renews every lease, so that no node is thought dead while a slow run lasts. Ends by being aborted.
 async fn heartbeats(client: Client, nodes: u64) {
-    loop {
-        tokio::time::sleep(RENEW_EVERY).await;
-        for number in 0..nodes {
+    let mut next = tokio::time::interval(renewal(nodes).mul_f64(TOGETHER as f64 / nodes as f64));
+    let renew = |number: u64| {
+        let client = &client;
+        async move {
             let body = Bytes::from(json!({ "spec": { "renewTime": micro_time() } }).to_string());
             let path = format!("{LEASES}/{}", name(number));
             if let Err(error) = client.call(Method::PATCH, &path, Some("application/merge-patch+json"), body).await {
                 eprintln!("  cannot renew the lease of {}: {error}", name(number));
             }
         }
+    };
+    loop {
+        for first in (0..nodes).step_by(TOGETHER as usize) {
+            next.tick().await;
+            futures::future::join_all((first..nodes.min(first + TOGETHER)).map(renew)).await;
+        }
     }
 }
 
 /// Waits until the node controller has taken the taint of new nodes from all. Those of the benchmark stay.
-async fn untainted(client: &Client) -> Result<()> {
-    let deadline = Instant::now() + super::gantry::PATIENCE;
+async fn untainted(client: &Client, nodes: u64) -> Result<()> {
+    let deadline = Instant::now() + super::gantry::PATIENCE.mul_f64(1.0 + nodes as f64 / 5_000.0);
     loop {
-        let list = workload::get(client, NODES).await?;
-        let nodes = list["items"].as_array().cloned().unwrap_or_default();
-        let system = |t: &Value| t["key"].as_str().is_some_and(|k| k.starts_with("node.kubernetes.io/"));
-        let is_tainted = |n: &&Value| n["spec"]["taints"].as_array().is_some_and(|t| t.iter().any(system));
-        let tainted = nodes.iter().filter(is_tainted).count();
+        // As text: decoding fifty thousand nodes takes longer than taking their taints away.
+        let list = client.call(Method::GET, NODES, None, Bytes::new()).await?;
+        let tainted = std::str::from_utf8(&list)?.matches(r#""key":"node.kubernetes.io/"#).count();
         if tainted == 0 {
             return Ok(());
         }
         if Instant::now() > deadline {
-            bail!("{tainted} of {} nodes still have taints", nodes.len());
+            bail!("{nodes} nodes still have {tainted} taints");
         }
         tokio::time::sleep(Duration::from_millis(500)).await;
     }

@@ -87,6 +87,8 @@ pub const BUDGETS: &[Budget] = &[
     less("decide_anti_affine", "decision alone, anti-affinity", 500.0, "µs", NOT_MEASURED),
     less("decide_preempting", "decision alone, preempting", 1_000.0, "µs", NOT_MEASURED),
     less("bind_p99", "create to bound, 1,000 pods/s, 1,000 nodes: p99", 20.0, "ms", NOT_MEASURED),
+    less("cell_peak", "50,000 nodes, 500,000 pods created and bound: highest memory", 8_000.0, "MB", NOT_MEASURED),
+    more("cell_bound", "the same: pods bound, durable, end to end", 10_000.0, "/s", NOT_MEASURED),
     less("cell_memory", "memory with 50,000 nodes and 500,000 pods", 8_000.0, "MB", NOT_MEASURED),
     less("snapshot_memory", "the scheduler's part of that", 4_000.0, "MB", NOT_MEASURED),
     more("bound_constrained_1000", "bound, spread, affinity, taints, 1,000 nodes", 10_000.0, "/s", NOT_MEASURED),

@@ -163,6 +163,14 @@ impl Gantry {
         self.child.id()
     }
 
+    /// What the data directory takes of the disk, in bytes.
+    ///
+    /// # Errors
+    /// Where it cannot be read.
+    pub fn disk(&self) -> Result<u64> {
+        process::disk(self.data.path())
+    }
+
     /// CPU time of the main process so far.
     ///
     /// # Errors

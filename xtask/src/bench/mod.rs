@@ -9,6 +9,7 @@ mod binding;
 mod budgets;
 mod build;
 mod cache;
+mod cell;
 mod cell_memory;
 mod creates;
 mod deciding;
@@ -63,6 +64,9 @@ pub struct Options {
     /// Directory for data directories; on the disk whose speed counts, not in memory
     #[arg(long, value_name = "DIR", default_value = "/var/tmp")]
     directory: PathBuf,
+    /// Nodes of `cell`, which has ten pods for each
+    #[arg(long, value_name = "N", default_value_t = 50_000)]
+    nodes: u64,
     /// Set where this process runs inside the namespace already
     #[arg(long, hide = true)]
     inside: bool,
@@ -76,6 +80,8 @@ pub struct Bench {
     pub directory: PathBuf,
     /// Shorter runs, fewer repetitions.
     pub quick: bool,
+    /// Nodes of the cell.
+    pub nodes: u64,
 }
 
 impl Bench {
@@ -140,6 +146,7 @@ const ALL: &[Measure] = &[
     measure("sched-preempting", |b| Box::pin(sched::preempting(b))),
     measure("bind-latency", |b| Box::pin(bind_latency::run(b))),
     measure("pending", |b| Box::pin(pending::run(b))),
+    Measure { name: "cell", long: true, run: |b| Box::pin(cell::run(b)) },
     Measure { name: "cell-memory", long: true, run: |b| Box::pin(cell_memory::run(b)) },
     Measure { name: "list-memory", long: true, run: |b| Box::pin(list_memory::run(b)) },
 ];
@@ -158,7 +165,7 @@ pub fn main(options: &Options) -> Result<ExitCode> {
     }
     if options.inside {
         let binary = options.binary.clone().context("--inside needs --binary")?;
-        let bench = Bench { binary, directory: options.directory.clone(), quick: options.quick };
+        let bench = Bench { binary, directory: options.directory.clone(), quick: options.quick, nodes: options.nodes };
         raise_file_limit();
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("no runtime")?;
         return runtime.block_on(async {

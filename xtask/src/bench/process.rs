@@ -2,6 +2,8 @@
 
 use anyhow::{Context, Result};
 use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::time::Duration;
 
 /// CPU time used by a process since it began, its threads included, those of its children not.
@@ -83,6 +85,21 @@ pub fn reset_peak(pid: u32) -> Result<()> {
 /// Where the process is gone.
 pub fn peak(pid: u32) -> Result<u64> {
     size(pid, "status", "VmHWM")
+}
+
+/// What the files below a directory take of the disk, in bytes.
+///
+/// # Errors
+/// Where the directory cannot be read.
+pub fn disk(directory: &Path) -> Result<u64> {
+    let mut sum = 0;
+    for entry in fs::read_dir(directory).with_context(|| format!("cannot read {}", directory.display()))? {
+        let entry = entry?;
+        // A file may go between the two looks.
+        let Ok(metadata) = entry.metadata() else { continue };
+        sum += if metadata.is_dir() { disk(&entry.path())? } else { metadata.blocks() * 512 };
+    }
+    Ok(sum)
 }
 
 /// Processes whose arguments after the program's name are accepted by `accept`.
