@@ -17,6 +17,9 @@ pub struct ControllerOptions {
     /// Lifetime of the certificates that are signed for nodes, where they ask for none: 8760h0m0s, 30m, 90s
     #[arg(long, value_name = "DURATION", default_value = "8760h0m0s", value_parser = lifetime)]
     pub cluster_signing_duration: Duration,
+    /// A node that is silent for so long is taken for lost
+    #[arg(long, value_name = "DURATION", default_value = "50s", value_parser = lifetime)]
+    pub node_monitor_grace_period: Duration,
     /// How often a HorizontalPodAutoscaler looks at what is measured
     #[arg(long, value_name = "DURATION", default_value = "15s", value_parser = lifetime)]
     pub horizontal_pod_autoscaler_sync_period: Duration,

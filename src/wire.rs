@@ -31,6 +31,8 @@ pub struct Components {
     pub entropy: Entropy,
     /// Lifetime of the certificates that are signed; Kubernetes' one year where none is given.
     pub signing_duration: Option<Duration>,
+    /// How long a node may be silent; Kubernetes' fifty seconds where it is not given.
+    pub node_grace_period: Option<Duration>,
     /// How often autoscalers look; Kubernetes' fifteen seconds where it is not given.
     pub autoscaling_period: Option<Duration>,
     /// Addresses of the cluster's DNS Service, where the nodes serve DNS.
@@ -60,6 +62,7 @@ pub async fn run(server: Arc<Server>, connect: Connect, components: Components, 
         clock,
         entropy,
         signing_duration,
+        node_grace_period,
         autoscaling_period,
         cluster_dns,
         legacy_token_period,
@@ -71,6 +74,7 @@ pub async fn run(server: Arc<Server>, connect: Connect, components: Components, 
     let mut config = ControllersConfig::new(clock, entropy.clone(), client_for, ca_cert_pem);
     config.ca_key_pem = Some(ca_key_pem);
     config.certificate_duration = signing_duration.unwrap_or(config.certificate_duration);
+    config.node_grace_period = node_grace_period.unwrap_or(config.node_grace_period);
     config.autoscaling_period = autoscaling_period.unwrap_or(config.autoscaling_period);
     config.cluster_dns = cluster_dns;
     config.legacy_token_period = legacy_token_period.unwrap_or(config.legacy_token_period);

@@ -164,6 +164,7 @@ pub async fn start(
         clock,
         entropy,
         signing_duration: Some(controllers.cluster_signing_duration),
+        node_grace_period: Some(controllers.node_monitor_grace_period),
         autoscaling_period: Some(controllers.horizontal_pod_autoscaler_sync_period),
         legacy_token_period: Some(controllers.legacy_service_account_token_clean_up_period),
         node_ranges,

@@ -1,5 +1,8 @@
 //! Deletes pods that nothing else would: those of nodes that no longer exist, those deleted before they got a node, those
 //! on nodes that are out of service, and the oldest of too many finished ones.
+//!
+//! Each change is looked at by itself, under the key of what it may concern: a pod, a node, or the finished pods, of which
+//! there is a pass every so often, as upstream's. A pod of which only finalizers are left has been dealt with.
 
 use crate::config::Setup;
 use crate::pod_state;
@@ -8,11 +11,12 @@ use async_trait::async_trait;
 use gantry_api::Time;
 use gantry_api::meta::object::Meta;
 use gantry_client::{Api, DeleteParams, Patch, PatchParams};
-use gantry_reconcile::{Change, Controller, Error, Index, Informer, Outcome, Queue, runner, wait_synced};
+use gantry_reconcile::store::key_of;
+use gantry_reconcile::{Change, Controller, Error, Index, Informer, Outcome, Queue, Store, runner, wait_synced};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -20,8 +24,8 @@ use tracing::info;
 
 /// A node must be missing for this long before its pods go: it may be coming back, or the cache may lag.
 const QUARANTINE: Duration = Duration::from_secs(40);
-/// Everything is looked at under one key.
-const KEY: &str = "pods";
+/// How often the finished pods are looked at, while there are more than are kept and some finish.
+const PERIOD: Duration = Duration::from_secs(20);
 const OUT_OF_SERVICE: &str = "node.kubernetes.io/out-of-service";
 
 /// What the controller may do.
@@ -32,14 +36,22 @@ pub const RULES: &[Rule] = &[
     EVENTS,
 ];
 
-/// Where the index has the pods that are being deleted, and those that have ended; else each is under its node's name.
-const GOING: &str = "/going";
+/// Where the index has the pods that have ended, and the key of all of them; no node or pod is called so. Each pod is under
+/// its node's name, too.
 const FINISHED: &str = "/finished";
+/// What comes before a node's name in its key. Those of pods have their slash elsewhere.
+const NODE: &str = "/node/";
+
+/// Nodes that pods are on and that do not exist, by the caches, and since when.
+type Missing = Arc<Mutex<BTreeMap<String, Instant>>>;
 
 struct PodGc {
+    all_pods: Informer<Pod>,
     pods: Index<Pod>,
     nodes: Informer<Node>,
-    missing: Mutex<BTreeMap<String, Instant>>,
+    /// Finds nodes that are out of service, by their names.
+    down: Index<Node>,
+    missing: Missing,
     setup: Setup,
 }
 
@@ -72,41 +84,89 @@ impl Why {
 pub async fn run(setup: Setup) {
     let pods = setup.informers.get::<Pod>();
     let nodes = setup.informers.get::<Node>();
+    let index = pods.index("collected", places);
     let queue = Queue::new(setup.name);
-    let q = queue.clone();
-    pods.on_change(move |change| {
-        let pod = change.object();
-        let unassigned_and_going = pod_state::node_name(pod).is_empty() && pod.metadata.deletion_timestamp.is_some();
-        let began_to_go = change.old().is_some_and(|o| o.metadata.deletion_timestamp.is_none())
-            && pod.metadata.deletion_timestamp.is_some();
-        let finished = pod_state::is_finished(pod) && change.old().is_none_or(|o| !pod_state::is_finished(o));
-        if !matches!(change, Change::Deleted(_)) && (unassigned_and_going || began_to_go || finished) {
-            q.add(KEY.to_owned());
-        }
-    });
-    let q = queue.clone();
-    nodes.on_change(move |change| match change {
-        Change::Deleted(_) => q.add(KEY.to_owned()),
-        Change::Modified { old, new } if is_out_of_service(old) != is_out_of_service(new) => q.add(KEY.to_owned()),
-        _ => {}
-    });
+    let missing = Missing::default();
+    let down = nodes
+        .index("out of service", |node| is_down(node).then(|| node.metadata.name().to_owned()).into_iter().collect());
+    watch_pods(&pods, index.clone(), nodes.store().clone(), down.clone(), queue.clone(), missing.clone());
+    watch_nodes(&nodes, index.clone(), queue.clone(), missing.clone());
     if !wait_synced(&[&pods, &nodes], &setup.cancel).await {
         return;
     }
-    queue.add(KEY.to_owned());
+    queue.add(FINISHED.to_owned());
     let cancel = setup.cancel.clone();
-    let pods = pods.index("collected", places);
-    let controller = Arc::new(PodGc { pods, nodes, missing: Mutex::default(), setup });
+    let controller = Arc::new(PodGc { all_pods: pods, pods: index, nodes, down, missing, setup });
     runner::run(controller, queue, 1, cancel).await;
 }
 
-/// Under what the index has a pod: reasons to look at it, so that the others need not be.
+/// Queues what a change of a pod gives reason to look at: itself, its node where that is not there, the finished pods.
+fn watch_pods(
+    all: &Informer<Pod>,
+    pods: Index<Pod>,
+    nodes: Store<Node>,
+    down: Index<Node>,
+    queue: Queue,
+    missing: Missing,
+) {
+    all.on_change(move |change| {
+        let (pod, old) = (change.object(), change.old());
+        let node = pod_state::node_name(pod);
+        if matches!(change, Change::Deleted(_)) {
+            let mut missing = missing.lock();
+            if !missing.is_empty() && pods.count(node) == 0 {
+                missing.remove(node);
+            }
+            return;
+        }
+        if !node.is_empty() && old.is_none_or(|o| pod_state::node_name(o) != node) && !nodes.contains(node) {
+            missing.lock().entry(node.to_owned()).or_insert_with(Instant::now);
+            queue.add(format!("{NODE}{node}"));
+        }
+        let began_to_go = pod.metadata.is_deleting() && old.is_none_or(|o| !o.metadata.is_deleting());
+        if began_to_go && (node.is_empty() || down.count(node) > 0) {
+            queue.add(key_of(&**pod));
+        }
+        if pod_state::is_finished(pod) && old.is_none_or(|o| !pod_state::is_finished(o)) {
+            // Where it waits already, the earlier time holds.
+            queue.add_after(FINISHED.to_owned(), PERIOD);
+        }
+    });
+}
+
+/// Queues nodes that went away while there are pods on them, or went out of service.
+fn watch_nodes(nodes: &Informer<Node>, pods: Index<Pod>, queue: Queue, missing: Missing) {
+    nodes.on_change(move |change| {
+        let node = change.object();
+        let name = node.metadata.name();
+        let concerned = match change {
+            Change::Added(_) => {
+                missing.lock().remove(name);
+                is_down(node) && pods.count(name) > 0
+            }
+            Change::Modified { old, .. } => is_down(node) && !is_down(old) && pods.count(name) > 0,
+            Change::Deleted(_) => {
+                // Under the lock: who puts a pod there from now on finds the node missing by itself.
+                let mut missing = missing.lock();
+                let has_pods = pods.count(name) > 0;
+                if has_pods {
+                    missing.insert(name.to_owned(), Instant::now());
+                }
+                has_pods
+            }
+        };
+        if concerned {
+            queue.add(format!("{NODE}{name}"));
+        }
+    });
+}
+
+/// Under what the index has a pod.
 fn places(pod: &Pod) -> Vec<String> {
     let node = pod_state::node_name(pod);
-    let going = pod.metadata.deletion_timestamp.is_some().then_some(GOING);
     let finished = pod_state::is_finished(pod).then_some(FINISHED);
     let node = (!node.is_empty()).then_some(node);
-    [going, finished, node].into_iter().flatten().map(str::to_owned).collect()
+    [finished, node].into_iter().flatten().map(str::to_owned).collect()
 }
 
 fn is_out_of_service(node: &Node) -> bool {
@@ -118,48 +178,43 @@ fn is_ready(node: &Node) -> bool {
     conditions.into_iter().any(|c| c.type_ == "Ready" && c.status == "True")
 }
 
-/// Which pods to delete. `gone` names nodes known not to exist; no more than `threshold` finished pods are kept (all where
-/// it is 0).
+/// Out of service, and really down: pods that are to go wait in vain for its agent.
+fn is_down(node: &Node) -> bool {
+    is_out_of_service(node) && !is_ready(node)
+}
+
+/// Whether only finalizers hold the pod, which others take away: it has ended and was deleted without any grace.
+fn is_dealt_with(pod: &Pod) -> bool {
+    pod.metadata.is_deleting() && pod.metadata.deletion_grace_period_seconds == Some(0) && pod_state::is_finished(pod)
+}
+
+/// The finished pods beyond so many, what is worth least first; all are kept where it is 0.
 #[must_use]
-pub fn decide(
-    pods: &[Arc<Pod>],
-    nodes: &[Arc<Node>],
-    gone: &BTreeSet<String>,
-    threshold: usize,
-) -> Vec<(Arc<Pod>, Why)> {
-    let mut out = Vec::new();
-    let mut chosen = BTreeSet::new();
-    let mut choose = |pod: &Arc<Pod>, why: Why| {
-        if chosen.insert(pod.metadata.key()) {
-            out.push((pod.clone(), why));
-        }
-    };
-    if threshold > 0 {
-        let mut finished: Vec<&Arc<Pod>> = pods.iter().filter(|p| pod_state::is_finished(p)).collect();
-        if finished.len() > threshold {
-            let age = |p: &Pod| p.metadata.creation_timestamp.as_ref().map(|t| t.0);
-            // What was evicted holds no results worth keeping: it goes first.
-            let evicted = |p: &Pod| p.status.as_ref().and_then(|s| s.reason.as_deref()) == Some("Evicted");
-            finished.sort_by_key(|p| (!evicted(p), age(p), p.metadata.key()));
-            for pod in &finished[..finished.len() - threshold] {
-                choose(pod, Why::Finished);
-            }
-        }
+pub fn too_many(mut finished: Vec<Arc<Pod>>, threshold: usize) -> Vec<Arc<Pod>> {
+    if threshold == 0 || finished.len() <= threshold {
+        return Vec::new();
     }
-    let down: BTreeSet<&str> =
-        nodes.iter().filter(|n| is_out_of_service(n) && !is_ready(n)).map(|n| n.metadata.name()).collect();
-    for pod in pods {
-        let node = pod_state::node_name(pod);
-        let going = pod.metadata.deletion_timestamp.is_some();
-        if going && !node.is_empty() && down.contains(node) {
-            choose(pod, Why::OutOfService);
-        } else if !node.is_empty() && gone.contains(node) {
-            choose(pod, Why::Orphaned);
-        } else if going && node.is_empty() {
-            choose(pod, Why::NeverScheduled);
-        }
+    let age = |p: &Pod| p.metadata.creation_timestamp.as_ref().map(|t| t.0);
+    // What was evicted holds no results worth keeping: it goes first.
+    let evicted = |p: &Pod| p.status.as_ref().and_then(|s| s.reason.as_deref()) == Some("Evicted");
+    finished.sort_by_cached_key(|p| (!evicted(p), age(p), p.metadata.key()));
+    finished.truncate(finished.len() - threshold);
+    finished
+}
+
+/// Why a pod is to be deleted that is on this node, or on none; None where it is not. `gone`: the node does not exist.
+#[must_use]
+pub fn reason(pod: &Pod, node: Option<&Node>, gone: bool) -> Option<Why> {
+    let going = pod.metadata.is_deleting();
+    if is_dealt_with(pod) {
+        None
+    } else if pod_state::node_name(pod).is_empty() {
+        going.then_some(Why::NeverScheduled)
+    } else if gone {
+        Some(Why::Orphaned)
+    } else {
+        (going && node.is_some_and(is_down)).then_some(Why::OutOfService)
     }
-    out
 }
 
 /// The patch that marks a pod failed before it is deleted without its node's help; None where it has ended already.
@@ -184,58 +239,77 @@ impl Controller for PodGc {
         self.setup.name
     }
 
-    async fn reconcile(&self, _: &str) -> Result<Outcome, Error> {
-        let (gone, wait) = self.gone().await?;
-        let threshold = self.setup.config.terminated_pod_threshold;
-        let mut pods = self.pods.get(GOING);
-        if threshold > 0 && self.pods.count(FINISHED) > threshold {
-            pods.extend(self.pods.get(FINISHED));
+    async fn reconcile(&self, key: &str) -> Result<Outcome, Error> {
+        if key == FINISHED {
+            self.keep_few().await?;
+        } else if let Some(name) = key.strip_prefix(NODE) {
+            let gone = match self.absence(name).await? {
+                Absence::Since(left) => return Ok(Outcome::after(left)),
+                // Most were missing only until the nodes were listed.
+                Absence::None if self.down.count(name) == 0 => return Ok(Outcome::done()),
+                Absence::None => false,
+                Absence::Certain => true,
+            };
+            let node = self.nodes.get("", name);
+            let pods = self.pods.get(name);
+            self.delete_all(pods.iter().filter_map(|pod| Some((pod, reason(pod, node.as_deref(), gone)?)))).await?;
+        } else if let Some(pod) = self.all_pods.store().by_key(key) {
+            let node = self.nodes.get("", pod_state::node_name(&pod));
+            self.delete_all(reason(&pod, node.as_deref(), false).map(|why| (&pod, why)).into_iter()).await?;
         }
-        pods.extend(gone.iter().flat_map(|node| self.pods.get(node)));
-        pods.sort_by_key(|pod| pod.metadata.key());
-        pods.dedup_by_key(|pod| pod.metadata.key());
-        let mut errors = Vec::new();
-        for (pod, why) in decide(&pods, &self.nodes.list(), &gone, threshold) {
-            info!(pod = %pod.metadata.key(), reason = ?why, "deleting pod");
-            let deleted = self.delete(&pod, why).await;
-            self.setup.config.measured.pod_collected(pod.metadata.namespace(), why.name(), deleted.is_ok());
-            if let Err(e) = deleted {
-                errors.push(e);
-            }
-        }
-        Error::collect(errors)?;
-        Ok(Outcome { requeue_after: wait })
+        Ok(Outcome::done())
     }
 }
 
+/// Whether a node that pods are on does not exist.
+enum Absence {
+    /// It exists, or no pod is on it.
+    None,
+    /// It seems so, and is to be looked at again after this long.
+    Since(Duration),
+    /// It has been missing for long enough, and the server says so, too.
+    Certain,
+}
+
 impl PodGc {
-    /// Nodes of pods that have been missing for long enough, by the server's word; and when to look at the others.
-    async fn gone(&self) -> Result<(BTreeSet<String>, Option<Duration>), Error> {
-        let named = self.pods.values().into_iter().filter(|n| !n.starts_with('/'));
-        let absent: BTreeSet<String> = named.filter(|n| self.nodes.get("", n).is_none()).collect();
-        let (mut due, mut wait) = (Vec::new(), None);
+    async fn absence(&self, node: &str) -> Result<Absence, Error> {
         {
             let mut missing = self.missing.lock();
-            missing.retain(|n, _| absent.contains(n));
-            for node in absent {
-                let since = *missing.entry(node.clone()).or_insert_with(Instant::now);
-                let left = QUARANTINE.saturating_sub(since.elapsed());
-                if left.is_zero() {
-                    due.push(node);
-                } else {
-                    wait = Some(wait.map_or(left, |w: Duration| w.min(left)));
-                }
+            let Some(since) = missing.get(node).copied() else { return Ok(Absence::None) };
+            if self.nodes.store().contains(node) || self.pods.count(node) == 0 {
+                missing.remove(node);
+                return Ok(Absence::None);
+            }
+            let left = QUARANTINE.saturating_sub(since.elapsed());
+            if !left.is_zero() {
+                return Ok(Absence::Since(left));
             }
         }
-        let api = Api::<Node>::all(self.setup.client.clone());
-        let mut gone = BTreeSet::new();
-        for node in due {
-            let found = api.get_opt(&node).await.map_err(|e| Error::api(format!("get node {node}"), e))?;
-            if found.is_none() {
-                gone.insert(node);
-            }
+        let found = Api::<Node>::all(self.setup.client.clone()).get_opt(node).await;
+        let found = found.map_err(|e| Error::api(format!("get node {node}"), e))?;
+        // Where it exists after all, the cache is about to say so.
+        Ok(if found.is_some() { Absence::Since(QUARANTINE) } else { Absence::Certain })
+    }
+
+    /// Deletes the oldest finished pods where there are more than are kept.
+    async fn keep_few(&self) -> Result<(), Error> {
+        let threshold = self.setup.config.terminated_pod_threshold;
+        if threshold == 0 || self.pods.count(FINISHED) <= threshold {
+            return Ok(());
         }
-        Ok((gone, wait))
+        let pods = too_many(self.pods.get(FINISHED), threshold);
+        self.delete_all(pods.iter().filter(|pod| !is_dealt_with(pod)).map(|pod| (pod, Why::Finished))).await
+    }
+
+    async fn delete_all(&self, pods: impl Iterator<Item = (&Arc<Pod>, Why)> + Send) -> Result<(), Error> {
+        let mut errors = Vec::new();
+        for (pod, why) in pods {
+            info!(pod = %pod.metadata.key(), reason = ?why, "deleting pod");
+            let deleted = self.delete(pod, why).await;
+            self.setup.config.measured.pod_collected(pod.metadata.namespace(), why.name(), deleted.is_ok());
+            errors.extend(deleted.err());
+        }
+        Error::collect(errors)
     }
 
     async fn delete(&self, pod: &Pod, why: Why) -> Result<(), Error> {
@@ -278,31 +352,62 @@ mod tests {
         Arc::new(Pod::from_value(v).unwrap())
     }
 
+    fn down(ready: &str) -> Node {
+        Node::from_value(json!({
+            "metadata": {"name": "down"}, "spec": {"taints": [{"key": OUT_OF_SERVICE, "effect": "NoExecute"}]},
+            "status": {"conditions": [{"type": "Ready", "status": ready}]},
+        }))
+        .unwrap()
+    }
+
     #[test]
     fn each_reason_finds_its_pods() {
-        let out =
-            json!({"metadata": {"name": "down"}, "spec": {"taints": [{"key": OUT_OF_SERVICE, "effect": "NoExecute"}]}});
-        let nodes = vec![Arc::new(Node::from_value(out).unwrap())];
-        let pods = [
-            pod("old", "down", "Succeeded", false, 1),
-            pod("new", "down", "Failed", false, 2),
-            pod("lost", "gone", "Running", false, 3),
-            pod("fine", "down", "Running", false, 3),
-            pod("stuck", "down", "Running", true, 3),
-            pod("never", "", "Pending", true, 3),
-            pod("waiting", "", "Pending", false, 3),
+        let node = down("Unknown");
+        let cases = [
+            (pod("lost", "gone", "Running", false, 3), None, true, Some(Why::Orphaned)),
+            (pod("lost-and-going", "gone", "Running", true, 3), None, true, Some(Why::Orphaned)),
+            (pod("fine", "down", "Running", false, 3), Some(&node), false, None),
+            (pod("stuck", "down", "Running", true, 3), Some(&node), false, Some(Why::OutOfService)),
+            (pod("stopping", "down", "Running", true, 3), Some(&down("True")), false, None),
+            (pod("unknown", "late", "Running", true, 3), None, false, None),
+            (pod("never", "", "Pending", true, 3), None, false, Some(Why::NeverScheduled)),
+            (pod("waiting", "", "Pending", false, 3), None, false, None),
         ];
-        let gone = ["gone".to_owned()].into();
-        let got: Vec<_> =
-            decide(&pods, &nodes, &gone, 1).into_iter().map(|(p, w)| (p.metadata.name().to_owned(), w)).collect();
-        let want = [
-            ("old", Why::Finished),
-            ("lost", Why::Orphaned),
-            ("stuck", Why::OutOfService),
-            ("never", Why::NeverScheduled),
-        ];
-        assert_eq!(got, want.map(|(n, w)| (n.to_owned(), w)));
-        assert!(decide(&pods[..2], &nodes, &BTreeSet::new(), 0).is_empty(), "0 keeps all");
+        for (pod, node, gone, want) in cases {
+            assert_eq!(reason(&pod, node, gone), want, "{}", pod.metadata.name());
+        }
+    }
+
+    #[test]
+    fn a_pod_that_only_finalizers_hold_is_left_to_them() {
+        let held = |phase: &str, grace: i64| {
+            let mut held = (*pod("p", "gone", phase, true, 1)).clone();
+            held.metadata.deletion_grace_period_seconds = Some(grace);
+            held.metadata.finalizers = Some(vec!["example.com/held".into()]);
+            held
+        };
+        for (phase, grace, want) in [
+            ("Running", 0, Some(Why::Orphaned)),
+            ("Failed", 30, Some(Why::Orphaned)),
+            ("Failed", 0, None),
+            ("Succeeded", 0, None),
+        ] {
+            assert_eq!(reason(&held(phase, grace), None, true), want, "{phase} {grace}");
+        }
+    }
+
+    #[test]
+    fn the_oldest_of_too_many_finished_pods_go() {
+        let evicted = {
+            let mut evicted = (*pod("evicted", "a", "Failed", false, 9)).clone();
+            evicted.status.as_mut().unwrap().reason = Some("Evicted".into());
+            Arc::new(evicted)
+        };
+        let all = vec![pod("new", "a", "Failed", false, 2), pod("old", "a", "Succeeded", false, 1), evicted];
+        let names = |pods: Vec<Arc<Pod>>| pods.iter().map(|p| p.metadata.name().to_owned()).collect::<Vec<_>>();
+        assert_eq!(names(too_many(all.clone(), 1)), ["evicted", "old"]);
+        assert!(too_many(all.clone(), 3).is_empty());
+        assert!(too_many(all, 0).is_empty(), "0 keeps all");
     }
 
     #[test]

@@ -43,37 +43,42 @@ fn no_execute(node: &Node) -> Vec<&Taint> {
     node.spec.iter().flat_map(|s| s.taints.iter().flatten()).filter(|t| t.effect == "NoExecute").collect()
 }
 
+fn tolerations(pod: &Pod) -> &[Toleration] {
+    pod.spec.as_ref().and_then(|s| s.tolerations.as_deref()).unwrap_or_default()
+}
+
 /// Runs the controller.
 pub async fn run(setup: Setup) {
     let pods = setup.informers.get::<Pod>();
     let nodes = setup.informers.get::<Node>();
     let pods_by_node = pods.index("node", by_node);
     let queue = Queue::new(setup.name);
-    let (q, all) = (queue.clone(), nodes.store().clone());
+    // Nearly no node has such taints: pods on the others cost nothing.
+    let tainted = nodes.index("evicts", |node| {
+        let evicts = !no_execute(node).is_empty();
+        evicts.then(|| node.metadata.name().to_owned()).into_iter().collect()
+    });
+    let (q, evicting) = (queue.clone(), tainted.clone());
     pods.on_change(move |change| {
-        let pod = change.object();
-        let tolerations = |p: &Pod| p.spec.as_ref().and_then(|s| s.tolerations.clone());
         let relevant = match change {
-            Change::Added(_) => true,
+            Change::Added(_) | Change::Deleted(_) => true,
             Change::Modified { old, new } => {
                 pod_state::node_name(old) != pod_state::node_name(new) || tolerations(old) != tolerations(new)
             }
-            Change::Deleted(_) => true,
         };
-        let node = pod_state::node_name(pod);
-        // Nearly no node has such taints: pods on the others cost nothing.
-        if relevant && !node.is_empty() && all.get("", node).is_some_and(|n| !no_execute(&n).is_empty()) {
-            q.add(key_of(&**pod));
+        let node = pod_state::node_name(change.object());
+        if relevant && !node.is_empty() && evicting.count(node) > 0 {
+            q.add(key_of(&**change.object()));
         }
     });
-    let q = queue.clone();
+    let (q, on_node) = (queue.clone(), pods_by_node.clone());
     nodes.on_change(move |change| {
         let now = no_execute(change.object());
         let before = change.old().map(|o| no_execute(o)).unwrap_or_default();
         if now == before || matches!(change, Change::Deleted(_)) {
             return;
         }
-        for pod in pods_by_node.get(change.object().metadata.name()) {
+        for pod in on_node.get(change.object().metadata.name()) {
             q.add(key_of(&*pod));
         }
     });
@@ -81,11 +86,8 @@ pub async fn run(setup: Setup) {
         return;
     }
     // Pods that arrived before their tainted node did.
-    for pod in pods.list() {
-        let node = nodes.get("", pod_state::node_name(&pod));
-        if node.is_some_and(|n| !no_execute(&n).is_empty()) {
-            queue.add(key_of(&*pod));
-        }
+    for pod in tainted.values().iter().flat_map(|node| pods_by_node.get(node)) {
+        queue.add(key_of(&*pod));
     }
     let (recorder, cancel) = (setup.recorder("taint-eviction-controller"), setup.cancel.clone());
     let evictions = Evictions { pods, nodes, setup, recorder, pending: Mutex::default() };
@@ -157,7 +159,7 @@ impl Controller for Evictions {
             return Ok(Outcome::done());
         }
         let clock = &self.setup.config.clock;
-        let tolerations = pod.spec.as_ref().and_then(|s| s.tolerations.as_deref()).unwrap_or_default();
+        let tolerations = tolerations(&pod);
         let since = self.pending.lock().get(key).copied().unwrap_or_else(|| clock.now());
         let Some(end) = deadline(tolerations, &taints, bound_at(&pod), since) else { return Ok(self.call_off(key)) };
         let left = Duration::try_from(end.duration_since(clock.now())).unwrap_or(Duration::ZERO);

@@ -251,6 +251,12 @@ impl<T: Item> Store<T> {
         self.decode(found).pop()
     }
 
+    /// Whether there is an object of this key.
+    #[must_use]
+    pub fn contains(&self, key: &str) -> bool {
+        self.0.state.lock().objects.contains_key(key)
+    }
+
     /// All objects, in key order.
     #[must_use]
     pub fn list(&self) -> Vec<Arc<T>> {
@@ -491,6 +497,7 @@ mod tests {
         let names: Vec<_> = s.list_in("a").iter().map(|c| key_of(&**c)).collect();
         assert_eq!(names, ["a/x", "a/y"]);
         assert_eq!(s.len(), 5);
+        assert!(s.contains("a-b/x") && !s.contains("b/x"));
         assert_eq!(split_key("a/x"), ("a", "x"));
         assert_eq!(split_key("node"), ("", "node"));
     }

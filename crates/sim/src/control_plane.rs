@@ -170,6 +170,7 @@ impl Cradle {
                     clock: self.clock,
                     entropy: self.entropy.clone(),
                     signing_duration: None,
+                    node_grace_period: None,
                     autoscaling_period: None,
                     cluster_dns: Vec::new(),
                     legacy_token_period: None,

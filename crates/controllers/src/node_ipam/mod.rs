@@ -1,7 +1,8 @@
 //! Gives each node that has none its share of the cluster's pod addresses, where the controllers are asked to
 //! (`--allocate-node-cidrs`): `spec.podCIDRs`, one of each of the cluster's ranges.
 //!
-//! What nodes brought along or were given before is theirs. A share is free again once its node is deleted.
+//! What nodes brought along or were given before is theirs. A share is free again once its node is deleted. Where nobody
+//! knows whether a node was given its share, because there was no answer, the share stays the node's and is tried again.
 
 mod set;
 
@@ -53,7 +54,7 @@ impl Ranges {
     }
 }
 
-/// Shares, and who has which.
+/// Shares, and who has which or may have.
 struct State {
     shares: Vec<Shares>,
     held: BTreeMap<String, Vec<IpNet>>,
@@ -74,6 +75,8 @@ impl State {
     /// Notes what a node has.
     fn occupy(&mut self, node: &Node) -> Result<(), String> {
         let name = node.metadata.name();
+        // Somebody else than us may have given it others than it was to have.
+        self.let_go(name);
         let mut held = Vec::new();
         for (i, text) in ranges_of(node).into_iter().enumerate() {
             let range: IpNet = text.parse().map_err(|_| format!("failed to parse node {name}, CIDR {text}"))?;
@@ -89,6 +92,24 @@ impl State {
         }
         self.held.insert(name.to_owned(), held);
         Ok(())
+    }
+
+    /// What a node is to have: what it may have been given already, or else one share of each range; none of any where one
+    /// has none left, and which that is.
+    fn hold(&mut self, node: &str) -> Result<Vec<IpNet>, usize> {
+        if let Some(held) = self.held.get(node).filter(|held| !held.is_empty()) {
+            return Ok(held.clone());
+        }
+        let taken = self.take()?;
+        self.held.insert(node.to_owned(), taken.clone());
+        Ok(taken)
+    }
+
+    /// The node is gone, or surely has not been given what is held for it.
+    fn let_go(&mut self, node: &str) {
+        if let Some(held) = self.held.remove(node) {
+            self.give_back(&held);
+        }
     }
 
     /// One share of each range; none of any where one has none left, and which that is.
@@ -132,25 +153,27 @@ pub async fn run(setup: Setup) {
         let node = change.object();
         let name = node.metadata.name();
         if matches!(change, Change::Deleted(_)) {
-            let mut state = known.lock();
-            if let Some(held) = state.held.remove(name) {
-                state.give_back(&held);
-            }
+            known.lock().let_go(name);
         } else if change.old().is_none_or(|old| ranges_of(old) != ranges_of(node)) {
-            q.add(name.to_owned());
+            if ranges_of(node).is_empty() {
+                q.add(name.to_owned());
+            } else if let Err(error) = known.lock().occupy(node) {
+                // It would not go better a second time.
+                tracing::warn!(error, "a node has pod addresses that are not the cluster's");
+            }
         }
     });
+    // Before anything is given out, it is known what is not to be: the handler has been told of every node by then.
     if !wait_synced(&[&nodes], &setup.cancel).await {
         return;
     }
-    // Before anything is given out, it is known what is not to be.
-    for node in nodes.list() {
-        if let Err(error) = state.lock().occupy(&node) {
-            tracing::warn!(error, "a node has pod addresses that are not the cluster's");
-        }
-    }
     let (recorder, cancel) = (setup.recorder("cidrAllocator"), setup.cancel.clone());
     runner::run(Arc::new(Ipam { nodes, state, setup, recorder }), queue, WORKERS, cancel).await;
+}
+
+/// Whether a write that failed in this way may have been done nevertheless.
+fn may_be_done(error: &gantry_client::Error) -> bool {
+    !matches!(error, gantry_client::Error::Api(answer) if answer.code < 500)
 }
 
 #[async_trait]
@@ -164,14 +187,13 @@ impl Controller for Ipam {
             return Ok(Outcome::done());
         };
         if !ranges_of(&node).is_empty() {
-            let occupied = self.state.lock().occupy(&node);
-            return occupied.map(|()| Outcome::done()).map_err(Error::Other);
+            return Ok(Outcome::done());
         }
         let tell = |status: &str| {
             self.recorder.warning(&*node, status, &format!("Node {key} status is now: {status}"));
         };
-        let taken = self.state.lock().take();
-        let taken = taken.map_err(|i| {
+        let held = self.state.lock().hold(key);
+        let taken = held.map_err(|i| {
             tell("CIDRNotAvailable");
             let why = "CIDR allocation failed; there are no remaining CIDRs left to allocate in the accepted range";
             Error::Other(format!("failed to allocate cidr from cluster cidr at idx:{i}: {why}"))
@@ -183,18 +205,13 @@ impl Controller for Ipam {
         });
         let api = Api::<Node>::all(self.setup.client.clone());
         match api.patch(key, &PatchParams::default(), &Patch::Strategic(patch)).await {
-            Ok(node) => {
-                let mut state = self.state.lock();
-                // Where it was deleted meanwhile, nobody would give it back.
-                if self.nodes.get("", key).is_some_and(|n| n.metadata.uid == node.metadata.uid) {
-                    state.held.insert(key.to_owned(), taken);
-                } else {
-                    state.give_back(&taken);
-                }
-                Ok(Outcome::done())
-            }
+            Ok(_) => Ok(Outcome::done()),
             Err(e) => {
-                self.state.lock().give_back(&taken);
+                let mut state = self.state.lock();
+                if !may_be_done(&e) && state.held.get(key) == Some(&taken) {
+                    state.let_go(key);
+                }
+                drop(state);
                 if e.is("NotFound") || e.is("Conflict") {
                     return Ok(Outcome::done());
                 }
@@ -242,5 +259,35 @@ mod tests {
         assert!(told.starts_with("failed to mark cidr[10.9.0.0/24] at idx [0] as occupied for node: b: "), "{told}");
         let told = state.occupy(&node("c", &["10.244.0.0/24", "fd00::/64"])).unwrap_err();
         assert!(told.ends_with("at index:1 that does not exist in cluster cidrs configuration"), "{told}");
+    }
+
+    #[test]
+    fn what_a_node_may_have_been_given_stays_its_own() {
+        let ranges = Ranges { pods: vec![(net("10.244.0.0/23"), 24)], services: Vec::new() };
+        let mut state = State { shares: ranges.shares().unwrap(), held: BTreeMap::new() };
+        let (first, second) = (vec![net("10.244.0.0/24")], vec![net("10.244.1.0/24")]);
+        assert_eq!(state.hold("a"), Ok(first.clone()));
+        assert_eq!(state.hold("a"), Ok(first.clone()), "tried again, the same");
+        assert_eq!(state.hold("b"), Ok(second.clone()));
+        assert_eq!(state.hold("c"), Err(0));
+        // It turns out to have been given another one, which a later node's now cannot be.
+        state.let_go("b");
+        state.occupy(&node("a", &["10.244.1.0/24"])).unwrap();
+        assert_eq!(state.hold("c"), Ok(first));
+        state.let_go("a");
+        assert_eq!(state.hold("d"), Ok(second));
+    }
+
+    #[test]
+    fn an_answer_that_refuses_is_certain_and_no_other() {
+        let api = |code, reason| gantry_client::Error::Api(gantry_client::ApiError::new(code, reason, ""));
+        for (code, reason) in [(404, "NotFound"), (409, "Conflict"), (422, "Invalid"), (429, "TooManyRequests")] {
+            assert!(!may_be_done(&api(code, reason)), "{reason}");
+        }
+        for (code, reason) in [(500, "InternalError"), (500, "ServerTimeout"), (504, "Timeout")] {
+            assert!(may_be_done(&api(code, reason)), "{reason}");
+        }
+        let broken = gantry_client::TransportError { context: String::new(), message: String::new() };
+        assert!(may_be_done(&gantry_client::Error::Transport(broken)));
     }
 }

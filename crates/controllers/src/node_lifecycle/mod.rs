@@ -9,7 +9,7 @@ mod zones;
 
 pub use health::{MONITORED, silenced};
 pub use taints::{NO_EXECUTE_KEYS, desired_no_execute, desired_no_schedule, with_taints};
-pub use zones::{ZoneState, all_disrupted, zone_of, zone_state};
+pub use zones::{ZoneState, zone_of, zone_state};
 
 use crate::config::Setup;
 use crate::pod_state;
@@ -29,7 +29,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 use tracing::info;
-use zones::Limits;
+use zones::{Limits, Tally, Turn};
 
 const WORKERS: usize = 4;
 /// Namespace of the Leases by which nodes show that they live.
@@ -61,6 +61,7 @@ struct Nodes {
     nodes: Informer<Node>,
     pods_by_node: Index<Pod>,
     records: Records,
+    tally: Tally,
     limits: Mutex<Limits>,
     queue: Queue,
     setup: Setup,
@@ -86,8 +87,8 @@ pub async fn run(setup: Setup) {
         return;
     }
     let (cancel, q) = (setup.cancel.clone(), queue.clone());
-    let limits = Mutex::new(Limits::default());
-    let controller = Arc::new(Nodes { nodes, pods_by_node, records, limits, queue, setup, recorder });
+    let (tally, limits) = (Tally::new(nodes.store()), Mutex::new(Limits::new(queue.clone())));
+    let controller = Arc::new(Nodes { nodes, pods_by_node, records, tally, limits, queue, setup, recorder });
     runner::run(controller, q, WORKERS, cancel).await;
 }
 
@@ -138,8 +139,9 @@ impl Controller for Nodes {
     }
 
     async fn reconcile(&self, key: &str) -> Result<Outcome, Error> {
-        let Some(node) = self.nodes.get("", key) else {
+        let Some(mut node) = self.nodes.get("", key) else {
             self.records.lock().remove(key);
+            self.limits.lock().leave(key);
             self.check_zones(None);
             return Ok(Outcome::done());
         };
@@ -156,14 +158,13 @@ impl Controller for Nodes {
             });
             h.seen.elapsed()
         };
-        let mut node = (*node).clone();
         let mut wait = grace.saturating_sub(silent);
         if wait.is_zero() {
             if let Some(changed) = silenced(&node, &config.clock.time()) {
                 info!(node = key, ?silent, "node has fallen silent");
                 let api = Api::<Node>::all(self.setup.client.clone());
                 node = match api.update_status(&PostParams::default(), &changed).await {
-                    Ok(n) => n,
+                    Ok(n) => Arc::new(n),
                     Err(e) if e.is("NotFound") => return Ok(Outcome::done()),
                     Err(e) => return Err(Error::api(format!("update status of node {key}"), e)),
                 };
@@ -234,12 +235,12 @@ impl Nodes {
     /// need not be.
     fn check_zones(&self, seen: Option<&Node>) {
         let one_is_ready = seen.is_some_and(health::is_ready);
-        let disrupted = !one_is_ready && all_disrupted(&self.nodes.list());
+        let disrupted = !one_is_ready && self.tally.all_disrupted();
         let turned = self.limits.lock().set_disrupted(disrupted);
         if turned {
             info!(disrupted, "no node is ready, or one is again: evictions stop or go on");
-            for node in self.nodes.list() {
-                self.queue.add(node.metadata.name().to_owned());
+            for name in self.nodes.store().keys() {
+                self.queue.add(name);
             }
         }
     }
@@ -250,17 +251,23 @@ impl Nodes {
         let no_schedule = desired_no_schedule(node);
         let mut no_execute = desired_no_execute(node);
         let mut delayed = None;
-        if let Some(key) = no_execute {
-            let has = taints::has(node, key, "NoExecute");
+        {
             let mut limits = self.limits.lock();
             if limits.is_disrupted() {
                 no_execute = None;
-            } else if !has {
-                delayed = limits.wait_turn(&zone_of(node), &self.nodes.list());
-                if delayed.is_some() {
+            }
+            if no_execute.is_some_and(|key| !taints::has(node, key, "NoExecute")) {
+                let zone = zone_of(node);
+                let turn = limits.turn(node.metadata.name(), &zone, self.tally.counts(&zone));
+                if turn != Turn::Now {
                     // What stands stays until it is this node's turn.
                     no_execute = NO_EXECUTE_KEYS.iter().copied().find(|k| taints::has(node, k, "NoExecute"));
                 }
+                if let Turn::After(wait) = turn {
+                    delayed = Some(wait);
+                }
+            } else {
+                limits.leave(node.metadata.name());
             }
         }
         let begins = no_execute.is_some_and(|key| !taints::has(node, key, "NoExecute"));

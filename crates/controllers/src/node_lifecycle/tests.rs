@@ -1,6 +1,8 @@
 use super::*;
 use gantry_api::Time;
+use gantry_api::entropy::Entropy;
 use gantry_api::kind::Kind;
+use gantry_reconcile::Store;
 use k8s_openapi::jiff::Timestamp;
 
 fn node(name: &str, ready: Option<&str>, taints: serde_json::Value) -> Node {
@@ -72,23 +74,76 @@ fn zones() {
     ] {
         assert_eq!(zone_state(ready, not_ready), want, "{ready} {not_ready}");
     }
-    let alone = [Arc::new(node("a", Some("Unknown"), json!([])))];
-    assert!(all_disrupted(&alone));
-    let two = [alone[0].clone(), Arc::new(node("b", Some("True"), json!([])))];
-    assert!(!all_disrupted(&two) && !all_disrupted(&[]));
+}
+
+/// A node in a zone, or in none.
+fn placed(name: &str, ready: bool, zone: &str) -> Arc<Node> {
+    let mut node = node(name, Some(if ready { "True" } else { "Unknown" }), json!([]));
+    let labels = (!zone.is_empty()).then(|| [("topology.kubernetes.io/zone".to_owned(), zone.to_owned())].into());
+    node.metadata.labels = labels;
+    Arc::new(node)
+}
+
+#[test]
+fn the_tally_of_zones_is_what_a_count_of_all_nodes_gives() {
+    let (nodes, entropy) = (Store::<Node>::default(), Entropy::seeded(5));
+    let tally = Tally::new(&nodes);
+    let zones = ["", "a", "b"];
+    let (mut disrupted, mut not_disrupted) = (0, 0);
+    for step in 0..2_000_u64 {
+        let name = format!("n{}", entropy.below(7));
+        // Now most fall silent, now most come back; now and then all go.
+        let ready = entropy.below(10) < if step % 200 < 100 { 1 } else { 8 };
+        match entropy.below(10) {
+            0 => drop(nodes.take(&name)),
+            1 if step.is_multiple_of(50) => nodes.keys().iter().for_each(|name| drop(nodes.take(name))),
+            _ => drop(nodes.put(placed(&name, ready, zones[usize::try_from(entropy.below(3)).unwrap()]))),
+        }
+        let all = nodes.list();
+        for zone in zones {
+            let there = |node: &&Arc<Node>| zone_of(node) == zone_of(&placed("any", true, zone));
+            let (ready, down): (Vec<_>, Vec<_>) = all.iter().filter(there).partition(|n| health::is_ready(n));
+            let counted = (ready.len(), down.len());
+            assert_eq!(tally.counts(&zone_of(&placed("any", true, zone))), counted, "step {step}, zone {zone:?}");
+        }
+        let none_is_ready = !all.is_empty() && !all.iter().any(|n| health::is_ready(n));
+        assert_eq!(tally.all_disrupted(), none_is_ready, "step {step}");
+        if none_is_ready { disrupted += 1 } else { not_disrupted += 1 }
+    }
+    assert!(disrupted > 100 && not_disrupted > 100, "{disrupted} {not_disrupted}");
 }
 
 #[tokio::test(start_paused = true)]
 async fn evictions_take_turns() {
-    let nodes = [
-        Arc::new(node("a", Some("Unknown"), json!([]))),
-        Arc::new(node("b", Some("Unknown"), json!([]))),
-        Arc::new(node("c", Some("True"), json!([]))),
-    ];
-    let mut limits = Limits::default();
-    let zone = zone_of(&nodes[0]);
-    assert_eq!(limits.wait_turn(&zone, &nodes), None);
-    assert_eq!(limits.wait_turn(&zone, &nodes), Some(Duration::from_secs(10)));
-    tokio::time::advance(Duration::from_secs(10)).await;
-    assert_eq!(limits.wait_turn(&zone, &nodes), None);
+    let second = Duration::from_secs;
+    let queue = Queue::new("test");
+    let mut limits = Limits::new(queue.clone());
+    let turn = |limits: &mut Limits, node: &str| limits.turn(node, "z", (10, 4));
+    assert_eq!(turn(&mut limits, "a"), Turn::Now);
+    assert_eq!(turn(&mut limits, "b"), Turn::After(second(10)));
+    assert_eq!([turn(&mut limits, "c"), turn(&mut limits, "d")], [Turn::Behind; 2]);
+    assert_eq!(limits.turn("e", "y", (10, 4)), Turn::Now, "each zone has its own");
+    tokio::time::advance(second(4)).await;
+    // The first comes back to life: the next takes its place, and is told when it is due.
+    limits.leave("b");
+    assert_eq!(turn(&mut limits, "d"), Turn::Behind);
+    assert_eq!(queue.get().await.as_deref(), Some("c"));
+    queue.done(&"c".to_owned());
+    assert_eq!(turn(&mut limits, "c"), Turn::Now);
+    assert_eq!(turn(&mut limits, "b"), Turn::Behind, "who comes back stands at the end");
+    // It moves to another zone, where nobody waits but the turn is taken.
+    assert_eq!(limits.turn("d", "y", (10, 4)), Turn::Now, "ten seconds after that zone's first");
+    assert_eq!(queue.get().await.as_deref(), Some("b"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_zone_that_is_partly_down_is_evicted_slowly_or_not_at_all() {
+    let mut limits = Limits::new(Queue::new("test"));
+    assert_eq!(limits.turn("a", "large", (20, 40)), Turn::Now);
+    assert_eq!(limits.turn("b", "large", (20, 40)), Turn::After(Duration::from_secs(100)));
+    assert_eq!(limits.turn("c", "small", (2, 5)), Turn::After(Duration::from_secs(10)));
+    assert_eq!(limits.turn("d", "small", (2, 5)), Turn::After(Duration::from_secs(10)), "nobody stands in line");
+    assert_eq!(limits.turn("d", "small", (5, 2)), Turn::Now);
+    assert_eq!(limits.turn("e", "gone", (0, 60)), Turn::Now);
+    assert_eq!(limits.turn("f", "gone", (0, 60)), Turn::After(Duration::from_secs(10)));
 }

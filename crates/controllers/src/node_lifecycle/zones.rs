@@ -2,9 +2,9 @@
 
 use super::health::is_ready;
 use gantry_api::meta::object::Meta;
+use gantry_reconcile::{Index, Queue, Store};
 use k8s_openapi::api::core::v1::Node;
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -48,33 +48,74 @@ pub fn zone_state(ready: usize, not_ready: usize) -> ZoneState {
     }
 }
 
-fn counts(nodes: &[Arc<Node>]) -> BTreeMap<String, (usize, usize)> {
-    let mut zones: BTreeMap<String, (usize, usize)> = BTreeMap::new();
-    for node in nodes {
-        let (ready, not_ready) = zones.entry(zone_of(node)).or_default();
-        if is_ready(node) {
-            *ready += 1;
-        } else {
-            *not_ready += 1;
-        }
+/// In which zone each node is, and whether it is ready: an index of the cache of nodes, so that nobody has to count them.
+pub(super) struct Tally {
+    nodes: Store<Node>,
+    places: Index<Node>,
+}
+
+impl Tally {
+    const READY: &str = "ready";
+    const DOWN: &str = "down";
+
+    pub(super) fn new(nodes: &Store<Node>) -> Self {
+        let places = nodes.index("zone and readiness", |node| {
+            let zone = zone_of(node);
+            if is_ready(node) {
+                vec![Self::READY.to_owned(), format!("{} {zone}", Self::READY)]
+            } else {
+                vec![format!("{} {zone}", Self::DOWN)]
+            }
+        });
+        Self { nodes: nodes.clone(), places }
     }
-    zones
+
+    /// How many nodes of a zone are ready, and how many are not.
+    pub(super) fn counts(&self, zone: &str) -> (usize, usize) {
+        let count = |state: &str| self.places.count(&format!("{state} {zone}"));
+        (count(Self::READY), count(Self::DOWN))
+    }
+
+    /// Whether every zone is wholly disrupted: there are nodes, and none is ready.
+    pub(super) fn all_disrupted(&self) -> bool {
+        self.places.count(Self::READY) == 0 && !self.nodes.is_empty()
+    }
 }
 
-/// Whether every zone is wholly disrupted: there are nodes, and none is ready.
-#[must_use]
-pub fn all_disrupted(nodes: &[Arc<Node>]) -> bool {
-    !nodes.is_empty() && !nodes.iter().any(|n| is_ready(n))
-}
-
-/// Whose turn it is to be evicted.
+/// The nodes of a zone that are to be evicted, and when the first of them may be.
 #[derive(Default)]
+struct Line {
+    due: Option<Instant>,
+    waiting: BTreeSet<(u64, String)>,
+}
+
+/// Whose turn it is to be evicted: in each zone those who wait stand in a line, and only the first of it is looked at again.
 pub(super) struct Limits {
     disrupted: bool,
-    next: BTreeMap<String, Instant>,
+    lines: BTreeMap<String, Line>,
+    /// Who stands where: the zone, and the place in its line.
+    places: BTreeMap<String, (String, u64)>,
+    arrivals: u64,
+    queue: Queue,
+}
+
+/// What a node is told that is to be evicted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Turn {
+    /// It is its turn, which is taken thereby.
+    Now,
+    /// It is to ask again after a while.
+    After(Duration),
+    /// Others are first. It is queued when they have gone.
+    Behind,
 }
 
 impl Limits {
+    /// `queue` is where nodes are put whose turn may have come.
+    pub(super) fn new(queue: Queue) -> Self {
+        Self { disrupted: false, lines: BTreeMap::new(), places: BTreeMap::new(), arrivals: 0, queue }
+    }
+
     /// Sets whether everything is disrupted; whether that is new.
     pub(super) fn set_disrupted(&mut self, disrupted: bool) -> bool {
         std::mem::replace(&mut self.disrupted, disrupted) != disrupted
@@ -84,22 +125,51 @@ impl Limits {
         self.disrupted
     }
 
-    /// None where a node of `zone` may be evicted now, which takes the turn; else how long to wait.
-    pub(super) fn wait_turn(&mut self, zone: &str, nodes: &[Arc<Node>]) -> Option<Duration> {
-        let (ready, not_ready) = counts(nodes).remove(zone).unwrap_or_default();
+    /// Whether a node may be evicted now, of whose zone so many are ready and so many are not.
+    pub(super) fn turn(&mut self, node: &str, zone: &str, (ready, not_ready): (usize, usize)) -> Turn {
         let interval = match zone_state(ready, not_ready) {
             // A zone that is wholly gone while others live is evicted at the usual rate.
             ZoneState::Normal | ZoneState::Full => NORMAL,
             ZoneState::Partial if ready + not_ready > LARGE => SLOW,
             // A small zone of which much is down is left alone.
-            ZoneState::Partial => return Some(NORMAL),
+            ZoneState::Partial => {
+                self.leave(node);
+                return Turn::After(NORMAL);
+            }
         };
-        let now = Instant::now();
-        let due = self.next.get(zone).copied().unwrap_or(now);
-        if due > now {
-            return Some(due - now);
+        self.enter(node, zone);
+        let line = self.lines.entry(zone.to_owned()).or_default();
+        if line.waiting.first().is_some_and(|(_, first)| first != node) {
+            return Turn::Behind;
         }
-        self.next.insert(zone.to_owned(), now + interval);
-        None
+        let now = Instant::now();
+        if let Some(due) = line.due.filter(|due| *due > now) {
+            return Turn::After(due - now);
+        }
+        line.due = Some(now + interval);
+        self.leave(node);
+        Turn::Now
+    }
+
+    fn enter(&mut self, node: &str, zone: &str) {
+        if self.places.get(node).is_some_and(|(in_line, _)| in_line == zone) {
+            return;
+        }
+        self.leave(node);
+        self.arrivals += 1;
+        self.places.insert(node.to_owned(), (zone.to_owned(), self.arrivals));
+        self.lines.entry(zone.to_owned()).or_default().waiting.insert((self.arrivals, node.to_owned()));
+    }
+
+    /// A node is not to be evicted any more, or is.
+    pub(super) fn leave(&mut self, node: &str) {
+        let Some((zone, place)) = self.places.remove(node) else { return };
+        let Some(line) = self.lines.get_mut(&zone) else { return };
+        let was_first = line.waiting.first().is_some_and(|(first, _)| *first == place);
+        line.waiting.remove(&(place, node.to_owned()));
+        if was_first && let Some((_, next)) = line.waiting.first() {
+            let wait = line.due.map_or(Duration::ZERO, |due| due.saturating_duration_since(Instant::now()));
+            self.queue.add_after(next.clone(), wait);
+        }
     }
 }
