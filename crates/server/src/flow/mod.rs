@@ -14,6 +14,7 @@ mod metrics;
 mod queue_set;
 mod report;
 mod shares;
+pub mod turns;
 
 use crate::authn::UserInfo;
 use crate::debug;

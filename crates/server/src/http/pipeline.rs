@@ -6,6 +6,7 @@ use crate::aggregate::{self, PeerAddress};
 use crate::audit::{self, Arrival, Part};
 use crate::authn::{Peer, UserInfo, impersonation};
 use crate::authz::{Attributes, Decision};
+use crate::flow::turns::Spawner;
 use crate::flow::{self, Seats};
 use crate::request::{RequestContext, Response};
 use crate::server::Server;
@@ -27,17 +28,17 @@ const AUDIT_ID: HeaderName = HeaderName::from_static("audit-id");
 const CERTIFICATE_TRUSTED_FOR: Duration = Duration::from_secs(10);
 
 /// A connection, with whom its client certificate was found to speak for.
-#[derive(Default)]
 pub struct Connection {
     peer: Peer,
+    spawner: Spawner,
     known: Mutex<Option<(tokio::time::Instant, UserInfo)>>,
 }
 
 impl Connection {
     /// A connection of which nothing is known yet.
     #[must_use]
-    pub fn new(peer: Peer) -> Self {
-        Self { peer, known: Mutex::new(None) }
+    pub fn new(peer: Peer, spawner: Spawner) -> Self {
+        Self { peer, spawner, known: Mutex::new(None) }
     }
 }
 
@@ -297,6 +298,7 @@ async fn authenticate(server: &Server, parts: &Parts, connection: &Connection) -
     }
     match server.services.authenticator.authenticate(parts, &connection.peer).await {
         Ok(Some(user)) => {
+            connection.spawner.speaks_for(&user);
             if by_certificate {
                 *connection.known.lock() = Some((tokio::time::Instant::now(), user.clone()));
             }

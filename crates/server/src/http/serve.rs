@@ -4,9 +4,10 @@ use super::gather::{Streams, gathering};
 use super::pipeline::{self, Caller, Connection, Incoming};
 use crate::authn::Peer;
 use crate::config::ServerConfig;
+use crate::flow::turns::{Spawner, Turns};
 use crate::server::{Server, StartError};
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
 use rustls::server::WebPkiClientVerifier;
@@ -50,11 +51,12 @@ impl Server {
         let trust = Arc::new(ClientTrust::new(&self.config)?);
         let acceptor = TlsAcceptor::from(Arc::new(tls_config(self, &trust)?));
         let connections = Arc::new(GracefulShutdown::new());
+        let turns = Turns::start();
         let accepting: Vec<_> = listeners
             .into_iter()
             .map(|listener| {
                 let (acceptor, trust, connections) = (acceptor.clone(), trust.clone(), connections.clone());
-                self.clone().accept(listener, acceptor, trust, connections, shutdown.clone())
+                self.clone().accept(listener, acceptor, trust, connections, turns.clone(), shutdown.clone())
             })
             .collect();
         shutdown.cancelled().await;
@@ -64,6 +66,7 @@ impl Server {
                 tracing::error!(error = %e, "listener ended abnormally");
             }
         }
+        turns.close();
         if let Some(connections) = Arc::into_inner(connections)
             && tokio::time::timeout(DRAIN_WITHIN, connections.shutdown()).await.is_err()
         {
@@ -79,6 +82,7 @@ impl Server {
         acceptor: TlsAcceptor,
         trust: Arc<ClientTrust>,
         connections: Arc<GracefulShutdown>,
+        turns: Arc<Turns>,
         shutdown: CancellationToken,
     ) -> JoinHandle<()> {
         tokio::spawn(async move {
@@ -91,7 +95,8 @@ impl Server {
                     Ok((stream, address)) => {
                         let watcher = connections.watcher();
                         let (server, acceptor, trust) = (self.clone(), acceptor.clone(), trust.clone());
-                        tokio::spawn(connection(server, acceptor, trust, stream, address, watcher));
+                        let spawner = turns.connection(address.ip());
+                        spawner.spawn(connection(server, acceptor, trust, stream, address, watcher, spawner.clone()));
                     }
                     Err(e) => {
                         tracing::warn!(error = %e, "cannot accept a connection");
@@ -110,6 +115,7 @@ async fn connection(
     stream: TcpStream,
     address: SocketAddr,
     watcher: hyper_util::server::graceful::Watcher,
+    spawner: Spawner,
 ) {
     if let Err(e) = stream.set_nodelay(true) {
         tracing::debug!(%address, error = %e, "TCP_NODELAY");
@@ -126,7 +132,7 @@ async fn connection(
         }
     };
     let peer = trust.peer(address, stream.get_ref().1.peer_certificates().unwrap_or_default());
-    let peer = Arc::new(Connection::new(peer));
+    let peer = Arc::new(Connection::new(peer, spawner.clone()));
     let open = Streams::default();
     let counting = open.clone();
     let service = service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
@@ -138,7 +144,7 @@ async fn connection(
             Ok::<_, Infallible>(response.map(|body| open.count(body)))
         }
     });
-    let mut builder = auto::Builder::new(TokioExecutor::new());
+    let mut builder = auto::Builder::new(spawner);
     builder.http1().timer(TokioTimer::new()).header_read_timeout(IDLE_WITHIN).max_buf_size(64 * 1024);
     builder
         .http2()
