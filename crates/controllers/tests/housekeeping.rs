@@ -253,3 +253,57 @@ async fn a_quota_of_an_extended_resource_bounds_claims_of_its_class_too() {
     c.api::<ResourceClaim>().delete("first", &DeleteParams::default()).await.unwrap();
     used("1").await;
 }
+
+/// Makes a pod that a finalizer holds, on this node or on none.
+async fn held_pod(c: &Cluster, name: &str, node: Option<&str>) {
+    let spec = json!({"nodeName": node, "containers": [{"name": "c", "image": "i"}],
+        "schedulerName": "nobody", "terminationGracePeriodSeconds": 30});
+    c.create::<Pod>(json!({"metadata": {"name": name, "finalizers": ["example.com/held"]}, "spec": spec})).await;
+}
+
+/// Waits until nothing but its finalizer holds a pod, and lets go of it.
+async fn collected(c: &Cluster, name: &str, because: Option<&str>) {
+    c.until(&format!("{name} is failed and deleted"), || async {
+        let pod = c.api::<Pod>().get(name).await.unwrap();
+        let status = pod.status.unwrap_or_default();
+        let told = status.conditions.iter().flatten().find(|c| c.type_ == "DisruptionTarget");
+        assert!(told.is_none() || told.and_then(|t| t.reason.as_deref()) == because, "{name}: {told:?}");
+        status.phase.as_deref() == Some("Failed")
+            && pod.metadata.deletion_grace_period_seconds == Some(0)
+            && told.is_some() == because.is_some()
+    })
+    .await;
+    c.patch::<Pod>(name, json!({"metadata": {"finalizers": null}})).await;
+    c.until(&format!("{name} is gone"), || async { c.api::<Pod>().get(name).await.is_err() }).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn pods_that_nobody_else_would_delete_are_collected() {
+    let c = Cluster::furnished().await;
+    for node in ["kept", "lost", "broken"] {
+        make::<Node>(&c, json!({"metadata": {"name": node}})).await;
+    }
+    held_pod(&c, "on-kept", Some("kept")).await;
+    held_pod(&c, "on-lost", Some("lost")).await;
+    held_pod(&c, "on-broken", Some("broken")).await;
+    held_pod(&c, "nowhere", None).await;
+    held_pod(&c, "never", Some("unheard-of")).await;
+    // One that is to go before it has a node.
+    c.api::<Pod>().delete("nowhere", &DeleteParams::default()).await.unwrap();
+    collected(&c, "nowhere", None).await;
+    // Of a node that there never was, and of one that goes.
+    collected(&c, "never", Some("DeletionByPodGC")).await;
+    all::<Node>(&c).delete("lost", &DeleteParams::default()).await.unwrap();
+    collected(&c, "on-lost", Some("DeletionByPodGC")).await;
+    // One that is to go while its node is not there to stop it: from when that is said.
+    c.api::<Pod>().delete("on-broken", &DeleteParams::default()).await.unwrap();
+    let taint = json!({"spec": {"taints": [{"key": "node.kubernetes.io/out-of-service", "effect": "NoSchedule"}]}});
+    all::<Node>(&c).patch("broken", &PatchParams::default(), &Patch::Strategic(taint)).await.unwrap();
+    collected(&c, "on-broken", None).await;
+    // And the next there at once.
+    held_pod(&c, "late", Some("broken")).await;
+    c.api::<Pod>().delete("late", &DeleteParams::default()).await.unwrap();
+    collected(&c, "late", None).await;
+    let kept = c.api::<Pod>().get("on-kept").await.unwrap();
+    assert!(!kept.metadata.is_deleting(), "{:?}", kept.metadata);
+}
