@@ -7,6 +7,7 @@ use gantry_client::Client;
 use gantry_client::transport::{Body, SharedMemory, Transport, TransportError};
 use gantry_server::Server;
 use gantry_server::authn::UserInfo;
+use gantry_server::watch_cache::Handover;
 use http::{Request, Response};
 use http_body_util::BodyExt;
 use std::sync::Arc;
@@ -21,7 +22,9 @@ pub struct InProcess {
 impl Transport for InProcess {
     async fn send(&self, request: Request<Bytes>) -> Result<Response<Body>, TransportError> {
         let mut response = self.server.call(request, self.user.clone()).await;
-        response.extensions_mut().insert(SharedMemory);
+        if let Some(handover) = response.extensions_mut().remove::<Arc<Handover>>() {
+            response.extensions_mut().insert(SharedMemory { decoded: Arc::new(move |frame| handover.take(frame)) });
+        }
         Ok(response.map(|body| {
             body.map_err(|e| TransportError { context: "in-process request".into(), message: e.to_string() }).boxed()
         }))

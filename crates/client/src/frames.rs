@@ -6,15 +6,17 @@ use crate::{ApiError, Error};
 use bytes::{Buf, Bytes, BytesMut};
 use futures::{Stream, StreamExt};
 use gantry_api::ObjectMeta;
-use gantry_api::kind::Kind;
+use gantry_api::kind::{Kind, Object};
 use http::Response;
 use http_body::Body as _;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ListMeta, Status};
 use serde::Deserialize;
 use serde_json::value::RawValue;
+use std::any::Any;
 use std::collections::BTreeMap;
 use std::marker::PhantomData;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 /// One line of a watch may be no longer than this: far above the largest object a server stores (some MiB).
@@ -73,6 +75,17 @@ pub trait Item: Sized + Send + Sync + 'static {
         let _ = keep;
         Self::read(bytes)
     }
+    /// The same of an object that its sender has decoded: what [`Item::read_kept`] and [`Item::slim`] would make of the
+    /// text. None where nothing is gained, which is why it is read.
+    fn received(object: Arc<dyn Object>, bytes: &[u8], keep: &dyn Fn() -> Bytes) -> Option<Self> {
+        let _ = (object, bytes, keep);
+        None
+    }
+    /// The object itself, slim, where it is of this type; `bytes` is its text.
+    fn shared(object: Arc<dyn Object>, bytes: &[u8]) -> Option<Arc<Self>> {
+        let _ = (object, bytes);
+        None
+    }
     /// Object metadata.
     fn metadata(&self) -> &ObjectMeta;
     /// Drops what caches need not hold. Managed fields are often half an object's weight, and a write that leaves them out
@@ -84,6 +97,12 @@ impl<K: Kind> Item for K {
     fn read(bytes: &[u8]) -> Result<Self, serde_json::Error> {
         K::from_json(bytes)
     }
+    fn shared(object: Arc<dyn Object>, bytes: &[u8]) -> Option<Arc<Self>> {
+        let object: Arc<dyn Any + Send + Sync> = object;
+        let object = object.downcast::<K>().ok()?;
+        debug_assert!(is_read_from(&*object, bytes), "what was handed over is not what was written");
+        Some(object)
+    }
     fn metadata(&self) -> &ObjectMeta {
         self.meta()
     }
@@ -91,6 +110,14 @@ impl<K: Kind> Item for K {
         self.meta_mut().managed_fields = None;
         self.shrink();
     }
+}
+
+/// Whether an object is what its text says, without what is not kept.
+pub(crate) fn is_read_from<T: Item + PartialEq>(object: &T, bytes: &[u8]) -> bool {
+    T::read(bytes).is_ok_and(|mut read| {
+        read.slim();
+        read == *object
+    })
 }
 
 fn undecodable(what: &str, e: &serde_json::Error) -> Error {
@@ -127,14 +154,16 @@ fn undecodable_event(plural: &str, e: &serde_json::Error) -> Error {
     undecodable(&format!("watch event of {plural}"), e)
 }
 
-/// Decodes one line of a watch. A `shared` line may be kept as it is.
-fn event<T: Item>(line: &Bytes, shared: bool, plural: &str) -> Result<WatchEvent<T>, Error> {
-    let item = |object: &[u8]| {
-        let keep = || if shared { line.slice_ref(object) } else { Bytes::copy_from_slice(object) };
-        T::read_kept(object, &keep).map_err(|e| undecodable_event(plural, &e))
+/// Decodes one line of a watch. A `shared` line may be kept as it is, and its object may be there.
+fn event<T: Item>(line: &Bytes, shared: Option<&SharedMemory>, plural: &str) -> Result<WatchEvent<T>, Error> {
+    let mut handed_over = shared.and_then(|shared| (shared.decoded)(line));
+    let mut item = |object: &[u8]| {
+        let keep = || if shared.is_some() { line.slice_ref(object) } else { Bytes::copy_from_slice(object) };
+        let received = handed_over.take().and_then(|decoded| T::received(decoded, object, &keep));
+        received.map_or_else(|| T::read_kept(object, &keep).map_err(|e| undecodable_event(plural, &e)), Ok)
     };
     // Who shares its memory writes events just so, and nobody has to look for the object's end.
-    let framed = if shared { framed(line) } else { None };
+    let framed = shared.and_then(|_| framed(line));
     Ok(match framed.map_or_else(|| event_frame(line, plural), Ok)? {
         WatchEvent::Added(object) => WatchEvent::Added(item(object)?),
         WatchEvent::Modified(object) => WatchEvent::Modified(item(object)?),
@@ -237,7 +266,7 @@ impl Lines {
 struct Events<T> {
     /// None after the end and after a failure.
     lines: Option<Lines>,
-    shared: bool,
+    shared: Option<SharedMemory>,
     plural: String,
     item: PhantomData<fn() -> T>,
 }
@@ -249,7 +278,7 @@ impl<T: Item> Stream for Events<T> {
         let this = self.get_mut();
         let Some(lines) = &mut this.lines else { return Poll::Ready(None) };
         let line = ready!(lines.poll_next(context, &this.plural));
-        let event = line.map(|line| event(&line?, this.shared, &this.plural));
+        let event = line.map(|line| event(&line?, this.shared.as_ref(), &this.plural));
         if !matches!(event, Some(Ok(_))) {
             this.lines = None;
         }
@@ -259,7 +288,7 @@ impl<T: Item> Stream for Events<T> {
 
 /// The events of a watch's answer. Ends after the first failure.
 pub(crate) fn watch<T: Item>(response: Response<Body>, plural: String) -> WatchStream<T> {
-    let shared = response.extensions().get::<SharedMemory>().is_some();
+    let shared = response.extensions().get::<SharedMemory>().cloned();
     let lines = Lines { body: response.into_body(), frame: Bytes::new(), begun: BytesMut::new(), ended: false };
     Events { lines: Some(lines), shared, plural, item: PhantomData }.boxed()
 }
@@ -299,13 +328,16 @@ mod tests {
             let (quick, slow) = (framed(line.as_bytes()).unwrap(), event_frame(line.as_bytes(), "configmaps").unwrap());
             assert_eq!(format!("{quick:?}"), format!("{slow:?}"));
             let line = Bytes::from(line);
-            let events = [true, false].map(|shared| event::<ConfigMap>(&line, shared, "configmaps").unwrap());
+            let memory = SharedMemory { decoded: Arc::new(|_| None) };
+            let read = |shared| event::<ConfigMap>(&line, shared, "configmaps").unwrap();
+            let events = [Some(&memory), None].map(read);
             assert_eq!(format!("{:?}", events[0]), format!("{:?}", events[1]));
         }
         let bookmark = br#"{"type":"BOOKMARK","object":{"metadata":{"resourceVersion":"9"}}}"#;
         assert!(framed(bookmark).is_none());
         let more = Bytes::from_static(br#"{"type":"ADDED","object":{"metadata":{}},"more":1}"#);
-        assert!(event::<ConfigMap>(&more, true, "configmaps").is_err());
+        let memory = SharedMemory { decoded: Arc::new(|_| None) };
+        assert!(event::<ConfigMap>(&more, Some(&memory), "configmaps").is_err());
     }
 
     #[tokio::test]

@@ -2,15 +2,21 @@
 //! work with. The server is asked for `PartialObjectMetadata`, so that specs and statuses are not carried.
 
 use crate::api::{DeleteParams, ListParams, ObjectList, Patch, PatchParams, WatchParams, WatchStream, encode};
-use crate::frames::Item;
+use crate::frames::{Item, is_read_from};
 use crate::{Client, Error};
 use bytes::Bytes;
 use gantry_api::ObjectMeta;
+use gantry_api::kind::Object;
 use http::Method;
 use serde::{Deserialize, Serialize};
+use std::sync::Arc;
 
 const PARTIAL_OBJECT: &str = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json";
 const PARTIAL_LIST: &str = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json";
+
+/// How the server calls an object of which it sends only the metadata.
+const API_VERSION: &str = "meta.k8s.io/v1";
+const KIND: &str = "PartialObjectMetadata";
 
 /// An object of which only type and metadata are known.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -30,6 +36,27 @@ pub struct PartialObject {
 impl Item for PartialObject {
     fn read(bytes: &[u8]) -> Result<Self, serde_json::Error> {
         serde_json::from_slice(bytes)
+    }
+    fn received(object: Arc<dyn Object>, bytes: &[u8], _: &dyn Fn() -> Bytes) -> Option<Self> {
+        let meta = object.meta();
+        let metadata = ObjectMeta {
+            creation_timestamp: meta.creation_timestamp.clone(),
+            deletion_grace_period_seconds: meta.deletion_grace_period_seconds,
+            deletion_timestamp: meta.deletion_timestamp.clone(),
+            finalizers: meta.finalizers.clone(),
+            generate_name: meta.generate_name.clone(),
+            generation: meta.generation,
+            name: meta.name.clone(),
+            namespace: meta.namespace.clone(),
+            owner_references: meta.owner_references.clone(),
+            resource_version: meta.resource_version.clone(),
+            self_link: meta.self_link.clone(),
+            uid: meta.uid.clone(),
+            ..ObjectMeta::default()
+        };
+        let slim = Self { api_version: API_VERSION.to_owned(), kind: KIND.to_owned(), metadata };
+        debug_assert!(is_read_from(&slim, bytes), "what was handed over is not what was written");
+        Some(slim)
     }
     fn metadata(&self) -> &ObjectMeta {
         &self.metadata

@@ -2,16 +2,24 @@
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use gantry_api::kind::Object;
 use http::{Request, Response};
 use http_body_util::combinators::BoxBody;
+use std::sync::Arc;
 
 /// A streamed answer body.
 pub type Body = BoxBody<Bytes, TransportError>;
 
+/// Finds the object that a frame tells of, where the sender has it decoded.
+pub type Decoded = Arc<dyn Fn(&[u8]) -> Option<Arc<dyn Object>> + Send + Sync>;
+
 /// Extension of an answer whose body hands out memory that the sender keeps anyway, one watch event per frame: whoever
 /// keeps an event may keep the frame instead of a copy.
-#[derive(Clone, Copy, Debug)]
-pub struct SharedMemory;
+#[derive(Clone)]
+pub struct SharedMemory {
+    /// Asked for the frame that came last, gives its object as reading it would; managed fields may be missing.
+    pub decoded: Decoded,
+}
 
 /// The connection failed or broke; always retryable.
 #[derive(Debug, Clone, thiserror::Error)]

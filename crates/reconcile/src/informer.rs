@@ -109,7 +109,7 @@ impl<K: Kind> Source<K> for Typed<K> {
 /// Keeps a text of what is known of the object only: the text it came as is that of all its metadata.
 fn slimmed(mut object: PartialObject) -> Kept<PartialObject> {
     object.slim();
-    Kept { json: serde_json::to_vec(&object).ok().map(Bytes::from), object }
+    Kept { json: serde_json::to_vec(&object).ok().map(Bytes::from), object: Arc::new(object) }
 }
 
 #[async_trait]
@@ -231,9 +231,7 @@ impl<T: Item> Informer<T> {
     }
 
     fn put(&self, kept: Kept<T>) {
-        let Kept { mut object, json } = kept;
-        object.slim();
-        let object = Arc::new(object);
+        let Kept { object, json } = kept;
         self.apply(|store| {
             let Some(old) = store.put_with(object.clone(), json) else { return [Some(Change::Added(object)), None] };
             let (before, after) = (old.metadata(), object.metadata());
@@ -246,10 +244,10 @@ impl<T: Item> Informer<T> {
         });
     }
 
-    fn remove(&self, key: &str, last: Option<T>) {
+    fn remove(&self, key: &str, last: Option<Arc<T>>) {
         self.apply(|store| {
             let known = store.take(key);
-            [last.map(Arc::new).or(known).map(Change::Deleted), None]
+            [last.or(known).map(Change::Deleted), None]
         });
     }
 
@@ -260,7 +258,7 @@ impl<T: Item> Informer<T> {
         loop {
             let list = self.0.source.list(page.clone()).await?;
             for object in list.items {
-                seen.insert(key_of(&object.object));
+                seen.insert(key_of(&*object.object));
                 self.put(object);
             }
             if list.continue_token.is_empty() {
@@ -297,7 +295,7 @@ impl<T: Item> Informer<T> {
                 }
                 WatchEvent::Deleted(o) => {
                     seen(&o, version);
-                    self.remove(&key_of(&o.object), Some(o.object));
+                    self.remove(&key_of(&*o.object), Some(o.object));
                 }
                 WatchEvent::Bookmark { resource_version, .. } => *version = resource_version,
             }

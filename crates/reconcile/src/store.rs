@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use gantry_api::ObjectMeta;
+use gantry_api::kind::Object;
 use gantry_api::packed::{Packing, Text, WORTH_IT};
 use gantry_client::Item;
 use parking_lot::Mutex;
@@ -39,31 +40,33 @@ const DECODED_AT_REST: usize = 128;
 
 /// An object with the text it was read from, where that may be kept instead.
 pub struct Kept<T> {
-    /// The object.
-    pub object: T,
+    /// The object, slim.
+    pub object: Arc<T>,
     /// Its text.
     pub json: Option<Bytes>,
 }
 
-impl<T> From<T> for Kept<T> {
-    fn from(object: T) -> Self {
-        Self { object, json: None }
+impl<T: Item> Kept<T> {
+    fn new(mut object: T, json: Option<Bytes>) -> Self {
+        object.slim();
+        Self { object: Arc::new(object), json }
     }
 }
 
 impl<T: Item> Item for Kept<T> {
     fn read(bytes: &[u8]) -> Result<Self, serde_json::Error> {
-        T::read(bytes).map(Self::from)
+        Ok(Self::new(T::read(bytes)?, None))
     }
     fn read_kept(bytes: &[u8], keep: &dyn Fn() -> Bytes) -> Result<Self, serde_json::Error> {
-        Ok(Self { object: T::read(bytes)?, json: Some(keep()) })
+        Ok(Self::new(T::read(bytes)?, Some(keep())))
+    }
+    fn received(object: Arc<dyn Object>, bytes: &[u8], keep: &dyn Fn() -> Bytes) -> Option<Self> {
+        Some(Self { object: T::shared(object, bytes)?, json: Some(keep()) })
     }
     fn metadata(&self) -> &ObjectMeta {
         self.object.metadata()
     }
-    fn slim(&mut self) {
-        self.object.slim();
-    }
+    fn slim(&mut self) {}
 }
 
 type IndexFn<T> = Box<dyn Fn(&T) -> Vec<String> + Send + Sync>;
@@ -83,11 +86,26 @@ impl<T> IndexData<T> {
     }
     fn remove(&mut self, key: &str, object: &T) {
         for value in (self.of)(object) {
-            if let Some(bucket) = self.entries.get_mut(&value) {
-                bucket.remove(key);
-                if bucket.is_empty() {
-                    self.entries.remove(&value);
-                }
+            self.remove_from(&value, key);
+        }
+    }
+    fn remove_from(&mut self, value: &str, key: &str) {
+        if let Some(bucket) = self.entries.get_mut(value) {
+            bucket.remove(key);
+            if bucket.is_empty() {
+                self.entries.remove(value);
+            }
+        }
+    }
+    /// The object changed. Most changes are none to most indexes.
+    fn replace(&mut self, key: &Key, old: &T, new: &T) {
+        let (before, after) = ((self.of)(old), (self.of)(new));
+        for value in before.iter().filter(|v| !after.contains(v)) {
+            self.remove_from(value, key);
+        }
+        for value in after {
+            if !before.contains(&value) {
+                self.entries.entry(value).or_default().insert(key.clone());
             }
         }
     }
@@ -178,10 +196,10 @@ impl<T: Item> State<T> {
         };
         let old = self.objects.insert(key.clone(), slot).map(|slot| slot.object());
         for index in &mut self.indexes {
-            if let Some(old) = &old {
-                index.remove(&key, old);
+            match &old {
+                Some(old) => index.replace(&key, old, &object),
+                None => index.insert(&key, &object),
             }
-            index.insert(&key, &object);
         }
         self.decoded_max = (self.decoded_max - 1).max(DECODED_MIN);
         if has_text && !noted {

@@ -38,6 +38,10 @@ pub struct RequestInfo {
     pub path: String,
 }
 
+/// Extension of a watch by a component of this process: objects can be handed to it as they are.
+#[derive(Clone, Copy, Debug)]
+pub struct FromThisProcess;
+
 /// A routed request.
 pub struct RequestContext {
     /// What is addressed.

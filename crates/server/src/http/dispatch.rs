@@ -7,7 +7,7 @@ use crate::registry::options::{self, ListOptions, WriteOptions, delete_options};
 use crate::registry::read::Listed;
 use crate::registry::scale::{ScaleChange, scale_of_entry, table_of};
 use crate::registry::write::{Target, Written};
-use crate::request::{RequestContext, RequestInfo, Response};
+use crate::request::{FromThisProcess, RequestContext, RequestInfo, Response};
 use crate::server::Server;
 use bytes::Bytes;
 use gantry_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::DeleteOptions;
@@ -200,9 +200,12 @@ impl Call<'_> {
         let options = ListOptions::parse(&query)?;
         let body = self.server.registry.watch(self.resource, self.namespace(), &options, accepted.form).await?;
         let is_protobuf = accepted.media == Media::Protobuf;
-        let body = if is_protobuf { body.into_protobuf() } else { body };
+        let mut body = if is_protobuf { body.into_protobuf() } else { body };
+        let is_from_here = self.cx.parts.extensions.get::<FromThisProcess>().is_some();
+        let handover = is_from_here.then(|| body.hand_over()).flatten();
         let body = self.server.metrics.long_running(body, &self.cx.info, self.resource);
         let mut response = Response::new(body.boxed());
+        handover.and_then(|handover| response.extensions_mut().insert(handover));
         // Upstream says nothing of the shape here.
         let content_type = if is_protobuf { PROTOBUF_STREAM } else { "application/json" };
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));

@@ -8,7 +8,7 @@ use crate::authn::{Peer, UserInfo, impersonation};
 use crate::authz::{Attributes, Decision};
 use crate::flow::turns::Spawner;
 use crate::flow::{self, Seats};
-use crate::request::{RequestContext, Response};
+use crate::request::{FromThisProcess, RequestContext, Response};
 use crate::server::Server;
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -173,7 +173,12 @@ async fn steps(
     // Who asks?
     let in_process = matches!(caller, Caller::Component(_));
     cx.user = match caller {
-        Caller::Component(user) => user,
+        Caller::Component(user) => {
+            if cx.info.verb == "watch" {
+                cx.parts.extensions.insert(FromThisProcess);
+            }
+            user
+        }
         Caller::Remote(connection) => {
             if let Some(address) = connection.peer.address {
                 cx.parts.extensions.insert(PeerAddress(address));

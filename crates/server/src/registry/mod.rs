@@ -21,7 +21,7 @@ use crate::admission::Chain;
 use crate::cluster::Cluster;
 use crate::encryption::Encryption;
 use crate::watch_cache::dispatch::prefix_of;
-use crate::watch_cache::{Dispatcher, Halted, WatchCache};
+use crate::watch_cache::{Dispatcher, Halted, WatchCache, fresh};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use gantry_api::clock::Clock;
@@ -256,9 +256,21 @@ impl Registry {
         transformer.prepare(&kv.value).await;
         let (value, stale) = transformer.open(&kv.key, &kv.value).map_err(ApiError::internal)?;
         kv.value = value;
-        let mut stored = Stored::decode(resource, kv, stale)?;
+        let mut stored = match self.just_written(resource, &kv) {
+            Some(object) => Stored { kv, object, stale },
+            None => Stored::decode(resource, kv, stale)?,
+        };
         stored.object = self.in_own_version(resource, stored.object).await?;
         Ok(Some(stored))
+    }
+
+    /// The object that a record holds, where that is one of the last writes and was not read yet.
+    fn just_written(&self, resource: &dyn Resource, kv: &KeyValue) -> Option<Box<dyn Object>> {
+        let cache = self.cache(resource).ok()?;
+        let path = kv.key.strip_prefix(cache.prefix().as_bytes())?;
+        let object = cache.fresh(std::str::from_utf8(path).ok()?, kv.mod_revision)?;
+        debug_assert!(fresh::is_read_from(object.as_ref(), &kv.value), "what was kept is not what was written");
+        Some(object)
     }
 }
 

@@ -6,8 +6,9 @@ use super::options::ListOptions;
 use crate::http::negotiate::Form;
 use crate::http::respond::not_marshalable;
 use crate::table;
+use crate::watch_cache::fresh::Receiver;
 use crate::watch_cache::{
-    Encoding, Entry, Event, EventType, Next, Selection, Shown, Snapshot, Subscription, WatchCache,
+    Encoding, Entry, Event, EventType, Handover, Next, Selection, Shown, Snapshot, Subscription, WatchCache,
 };
 use bytes::Bytes;
 use gantry_api::clock::Clock;
@@ -94,6 +95,7 @@ impl Registry {
             protobuf: false,
             clock: self.clock,
             conversion,
+            receiver: None,
             state,
             floor: after.unwrap_or(0),
             columns_sent: false,
@@ -123,6 +125,8 @@ pub struct WatchBody {
     protobuf: bool,
     clock: Clock,
     conversion: Option<Conversion>,
+    /// Who takes objects as they were written.
+    receiver: Option<Receiver>,
     state: State,
     /// Events up to this version are not for this watch.
     floor: u64,
@@ -201,6 +205,15 @@ impl WatchBody {
     pub fn into_protobuf(mut self) -> Self {
         self.protobuf = true;
         self
+    }
+
+    /// From now on objects are handed over beside the frames that tell of them: where they are left. None where frames do not
+    /// tell of whole objects as they are stored.
+    pub fn hand_over(&mut self) -> Option<Arc<Handover>> {
+        let State::Running { subscription, .. } = &self.state else { return None };
+        let whole = matches!(self.form, Form::Object | Form::Metadata(_)) && !self.protobuf && self.conversion.is_none();
+        let receiver = whole.then(|| Receiver::new(subscription.cache().clone()))?;
+        Some(self.receiver.insert(receiver).handover())
     }
 
     /// An event, made as a line of JSON, in the encoding of the watch.
@@ -301,10 +314,14 @@ impl WatchBody {
             let line = self.shaped(kind, &event.entry, event.frame(shown))?;
             self.framed(line)
         };
-        match encoding {
+        let frame = match encoding {
             Some(encoding) => cache.encoded(event, shown, encoding, make),
             None => make(),
+        }?;
+        if let Some(receiver) = self.receiver.as_ref().filter(|_| shown != Shown::Deleted) {
+            receiver.sends(&frame, event);
         }
+        Ok(frame)
     }
 
     fn bookmark(&self, revision: u64, initial_end: bool) -> Bytes {

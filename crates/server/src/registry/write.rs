@@ -8,7 +8,8 @@ use crate::audit::{self, Part};
 use crate::authn::UserInfo;
 use crate::authz::{self, Authorizer, Decision};
 use crate::registry::draft::{Change, Draft};
-use crate::watch_cache::Selectable;
+use crate::watch_cache::dispatch::Announced;
+use crate::watch_cache::{Selectable, fresh};
 use bytes::Bytes;
 use gantry_api::core::pod::drop_scheduling_group;
 use gantry_api::kind::{Context, Object, Resource};
@@ -324,7 +325,10 @@ impl Registry {
         let write = if deletes { Write::Delete(bytes) } else { Write::Put(bytes, sealed.clone()) };
         let txn = Txn { compares: vec![compare], writes: vec![write] };
         let announcement = (!deletes && resource.learned().is_none()).then(|| {
-            self.dispatcher.announce(&sealed, Selectable::of(resource, object));
+            let received = self.cache(resource).is_ok_and(|cache| cache.is_received());
+            let fresh = received.then(|| fresh::as_read(object)).flatten();
+            let announced = Announced { selectable: Selectable::of(resource, object), fresh };
+            self.dispatcher.announce(&sealed, announced);
             Announcement { dispatcher: &self.dispatcher, value: &sealed, kept: false }
         });
         let stored = audit::timed(Part::Storage, self.store.txn(txn)).await;

@@ -1,6 +1,7 @@
 //! Feeds the caches from the store.
 
-use super::{Entry, EventType, Selectable, WatchCache};
+use super::fresh::Fresh;
+use super::{Applying, Entry, EventType, Selectable, WatchCache};
 use crate::encryption::Encryption;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -112,9 +113,17 @@ pub struct Dispatcher {
     replace: mpsc::UnboundedSender<Replace>,
     replaced: Mutex<Option<mpsc::UnboundedReceiver<Replace>>>,
     following: AtomicBool,
-    /// What selectors look at of objects on their way to the store, so that the one task that feeds the caches need not
-    /// decode them again. By address of the value, which is kept alive so that no other can have the same.
-    written: Mutex<HashMap<usize, (Bytes, Selectable)>>,
+    /// What is known of objects on their way to the store, so that the one task that feeds the caches need not decode them
+    /// again. By address of the value, which is kept alive so that no other can have the same.
+    written: Mutex<HashMap<usize, (Bytes, Announced)>>,
+}
+
+/// What the caches need of an object that is about to be written.
+pub struct Announced {
+    /// What selectors look at.
+    pub selectable: Selectable,
+    /// The object itself, where somebody takes it so.
+    pub fresh: Option<Fresh>,
 }
 
 /// Writes under way for which [`Dispatcher::announce`] keeps something; beyond, objects are decoded when they come back.
@@ -231,17 +240,17 @@ impl Dispatcher {
         Ok(())
     }
 
-    /// Tells what selectors will look at of a value that is about to be written.
-    pub fn announce(&self, value: &Bytes, selectable: Selectable) {
+    /// Tells what the caches will need of a value that is about to be written.
+    pub fn announce(&self, value: &Bytes, announced: Announced) {
         let mut written = self.written.lock();
         if written.len() < ANNOUNCED_MAX {
-            written.insert(value.as_ptr().addr(), (value.clone(), selectable));
+            written.insert(value.as_ptr().addr(), (value.clone(), announced));
         }
     }
 
     /// Takes back what was announced for a value that was not written, or finds it for one that was.
-    pub fn announced(&self, value: &Bytes) -> Option<Selectable> {
-        self.written.lock().remove(&value.as_ptr().addr()).map(|(_, selectable)| selectable)
+    pub fn announced(&self, value: &Bytes) -> Option<Announced> {
+        self.written.lock().remove(&value.as_ptr().addr()).map(|(_, announced)| announced)
     }
 
     /// Whether the caches are filled and follow the store.
@@ -292,7 +301,7 @@ impl Dispatcher {
             for kv in &page.items {
                 for (cache, entries) in caches.iter().zip(&mut entries) {
                     cache.transformer.prepare(&kv.value).await;
-                    entries.extend(entry_of(cache, kv, None).map(|(_, entry)| entry));
+                    entries.extend(entry_of(cache, kv, None).and_then(|applying| applying.entry));
                 }
             }
             match page.items.last() {
@@ -404,20 +413,18 @@ impl Drop for Following<'_> {
     }
 }
 
-fn change_of(
-    cache: &WatchCache,
-    event: &Event,
-    prefix: usize,
-    announced: Option<Selectable>,
-) -> Option<(String, Option<Entry>)> {
+fn change_of(cache: &WatchCache, event: &Event, prefix: usize, announced: Option<Announced>) -> Option<Applying> {
     match &event.value {
-        None => Some((String::from_utf8_lossy(&event.key[prefix..]).into_owned(), None)),
-        Some(kv) => entry_of(cache, kv, announced).map(|(path, entry)| (path, Some(entry))),
+        None => {
+            let path = String::from_utf8_lossy(&event.key[prefix..]).into_owned();
+            Some(Applying { path, entry: None, fresh: None })
+        }
+        Some(kv) => entry_of(cache, kv, announced),
     }
 }
 
-/// An object as the cache holds it. What cannot be decrypted is told to the cache, what cannot be decoded is left out.
-fn entry_of(cache: &WatchCache, kv: &KeyValue, announced: Option<Selectable>) -> Option<(String, Entry)> {
+/// An object as the cache holds it. What cannot be decrypted or decoded is told to the cache.
+fn entry_of(cache: &WatchCache, kv: &KeyValue, announced: Option<Announced>) -> Option<Applying> {
     let path = String::from_utf8_lossy(&kv.key[cache.prefix().len()..]).into_owned();
     let json = match cache.transformer.open(&kv.key, &kv.value) {
         Ok((json, _)) => json,
@@ -428,7 +435,7 @@ fn entry_of(cache: &WatchCache, kv: &KeyValue, announced: Option<Selectable>) ->
         }
     };
     match decoded(cache, kv, &path, &json, announced) {
-        Ok(entry) => Some((path, entry)),
+        Ok((entry, fresh)) => Some(Applying { path, entry: Some(entry), fresh }),
         Err(e) => {
             let key = String::from_utf8_lossy(&kv.key);
             tracing::error!(%key, error = %e, "stored object cannot be decoded; it is left out");
@@ -442,15 +449,18 @@ fn decoded(
     kv: &KeyValue,
     path: &str,
     json: &Bytes,
-    announced: Option<Selectable>,
-) -> Result<Entry, serde_json::Error> {
+    announced: Option<Announced>,
+) -> Result<(Entry, Option<Fresh>), serde_json::Error> {
     let event = if kv.version == 1 { EventType::Added } else { EventType::Modified };
     let resource = cache.resource;
     // What is stored of a learned resource may lack defaults, or have what its schema does not know any more.
     let own =
         resource.learned().is_none() && json.get(1..).is_some_and(|v| v.starts_with(cache.type_prefix().as_bytes()));
     let entry = match announced.filter(|_| own) {
-        Some(selectable) => Entry::new(path, event, json, kv.mod_revision, resource, selectable),
+        Some(Announced { selectable, fresh }) => {
+            let fresh = fresh.and_then(|fresh| fresh.at(kv.mod_revision));
+            return Ok((Entry::new(path, event, json, kv.mod_revision, resource, selectable), fresh));
+        }
         None => {
             let object = resource.decode(json)?;
             let selectable = Selectable::of(resource, object.as_ref());
@@ -460,7 +470,7 @@ fn decoded(
             Entry::new(path, event, json, kv.mod_revision, resource, selectable)
         }
     };
-    Ok(entry)
+    Ok((entry, None))
 }
 
 #[cfg(test)]

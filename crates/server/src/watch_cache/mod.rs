@@ -7,6 +7,7 @@
 pub(crate) mod dispatch;
 mod encoded;
 mod entry;
+pub(crate) mod fresh;
 mod pack;
 #[cfg(test)]
 mod tests;
@@ -14,12 +15,14 @@ mod watcher;
 
 pub use dispatch::{Applied, Dispatcher, Halted};
 pub use encoded::Encoding;
+pub use fresh::Handover;
 pub use entry::{ByPath, Entry, EventType, MetaField, Selectable, Selection, type_prefix, with_version};
 pub use watcher::{Closed, Next, Shown, Subscription};
 
 use crate::encryption::Transformer;
 use bytes::Bytes;
 use encoded::Encodings;
+use fresh::Fresh;
 use gantry_api::kind::Resource;
 use gantry_api::kinds;
 use gantry_api::meta::fields::{FieldSelector, unsupported_field};
@@ -31,7 +34,7 @@ use parking_lot::{Mutex, RwLock};
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Bound;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::time::Instant;
 use watcher::{Scope, Watchers};
@@ -56,13 +59,20 @@ pub struct Event {
     pub previous: Option<Arc<Entry>>,
     /// How watchers of some of the objects are told of it, where that is not as it is.
     reframed: Mutex<Vec<(Shown, Bytes)>>,
+    /// The object in the state after, as it was written, while the change is one of the last.
+    fresh: Mutex<Option<Fresh>>,
 }
 
 impl Event {
     /// A change to a state.
     #[must_use]
     pub fn new(entry: Arc<Entry>, previous: Option<Arc<Entry>>) -> Self {
-        Self { entry, previous, reframed: Mutex::default() }
+        Self { entry, previous, reframed: Mutex::default(), fresh: Mutex::default() }
+    }
+
+    /// The object in the state after, as it was written, where that is still held.
+    fn fresh(&self) -> Option<Fresh> {
+        self.fresh.lock().clone()
     }
 
     /// Revision of the change.
@@ -91,6 +101,12 @@ impl Event {
     /// Throws away what was encoded; who asks all the same has it encoded again.
     fn forget(&self) {
         *self.reframed.lock() = Vec::new();
+        self.forget_fresh();
+    }
+
+    fn forget_fresh(&self) {
+        let gone = self.fresh.lock().take();
+        drop(gone);
     }
 
     /// How a watcher with this selection sees the change; None where it does not.
@@ -156,6 +172,15 @@ impl Snapshot {
     }
 }
 
+/// A change of one object that a cache takes in.
+struct Applying {
+    path: String,
+    /// The state after, None where the object is gone.
+    entry: Option<Entry>,
+    /// The object in that state, as it was written, where somebody takes it so.
+    fresh: Option<Fresh>,
+}
+
 struct State {
     items: OrdSet<ByPath>,
     /// Revision of the last change.
@@ -193,6 +218,8 @@ pub struct WatchCache {
     generation: AtomicU64,
     encodings: Encodings,
     rest: pack::Rest,
+    /// Watches that take objects as they were written.
+    receivers: AtomicUsize,
 }
 
 impl WatchCache {
@@ -223,6 +250,7 @@ impl WatchCache {
             generation: AtomicU64::new(0),
             encodings: Encodings::default(),
             rest: pack::Rest::default(),
+            receivers: AtomicUsize::new(0),
         }
     }
 
@@ -405,15 +433,15 @@ impl WatchCache {
         self.generation.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// Takes in the changes of one transaction: (path, new state or None).
-    fn apply(&self, revision: u64, changes: impl Iterator<Item = (String, Option<Entry>)>) {
+    /// Takes in the changes of one transaction.
+    fn apply(&self, revision: u64, changes: impl Iterator<Item = Applying>) {
         let mut state = self.state.write();
         if !state.pinned.is_empty() {
             // A snapshot nobody pages through any more would keep everything that changed since alive.
             let now = Instant::now();
             state.pinned.retain(|(since, _)| now - *since < PINNED_FOR);
         }
-        for (path, entry) in changes {
+        for Applying { path, entry, fresh } in changes {
             self.unreadable.write().remove(&path);
             let previous = state.items.get(path.as_str()).map(|e| e.0.clone());
             let entry = match (entry, &previous) {
@@ -426,7 +454,8 @@ impl WatchCache {
             } else {
                 state.items.insert(ByPath(entry.clone()));
             }
-            let event = Arc::new(Event::new(entry, previous));
+            let event = Event { fresh: Mutex::new(fresh), ..Event::new(entry, previous) };
+            let event = Arc::new(event);
             state.watchers.deliver(&event);
             state.push(event);
             self.generation.fetch_add(1, Ordering::AcqRel);
@@ -451,6 +480,9 @@ impl State {
         self.ring_bytes += cost(&event);
         self.ring.push_back(event);
         while self.ring.len() > RING_EVENTS_MAX
+        if let Some(aged) = self.ring.len().checked_sub(fresh::FRESH_MAX + 1) {
+            self.ring[aged].forget_fresh();
+        }
             || (self.ring_bytes > RING_BYTES_MAX && self.ring.len() > RING_EVENTS_MIN)
         {
             let Some(gone) = self.ring.pop_front() else { break };

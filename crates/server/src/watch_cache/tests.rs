@@ -25,11 +25,11 @@ pub(super) fn put(cache: &WatchCache, revision: u64, event: EventType, value: Va
     let path = format!("ns/{}", object.meta().name.as_deref().unwrap());
     let selectable = Selectable::of(cache.resource, object.as_ref());
     let entry = Entry::new(&path, event, &object.to_json(), revision, cache.resource, selectable);
-    cache.apply(revision, std::iter::once((path, Some(entry))));
+    cache.apply(revision, std::iter::once(Applying { path, entry: Some(entry), fresh: None }));
 }
 
 fn delete(cache: &WatchCache, revision: u64, name: &str) {
-    cache.apply(revision, std::iter::once((format!("ns/{name}"), None)));
+    cache.apply(revision, std::iter::once(Applying { path: format!("ns/{name}"), entry: None, fresh: None }));
 }
 
 fn selection(cache: &WatchCache, fields: &str) -> Selection {
@@ -176,7 +176,7 @@ fn namespaces_do_not_run_into_each_other() {
         let object = cache.resource.decode_value(value).unwrap();
         let selectable = Selectable::of(cache.resource, object.as_ref());
         let entry = Entry::new(path, EventType::Added, &object.to_json(), revision, cache.resource, selectable);
-        cache.apply(revision, std::iter::once((path.to_owned(), Some(entry))));
+        cache.apply(revision, std::iter::once(Applying { path: path.to_owned(), entry: Some(entry), fresh: None }));
     };
     for (i, path) in ["a/x", "a/y", "a-b/x", "a0/x", "b/x"].into_iter().enumerate() {
         make(path, i as u64 + 1);
