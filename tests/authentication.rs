@@ -192,6 +192,14 @@ fn of_an_issuer(api: &Api<'_>, issuer: &Https, signers: &Mutex<Vec<Signer>>) {
     signers.lock().unwrap().push(Signer::new("two"));
     let second = signers.lock().unwrap()[1].token(&claims(&url, json!({"sub": "bob"})));
     assert_eq!(whoami(api, &second).unwrap()["username"], "oidc:bob");
+    let metrics = api.request("GET", "/metrics", None).text;
+    let of = |name: &str| {
+        let name = format!("apiserver_authentication_jwt_authenticator_{name}");
+        metrics.lines().filter(|line| line.starts_with(&name)).map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(of("jwks_fetch_last_key_set_info{").len(), 1, "of the last key set alone");
+    assert!(of("jwks_fetch_last_timestamp_seconds{result=\"success\",").len() == 1, "{metrics}");
+    assert_eq!(of("latency_seconds_count{").len(), 2, "of tokens accepted, and of others");
 }
 
 fn of_a_file_and_of_a_webhook(api: &Api<'_>, asked: &Mutex<Vec<Value>>) {

@@ -57,6 +57,14 @@ fn keys(provider: &str, keys: &[(&str, &str)]) -> String {
     format!("{{{provider}: {{keys: [{}]}}}}", keys.join(", "))
 }
 
+/// What is said of a Secret in the default namespace that cannot be decrypted.
+fn corrupt(name: &str, why: &str) -> String {
+    format!(
+        "StorageError: corrupt object, Code: 7, Key: /registry/core/secrets/default/{name}, ResourceVersion: 0, \
+         AdditionalErrorMsg: data from the storage is not transformable revision=0: {why}"
+    )
+}
+
 fn restart(cluster: &mut Cluster) {
     cluster.interrupt();
     cluster.up();
@@ -88,6 +96,7 @@ fn secrets_are_encrypted_by_default() {
     api.edit(&format!("{SECRETS}/s"), |s| s["metadata"]["labels"] = json!({"a": "b"}));
     assert_eq!(watch.expect("MODIFIED", "s")["metadata"]["labels"]["a"], "b");
     drop(watch);
+    create(&api, "to-be-given-up", "as-good-as-lost");
     let before = std::fs::read(&configuration).unwrap();
     restart(&mut cluster);
     let api = Api::new(&cluster);
@@ -100,28 +109,89 @@ fn secrets_are_encrypted_by_default() {
     std::fs::rename(&configuration, &aside).unwrap();
     cluster.up();
     let api = Api::new(&cluster);
-    let why = "no matching key was found for the provided Secretbox transformer";
+    let corrupt = corrupt("s", "no matching key was found for the provided Secretbox transformer");
     let told = |method: &str, path: &str| {
         let status = api.request(method, path, None).expect(500);
-        assert_eq!(status["reason"], "InternalError");
-        status["message"].as_str().unwrap().to_owned()
+        (status["reason"].as_str().unwrap().to_owned(), status["message"].as_str().unwrap().to_owned())
     };
-    assert_eq!(told("GET", &format!("{SECRETS}/s")), format!("Internal error occurred: {why}"));
-    let message = told("GET", SECRETS);
-    assert!(
-        message.starts_with("Internal error occurred: unable to transform key \"/registry/core/secrets/"),
-        "{message}"
-    );
-    assert!(message.ends_with(why), "{message}");
-    told("DELETE", &format!("{SECRETS}/s"));
-    told("DELETE", SECRETS);
+    let of_one = ("InternalError".to_owned(), format!("Internal error occurred: {corrupt}"));
+    assert_eq!(told("GET", &format!("{SECRETS}/s")), of_one);
+    assert_eq!(told("DELETE", &format!("{SECRETS}/s")), of_one);
+    let of_all = format!("failed to read one or more secrets from the storage: {corrupt} (and 1 more)");
+    for method in ["GET", "DELETE"] {
+        assert_eq!(told(method, SECRETS), ("StorageReadError".to_owned(), of_all.clone()));
+    }
+    let causes = api.request("GET", SECRETS, None).expect(500)["details"]["causes"].clone();
+    assert_eq!(causes[0]["reason"], "UnexpectedServerResponse");
+    assert_eq!(causes[0]["field"], "/registry/core/secrets/default/s");
     assert_eq!(api.try_get("/api/v1/namespaces/default/configmaps/m").code, 200);
     create(&api, "new", "written-meanwhile-with-another-key");
     assert_eq!(value(&api, "new"), "written-meanwhile-with-another-key");
+    what_cannot_be_read_is_given_up(&cluster, &api);
     cluster.interrupt();
     std::fs::rename(&aside, &configuration).unwrap();
     cluster.up();
-    assert_eq!(value(&Api::new(&cluster), "s"), plain);
+    let api = Api::new(&cluster);
+    assert_eq!(value(&api, "s"), plain);
+    api.gone(&format!("{SECRETS}/to-be-given-up"));
+}
+
+/// Objects that cannot be read are deleted when that is asked for in so many words, by those who may.
+fn what_cannot_be_read_is_given_up(cluster: &Cluster, api: &Api<'_>) {
+    let option = "ignoreStoreReadErrorWithClusterBreakingPotential";
+    let given_up = format!("{SECRETS}/to-be-given-up?{option}=true");
+    let rule = |verb| json!({"apiGroups": [""], "resources": ["secrets"], "verbs": [verb]});
+    let roles = "/apis/rbac.authorization.k8s.io/v1/namespaces/default";
+    api.create(&format!("{roles}/roles"), &json!({"metadata": {"name": "deleter"}, "rules": [rule("delete")]}));
+    api.create(
+        &format!("{roles}/rolebindings"),
+        &json!({
+            "metadata": {"name": "deleter"},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "deleter"},
+            "subjects": [{"kind": "User", "name": "jane"}],
+        }),
+    );
+    let jane = api.impersonate("jane", &[]);
+    let verb = "unsafe-delete-ignore-read-errors";
+    let forbidden = format!("secrets \"to-be-given-up\" is forbidden: not permitted to do \"{verb}\", reason: ");
+    assert_eq!(jane.request("DELETE", &given_up, None).expect(403)["message"], forbidden);
+
+    let told = |path: &str, code: u16| {
+        api.request("DELETE", path, None).expect(code)["message"].as_str().unwrap_or_default().to_owned()
+    };
+    let invalid = format!("DeleteOptions.meta.k8s.io \"\" is invalid: {option}: Invalid value: true:");
+    assert_eq!(
+        told(&format!("{SECRETS}?{option}=true"), 422),
+        format!("{invalid} is not allowed with DELETECOLLECTION, try again after removing the option")
+    );
+    assert_eq!(
+        told(&format!("{given_up}&gracePeriodSeconds=0"), 422),
+        format!("{invalid} cannot be set together with .gracePeriodSeconds")
+    );
+    assert_eq!(
+        told(&format!("{SECRETS}/new?{option}=true"), 409),
+        "Operation cannot be fulfilled on secrets \"new\": StorageError: invalid object, Code: 4, Key: \
+         /registry/core/secrets/default/new, ResourceVersion: 0, AdditionalErrorMsg: unsafe deletion is not allowed \
+         because the object is decodable from storage"
+    );
+    assert_eq!(told(&format!("{SECRETS}/absent?{option}=true"), 404), "secrets \"absent\" not found");
+    told(&format!("{given_up}&dryRun=All"), 200);
+    assert_eq!(api.try_get(&format!("{SECRETS}/to-be-given-up")).code, 500, "it is still there");
+
+    api.edit(&format!("{roles}/roles/deleter"), |role| role["rules"] = json!([rule("delete"), rule(verb)]));
+    let answer = cluster.wait_for("the role to count", || {
+        Some(jane.request("DELETE", &given_up, None)).filter(|answer| answer.code != 403)
+    });
+    assert_eq!(
+        answer.expect(200),
+        json!({
+            "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success",
+            "details": {"name": "to-be-given-up", "kind": "Secret"}, "code": 200,
+        })
+    );
+    told(&given_up, 404);
+    let left = api.request("GET", SECRETS, None).expect(500);
+    assert_eq!(left["details"]["causes"].as_array().unwrap().len(), 1, "{left}");
 }
 
 #[test]
@@ -181,7 +251,8 @@ fn keys_are_rotated() {
     cluster.up();
     let api = Api::new(&cluster);
     let told = api.try_get(&format!("{SECRETS}/t")).expect(500);
-    assert_eq!(told["message"], "Internal error occurred: cipher: message authentication failed");
+    let why = corrupt("t", "cipher: message authentication failed");
+    assert_eq!(told["message"], format!("Internal error occurred: {why}"));
     assert_eq!(value(&api, "s"), plain, "others are read");
 
     // What cannot be understood is not started with.
@@ -374,11 +445,13 @@ fn a_key_management_service_keeps_the_keys() {
     plugin.take();
     restart(&mut cluster);
     let api = Api::new(&cluster);
-    let not_yet = "Internal error occurred: got unexpected nil transformer";
-    assert_eq!(api.try_get(&path).expect(500)["message"], not_yet);
-    assert!(api.try_get(SECRETS).expect(500)["message"].as_str().unwrap().ends_with("got unexpected nil transformer"));
+    let not_yet = "got unexpected nil transformer";
+    let told = api.try_get(&path).expect(500);
+    assert_eq!(told["message"], format!("Internal error occurred: {}", corrupt("s", not_yet)));
+    assert!(api.try_get(SECRETS).expect(500)["message"].as_str().unwrap().contains(not_yet));
     let new = json!({"metadata": {"name": "new"}, "stringData": {"value": "v"}});
-    assert_eq!(api.send("POST", SECRETS, &new).expect(500)["message"], not_yet);
+    let told = api.send("POST", SECRETS, &new).expect(500);
+    assert_eq!(told["message"], format!("Internal error occurred: {not_yet}"));
     let settings = "/api/v1/namespaces/default/configmaps";
     api.create(settings, &json!({"metadata": {"name": "m"}}));
     let ill = api.try_get("/healthz/kms-provider-0");
@@ -401,9 +474,9 @@ fn a_key_management_service_keeps_the_keys() {
     *service.keys.lock().unwrap() = vec![2];
     restart(&mut cluster);
     let api = Api::new(&cluster);
-    let lost =
-        "Internal error occurred: failed to decrypt DEK, error: rpc error: code = Unknown desc = key-1 is not kept";
-    assert_eq!(api.try_get(&format!("{SECRETS}/t")).expect(500)["message"], lost);
+    let lost = corrupt("t", "failed to decrypt DEK, error: rpc error: code = Unknown desc = key-1 is not kept");
+    let told = api.try_get(&format!("{SECRETS}/t")).expect(500);
+    assert_eq!(told["message"], format!("Internal error occurred: {lost}"));
     assert_eq!((value(&api, "s").as_str(), value(&api, "new").as_str()), (plain, "v"));
     *service.keys.lock().unwrap() = vec![2, 1];
     restart(&mut cluster);

@@ -142,6 +142,7 @@ impl Server {
             Arc::new(authorization.map_err(|message| StartError::Tls { what: "authorization", message })?);
         let authorizer: Arc<dyn Authorizer> = authorization.clone();
         let (authenticator, authentication) = crate::authn::default_authenticator(&config, &cluster)?;
+        let metrics = metrics.with(|registry| authentication.register(registry));
         let admission: Arc<Chain> = Arc::new(crate::admission::chain(authorizer.clone(), &config.admission));
         let hooks: Vec<Arc<dyn Hook>> = crate::admission::hooks(&config, &cluster).await;
         registry.plug(admission.clone(), hooks);

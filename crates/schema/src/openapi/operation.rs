@@ -46,6 +46,11 @@ const GRACE_PERIOD: Query = (
     "integer",
     "Seconds until the object goes; 0 is at once, absent is the default of its type.",
 );
+const IGNORE_READ_ERRORS: Query = (
+    "ignoreStoreReadErrorWithClusterBreakingPotential",
+    "boolean",
+    "Deletes an object that cannot be read, whatever depends on it.",
+);
 const ORPHAN_DEPENDENTS: Query =
     ("orphanDependents", "boolean", "Deprecated: use propagationPolicy. Whether dependents stay.");
 const PROPAGATION_POLICY: Query =
@@ -65,11 +70,12 @@ const LIST: [Query; 11] = [
     WATCH,
 ];
 
-const DELETE_COLLECTION: [Query; 13] = [
+const DELETE_COLLECTION: [Query; 14] = [
     CONTINUE,
     DRY_RUN,
     FIELD_SELECTOR,
     GRACE_PERIOD,
+    IGNORE_READ_ERRORS,
     LABEL_SELECTOR,
     LIMIT,
     ORPHAN_DEPENDENTS,
@@ -134,7 +140,9 @@ impl Action {
             Action::List | Action::WatchList | Action::Watch => &LIST,
             Action::Post | Action::Put => &[DRY_RUN, FIELD_MANAGER, FIELD_VALIDATION, PRETTY],
             Action::Patch => &[DRY_RUN, FIELD_MANAGER, FIELD_VALIDATION, FORCE, PRETTY],
-            Action::Delete => &[DRY_RUN, GRACE_PERIOD, ORPHAN_DEPENDENTS, PRETTY, PROPAGATION_POLICY],
+            Action::Delete => {
+                &[DRY_RUN, GRACE_PERIOD, IGNORE_READ_ERRORS, ORPHAN_DEPENDENTS, PRETTY, PROPAGATION_POLICY]
+            }
             Action::DeleteCollection => &DELETE_COLLECTION,
             Action::Connect | Action::Log => &[],
         }

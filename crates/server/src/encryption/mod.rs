@@ -8,6 +8,8 @@ mod cipher;
 mod config;
 mod kms;
 
+pub(crate) use kms::hashed;
+
 use crate::registry::Registry;
 use arc_swap::ArcSwap;
 use bytes::Bytes;

@@ -322,6 +322,9 @@ impl Call<'_> {
     async fn delete(&self, body: &Bytes) -> Result<Response, ApiError> {
         let accepted = self.accepted()?;
         let options = self.delete_options(body)?;
+        if options::ignores_read_errors(&options) {
+            return self.delete_unreadable(&options, accepted).await;
+        }
         let (info, name) = (self.resource.info(), &self.cx.info.name);
         let deleted = self
             .server
@@ -350,10 +353,24 @@ impl Call<'_> {
         Ok(response)
     }
 
+    /// Nobody can say of such an object more than its name.
+    async fn delete_unreadable(&self, options: &DeleteOptions, accepted: Accepted) -> Result<Response, ApiError> {
+        let (name, dry_run) = (&self.cx.info.name, options::is_dry_run(options));
+        let by = (&self.cx.user, self.server.services.authorizer.as_ref());
+        self.server.registry.delete_unreadable(self.resource, self.namespace(), name, dry_run, by).await?;
+        let details = json!({ "name": name, "kind": self.resource.info().kind });
+        let status = json!({
+            "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details, "code": 200,
+        });
+        let accepted = Accepted { form: Form::Object, ..accepted };
+        respond::document(200, status.to_string().into(), &accepted, &self.cx.parts.headers)
+    }
+
     async fn delete_collection(&self, body: &Bytes) -> Result<Response, ApiError> {
         let accepted = accept(&self.cx.parts.headers, &self.cx.query, false)?;
         let list = ListOptions::parse(&self.cx.query)?;
         let options = self.delete_options(body)?;
+        options::check_for_collection(&options)?;
         let registry = &self.server.registry;
         let deleted =
             registry.delete_collection(self.resource, self.namespace(), &list, &options, &self.cx.user).await?;

@@ -1,6 +1,7 @@
 //! Deletion: preconditions, grace periods, finalizers, propagation, collections.
 
 use super::options::{ListOptions, is_dry_run};
+use super::unreadable::{self, Unreadable};
 use super::{Registry, Stored, key_of, store_error};
 use crate::admission::rounds::Rounds;
 use crate::admission::{Attributes, Operation};
@@ -75,8 +76,12 @@ impl Registry {
         let info = resource.info();
         let dry_run = dry_run || is_dry_run(options);
         for _ in 0..RACES_MAX {
-            let stored = self.stored(resource, namespace, name).await?;
-            let stored = stored.ok_or_else(|| ApiError::not_found(info.group, info.plural, name))?;
+            let key = key_of(resource, namespace, name);
+            let stored = match self.look_up(resource, &key).await? {
+                None => return Err(ApiError::not_found(info.group, info.plural, name)),
+                Some(Err(Unreadable { why, .. })) => return Err(unreadable::of_object(&key, &why)),
+                Some(Ok(stored)) => self.shown_in_own_version(resource, stored).await?,
+            };
             check_preconditions(resource, name, options, stored.object.as_ref())?;
             let warnings = match user {
                 Some(user) => {
@@ -93,7 +98,7 @@ impl Registry {
                     }
                     object.meta_mut().resource_version = None;
                     let json = self.encode(resource, object.as_ref()).await?;
-                    let sealed = self.sealed(resource, &key_of(resource, namespace, name), &json.into())?;
+                    let sealed = self.sealed(resource, &key, &json.into())?;
                     let put = |key| Write::Put(key, sealed);
                     if let Some(revision) = self.replace(resource, &stored, put).await? {
                         object.meta_mut().resource_version = Some(revision.to_string());

@@ -13,6 +13,7 @@ pub mod options;
 pub mod read;
 pub mod scale;
 mod times;
+pub(crate) mod unreadable;
 mod versions;
 pub mod watch;
 pub mod write;
@@ -31,6 +32,7 @@ use gantry_api::meta::status::ApiError;
 use gantry_store::{KeyValue, Store, StoreError};
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock, Weak};
+use unreadable::Unreadable;
 
 /// Group, version and plural name.
 type Gvr = (&'static str, &'static str, &'static str);
@@ -238,30 +240,46 @@ impl Registry {
         self.encryption.of(resource).seal(key.as_bytes(), json).map_err(ApiError::internal)
     }
 
-    /// Refuses to read a collection of which not everything can be decrypted: it would look as if that were not there.
+    /// Refuses to read a collection of which not everything can be read: it would look as if that were not there.
     fn check_readable(&self, resource: &dyn Resource, namespace: &str) -> Result<(), ApiError> {
-        match self.cache(resource)?.first_unreadable(namespace) {
-            Some((key, why)) => Err(ApiError::internal(format!("unable to transform key {key:?}: {why}"))),
-            None => Ok(()),
-        }
+        let unreadable = self.cache(resource)?.unreadable_in(namespace, unreadable::NAMED_MAX);
+        if unreadable.is_empty() { Ok(()) } else { Err(unreadable::of_collection(resource, &unreadable)) }
     }
 
     /// The stored object, as it is now and not as the cache has it.
     async fn stored(&self, resource: &dyn Resource, namespace: &str, name: &str) -> Result<Option<Stored>, ApiError> {
-        let key = key_of(resource, namespace, name);
-        let Some(mut kv) = self.store.get(key.as_bytes()).await.map_err(|e| store_error(&key, &e))? else {
+        match self.look_up(resource, &key_of(resource, namespace, name)).await? {
+            None => Ok(None),
+            Some(Ok(stored)) => self.shown_in_own_version(resource, stored).await.map(Some),
+            Some(Err(unreadable)) => Err(ApiError::internal(unreadable.why)),
+        }
+    }
+
+    async fn shown_in_own_version(&self, resource: &dyn Resource, mut stored: Stored) -> Result<Stored, ApiError> {
+        stored.object = self.in_own_version(resource, stored.object).await?;
+        Ok(stored)
+    }
+
+    /// What is stored under a key as it is now, in the version it is stored in, or why it cannot be read.
+    async fn look_up(&self, resource: &dyn Resource, key: &str) -> Result<Option<Result<Stored, Unreadable>>, ApiError> {
+        let Some(mut kv) = self.store.get(key.as_bytes()).await.map_err(|e| store_error(key, &e))? else {
             return Ok(None);
         };
+        let revision = kv.mod_revision;
         let transformer = self.encryption.of(resource);
         transformer.prepare(&kv.value).await;
-        let (value, stale) = transformer.open(&kv.key, &kv.value).map_err(ApiError::internal)?;
-        kv.value = value;
-        let mut stored = match self.just_written(resource, &kv) {
-            Some(object) => Stored { kv, object, stale },
-            None => Stored::decode(resource, kv, stale)?,
+        let stale = match transformer.open(&kv.key, &kv.value) {
+            Ok((value, stale)) => {
+                kv.value = value;
+                stale
+            }
+            Err(why) => return Ok(Some(Err(Unreadable { revision, why: unreadable::untransformable(why) }))),
         };
-        stored.object = self.in_own_version(resource, stored.object).await?;
-        Ok(Some(stored))
+        if let Some(object) = self.just_written(resource, &kv) {
+            return Ok(Some(Ok(Stored { kv, object, stale })));
+        }
+        let decoded = Stored::decode(resource, kv, stale);
+        Ok(Some(decoded.map_err(|e| Unreadable { revision, why: unreadable::undecodable(revision, e) })))
     }
 
     /// The object that a record holds, where that is one of the last writes and was not read yet.
@@ -312,10 +330,8 @@ pub struct Stored {
 }
 
 impl Stored {
-    fn decode(resource: &dyn Resource, kv: KeyValue, stale: bool) -> Result<Self, ApiError> {
-        let mut object = resource
-            .decode(&kv.value)
-            .map_err(|e| ApiError::internal(format!("stored object {}: {e}", String::from_utf8_lossy(&kv.key))))?;
+    fn decode(resource: &dyn Resource, kv: KeyValue, stale: bool) -> Result<Self, serde_json::Error> {
+        let mut object = resource.decode(&kv.value)?;
         object.meta_mut().resource_version = Some(kv.mod_revision.to_string());
         Ok(Self { kv, object, stale })
     }

@@ -1,7 +1,7 @@
 //! The registry as the server's own parts see it.
 
 use super::decoded::LIST_MAX;
-use super::{Registry, path_of};
+use super::{Registry, key_of, path_of, unreadable};
 use crate::cluster::ObjectSource;
 use crate::watch_cache::Entry;
 use async_trait::async_trait;
@@ -47,7 +47,8 @@ impl ObjectSource for Registry {
         }
         let path = path_of(resource, namespace, name);
         let Some(entry) = cache.get(&path) else {
-            return cache.unreadable(&path).map_or(Ok(None), |why| Err(ApiError::internal(why)));
+            let why = cache.unreadable(&path);
+            return why.map_or(Ok(None), |why| Err(unreadable::of_object(&key_of(resource, namespace, name), &why)));
         };
         let shown = self.shown(resource, vec![entry]).await?;
         shown.first().map(|e| self.decoded(resource, e)).transpose()
@@ -63,7 +64,8 @@ impl ObjectSource for Registry {
         let cache = self.cache(resource)?;
         let path = path_of(resource, namespace, name);
         let Some(entry) = cache.get(&path) else {
-            return cache.unreadable(&path).map_or(Ok(None), |why| Err(ApiError::internal(why)));
+            let why = cache.unreadable(&path);
+            return why.map_or(Ok(None), |why| Err(unreadable::of_object(&key_of(resource, namespace, name), &why)));
         };
         Ok(Some(keys.iter().map(|key| entry.label(key).map(str::to_owned)).collect()))
     }

@@ -20,7 +20,7 @@ fn integer(value: &str) -> Result<i64, ApiError> {
 }
 
 /// A resource version as Go reads it, with its words for what is none.
-fn version(text: &str) -> Result<u64, String> {
+pub(super) fn version(text: &str) -> Result<u64, String> {
     let is_number = text.bytes().all(|b| b.is_ascii_digit()) && !text.is_empty();
     let parsed = if is_number { text.parse().map_err(|_| "value out of range") } else { Err("invalid syntax") };
     parsed.map_err(|why| format!("strconv.ParseUint: parsing {text:?}: {why}"))
@@ -250,6 +250,9 @@ impl WriteOptions {
     }
 }
 
+/// The option of a deletion that is done though what is stored cannot be read.
+const IGNORE_READ_ERRORS: &str = "ignoreStoreReadErrorWithClusterBreakingPotential";
+
 /// DeleteOptions from the body, or from the query where there is no body.
 ///
 /// # Errors
@@ -264,6 +267,9 @@ pub fn delete_options(query: &[(String, String)], body: Option<DeleteOptions>) -
                     "gracePeriodSeconds" => o.grace_period_seconds = Some(integer(v)?),
                     "orphanDependents" => o.orphan_dependents = Some(boolean(v)),
                     "propagationPolicy" => o.propagation_policy = Some(v.clone()),
+                    IGNORE_READ_ERRORS => {
+                        o.ignore_store_read_error_with_cluster_breaking_potential = Some(boolean(v));
+                    }
                     _ => {}
                 }
             }
@@ -291,12 +297,81 @@ pub fn delete_options(query: &[(String, String)], body: Option<DeleteOptions>) -
     for v in o.dry_run.iter().flatten().filter(|v| *v != "All") {
         errors.not_supported(&Path::new("dryRun"), v, &["All"]);
     }
+    if ignores_read_errors(&o) {
+        let others = [
+            (o.propagation_policy.is_some(), "propagationPolicy"),
+            (o.orphan_dependents.is_some(), "orphanDependents"),
+            (o.grace_period_seconds.is_some(), "gracePeriodSeconds"),
+            (o.preconditions.is_some(), "preconditions"),
+        ];
+        for (_, other) in others.iter().filter(|(given, _)| *given) {
+            let why = format!("cannot be set together with .{other}");
+            errors.invalid(&Path::new(IGNORE_READ_ERRORS), true, &why);
+        }
+    }
     invalid("DeleteOptions", &errors)?;
     Ok(o)
+}
+
+/// Whether the options ask for an object that cannot be read to be deleted all the same.
+#[must_use]
+pub fn ignores_read_errors(options: &DeleteOptions) -> bool {
+    options.ignore_store_read_error_with_cluster_breaking_potential == Some(true)
+}
+
+/// Sees that the options may be given for a collection.
+///
+/// # Errors
+/// 422 where they ask for objects that cannot be read.
+pub fn check_for_collection(options: &DeleteOptions) -> Result<(), ApiError> {
+    let mut errors = ErrorList::default();
+    if ignores_read_errors(options) {
+        let why = "is not allowed with DELETECOLLECTION, try again after removing the option";
+        errors.invalid(&Path::new(IGNORE_READ_ERRORS), true, why);
+    }
+    invalid("DeleteOptions", &errors)
 }
 
 /// Whether the options ask for a dry run.
 #[must_use]
 pub fn is_dry_run(options: &DeleteOptions) -> bool {
     options.dry_run.iter().flatten().any(|v| v == "All")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_read_as_go_reads_them() {
+        assert_eq!(version("18446744073709551615"), Ok(u64::MAX));
+        for (text, why) in [
+            ("+5", "invalid syntax"),
+            ("-1", "invalid syntax"),
+            ("5_0", "invalid syntax"),
+            ("", "invalid syntax"),
+            ("18446744073709551616", "value out of range"),
+        ] {
+            assert_eq!(version(text), Err(format!("strconv.ParseUint: parsing {text:?}: {why}")));
+        }
+    }
+
+    #[test]
+    fn deletion_in_spite_of_read_errors_goes_with_nothing_else() {
+        let option = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        let unreadable = option(IGNORE_READ_ERRORS, "true");
+        let options = delete_options(std::slice::from_ref(&unreadable), None).unwrap();
+        assert!(ignores_read_errors(&options));
+        assert_eq!(check_for_collection(&options).unwrap_err().code, 422);
+        let off = delete_options(&[option(IGNORE_READ_ERRORS, "false")], None).unwrap();
+        assert!(!ignores_read_errors(&off) && check_for_collection(&off).is_ok());
+        for (name, value) in
+            [("gracePeriodSeconds", "0"), ("orphanDependents", "true"), ("propagationPolicy", "Foreground")]
+        {
+            let refused = delete_options(&[unreadable.clone(), option(name, value)], None).unwrap_err();
+            let wanted = format!("{IGNORE_READ_ERRORS}: Invalid value: true: cannot be set together with .{name}");
+            assert!(refused.message.ends_with(&wanted), "{}", refused.message);
+            assert!(delete_options(&[option(IGNORE_READ_ERRORS, "false"), option(name, value)], None).is_ok());
+        }
+    }
 }

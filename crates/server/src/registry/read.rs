@@ -1,7 +1,7 @@
 //! Get and list, from the watch cache. A list streams its bytes from an immutable snapshot with constant extra memory.
 
 use super::options::{ListOptions, VersionMatch};
-use super::{Registry, path_of};
+use super::{Registry, key_of, path_of, unreadable};
 use crate::http::negotiate::Form;
 use crate::http::respond::not_marshalable;
 use crate::table;
@@ -180,7 +180,7 @@ impl Registry {
         let path = path_of(resource, namespace, name);
         let entry = cache.get(&path);
         if let Some(why) = cache.unreadable(&path) {
-            return Err(ApiError::internal(why));
+            return Err(unreadable::of_object(&key_of(resource, namespace, name), &why));
         }
         let entry = entry.ok_or_else(|| ApiError::not_found(info.group, info.plural, name))?;
         if !entry.is_foreign() {

@@ -1,6 +1,6 @@
 //! Every write of an object: create, update, the four patches, and subresource writes, in one order.
 
-use super::options::WriteOptions;
+use super::options::{self, WriteOptions};
 use super::{Registry, Stored, device_access, emptied, key_of, store_error, times};
 use crate::admission::rounds::Rounds;
 use crate::admission::{Attributes, Operation};
@@ -18,7 +18,6 @@ use gantry_api::meta::object::{self, Meta};
 use gantry_api::meta::status::ApiError;
 use gantry_store::{Compare, Txn, TxnOutcome, Write};
 use serde_json::{Value, json};
-use std::num::IntErrorKind;
 use tokio::time::Instant;
 
 /// Longest base of a generated name, so that base and suffix fit in 63 characters.
@@ -520,11 +519,8 @@ fn check_versions(target: &Target<'_>, object: &mut dyn Object, old: Option<&dyn
         // As upstream: the resource where other errors of validation have the kind.
         return Err(ApiError::invalid(info.group, info.plural, target.name, &errors));
     }
-    if let Err(e) = version.parse::<u64>() {
-        let why = if *e.kind() == IntErrorKind::PosOverflow { "value out of range" } else { "invalid syntax" };
-        // Upstream has no reason for what its storage cannot read.
-        return Err(ApiError::new(500, "", format!("strconv.ParseUint: parsing {version:?}: {why}")));
-    }
+    // Upstream has no reason for what its storage cannot read.
+    options::version(&version).map_err(|why| ApiError::new(500, "", why))?;
     if version != old.meta().resource_version() {
         return Err(ApiError::modified(info.group, info.plural, target.name));
     }

@@ -3,6 +3,7 @@
 use super::fresh::Fresh;
 use super::{Applying, Entry, EventType, Selectable, WatchCache};
 use crate::encryption::Encryption;
+use crate::registry::unreadable::{undecodable, untransformable};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use gantry_api::kind::Resource;
@@ -212,7 +213,9 @@ impl Dispatcher {
             let key = format!("{}{path}", cache.prefix());
             if let Some(kv) = self.store.get(key.as_bytes()).await? {
                 cache.transformer.prepare(&kv.value).await;
-                if cache.transformer.open(&kv.key, &kv.value).is_ok() {
+                if let Ok((json, _)) = cache.transformer.open(&kv.key, &kv.value)
+                    && cache.resource.decode(&json).is_ok()
+                {
                     return Ok(true);
                 }
             }
@@ -430,7 +433,7 @@ fn entry_of(cache: &WatchCache, kv: &KeyValue, announced: Option<Announced>) -> 
         Ok((json, _)) => json,
         Err(why) => {
             tracing::error!(key = %String::from_utf8_lossy(&kv.key), error = why, "stored object cannot be decrypted");
-            cache.mark_unreadable(path, why);
+            cache.mark_unreadable(path, untransformable(why));
             return None;
         }
     };
@@ -438,7 +441,8 @@ fn entry_of(cache: &WatchCache, kv: &KeyValue, announced: Option<Announced>) -> 
         Ok((entry, fresh)) => Some(Applying { path, entry: Some(entry), fresh }),
         Err(e) => {
             let key = String::from_utf8_lossy(&kv.key);
-            tracing::error!(%key, error = %e, "stored object cannot be decoded; it is left out");
+            tracing::error!(%key, error = %e, "stored object cannot be decoded");
+            cache.mark_unreadable(path, undecodable(kv.mod_revision, e));
             None
         }
     }

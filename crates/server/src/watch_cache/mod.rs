@@ -403,14 +403,15 @@ impl WatchCache {
         self.unreadable.read().get(path).cloned()
     }
 
-    /// The first object in a namespace (empty for all) that cannot be shown although it is stored: its key, and why.
+    /// The objects in a namespace (empty for all) that cannot be shown although they are stored: their keys, and why; no
+    /// more than `max`.
     #[must_use]
-    pub fn first_unreadable(&self, namespace: &str) -> Option<(String, String)> {
+    pub fn unreadable_in(&self, namespace: &str, max: usize) -> Vec<(String, String)> {
         let unreadable = self.unreadable.read();
         let inside =
             |path: &str| namespace.is_empty() || path.strip_prefix(namespace).is_some_and(|rest| rest.starts_with('/'));
-        let (path, why) = unreadable.iter().find(|(path, _)| inside(path))?;
-        Some((format!("{}{path}", self.prefix), why.clone()))
+        let found = unreadable.iter().filter(|(path, _)| inside(path)).take(max);
+        found.map(|(path, why)| (format!("{}{path}", self.prefix), why.clone())).collect()
     }
 
     /// The paths of all objects that cannot be shown although they are stored.
@@ -479,10 +480,10 @@ impl State {
         };
         self.ring_bytes += cost(&event);
         self.ring.push_back(event);
-        while self.ring.len() > RING_EVENTS_MAX
         if let Some(aged) = self.ring.len().checked_sub(fresh::FRESH_MAX + 1) {
             self.ring[aged].forget_fresh();
         }
+        while self.ring.len() > RING_EVENTS_MAX
             || (self.ring_bytes > RING_BYTES_MAX && self.ring.len() > RING_EVENTS_MIN)
         {
             let Some(gone) = self.ring.pop_front() else { break };

@@ -1,10 +1,12 @@
 //! An issuer's keys, fetched from where its discovery document says, and the verification of its tokens
 //! (OpenID Connect Core and Discovery 1.0, RFC 7517, RFC 7519).
 
+use super::measured::Measured;
 use crate::outbound::Outbound;
 use arc_swap::ArcSwapOption;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use bytes::Bytes;
 use gantry_api::clock::Clock;
 use http::HeaderMap;
 use jsonwebtoken::jwk::{Jwk, JwkSet, PublicKeyUse};
@@ -38,6 +40,8 @@ pub(super) struct Issuer {
     keys: ArcSwapOption<JwkSet>,
     /// One fetches at a time.
     fetching: Mutex<()>,
+    /// Told of the keys that are fetched, as long as the issuer is one of the configured.
+    measured: ArcSwapOption<Measured>,
 }
 
 /// The `iss` claim of a token that nobody has verified.
@@ -61,6 +65,7 @@ impl Issuer {
         algorithms: &[String],
         outbound: Arc<Outbound>,
         clock: Clock,
+        measured: Option<Measured>,
     ) -> Self {
         let well_known = || format!("{}/.well-known/openid-configuration", url.trim_end_matches('/'));
         Self {
@@ -73,7 +78,13 @@ impl Issuer {
             keys_at: ArcSwapOption::empty(),
             keys: ArcSwapOption::empty(),
             fetching: Mutex::default(),
+            measured: ArcSwapOption::from_pointee(measured),
         }
+    }
+
+    /// The issuer is not among the configured any more, though somebody may still be fetching its keys.
+    pub(super) fn stop_measuring(&self) {
+        self.measured.store(None);
     }
 
     /// Whether discovery has succeeded.
@@ -81,15 +92,17 @@ impl Issuer {
         self.keys_at.load().is_some()
     }
 
-    async fn json(&self, url: &str) -> Result<Value, String> {
+    /// What is at a URL, and its text.
+    async fn json(&self, url: &str) -> Result<(Value, Bytes), String> {
         let answer = self.outbound.get(url, HeaderMap::new(), ANSWER_WITHIN).await?;
         if answer.status != http::StatusCode::OK {
             let text = String::from_utf8_lossy(&answer.body).into_owned();
             return Err(format!("{}: {text}", answer.status));
         }
-        serde_json::from_slice(&answer.body).map_err(|e| {
+        let value = serde_json::from_slice(&answer.body).map_err(|e| {
             format!("expected Content-Type = application/json, got {:?}: {e}", answer.header("content-type"))
-        })
+        })?;
+        Ok((value, answer.body))
     }
 
     /// Reads the discovery document.
@@ -97,7 +110,7 @@ impl Issuer {
     /// # Errors
     /// Why it cannot be used.
     pub(super) async fn discover(&self) -> Result<(), String> {
-        let document = self.json(&self.discovery).await?;
+        let (document, _) = self.json(&self.discovery).await?;
         let issuer = document["issuer"].as_str().unwrap_or_default();
         if issuer != self.url {
             return Err(format!(
@@ -203,7 +216,12 @@ impl Issuer {
             return Ok(now);
         }
         let url = self.keys_at.load_full().ok_or("oidc: authenticator not initialized")?;
-        let document = self.json(&url).await?;
+        let document = self.json(&url).await;
+        if let Some(measured) = self.measured.load_full() {
+            let text = document.as_ref().ok().map(|(_, text)| String::from_utf8_lossy(text));
+            measured.fetched(&self.url, text.as_deref(), &self.clock);
+        }
+        let (document, _) = document?;
         // Keys of sorts that are not known are no reason to refuse the others.
         let all = document["keys"].as_array().cloned().unwrap_or_default();
         let keys: Vec<Jwk> = all.into_iter().filter_map(|k| serde_json::from_value(k).ok()).collect();

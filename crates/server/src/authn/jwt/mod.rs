@@ -4,6 +4,7 @@
 pub mod config;
 mod issuer;
 mod mapping;
+mod measured;
 
 use super::audience::good_for;
 use super::{Authenticator, Peer, UserInfo, invalid_credentials};
@@ -17,11 +18,13 @@ use http::header::{AUTHORIZATION, HeaderMap, HeaderValue};
 pub(super) use issuer::untrusted_issuer;
 use issuer::{Claims, Issuer};
 use mapping::Mapping;
+use measured::Measured;
 use serde_json::Value;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Mutex;
+use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// How long until an issuer whose discovery failed is asked again.
@@ -90,20 +93,28 @@ impl Distributed {
     async fn issuer(&self, url: &str) -> Arc<Issuer> {
         let make = || {
             let outbound = self.outbound.clone();
-            Arc::new(Issuer::new(url, None, &self.audiences, &self.algorithms, outbound, self.clock))
+            // Upstream measures those that are configured.
+            Arc::new(Issuer::new(url, None, &self.audiences, &self.algorithms, outbound, self.clock, None))
         };
         self.issuers.lock().await.entry(url.to_owned()).or_insert_with(make).clone()
     }
 }
 
 impl JwtIssuer {
-    fn new(config: &JwtAuthenticator, algorithms: &[String], clock: Clock) -> Result<Self, String> {
+    fn new(
+        config: &JwtAuthenticator,
+        algorithms: &[String],
+        clock: Clock,
+        measured: &Measured,
+    ) -> Result<Self, String> {
         let ca_pem = config.issuer.certificate_authority.clone().into_bytes();
         let outbound = Arc::new(Outbound::new(&Trust { ca_pem, ..Trust::default() })?);
         let audiences = config.issuer.audiences.clone();
         let discovery = config.issuer.discovery_url.as_deref().filter(|u| !u.is_empty());
         let url = config.issuer.url.clone();
-        let issuer = Arc::new(Issuer::new(&url, discovery, &audiences, algorithms, outbound.clone(), clock));
+        let measured = Some(measured.clone());
+        let issuer = Issuer::new(&url, discovery, &audiences, algorithms, outbound.clone(), clock, measured);
+        let issuer = Arc::new(issuer);
         let end = CancellationToken::new();
         tokio::spawn(reach(issuer.clone(), url.clone(), end.clone()));
         let algorithms = algorithms.to_vec();
@@ -159,6 +170,7 @@ pub struct Jwt {
     own_issuer: Arc<str>,
     anonymous: Arc<Anonymous>,
     clock: Clock,
+    measured: Measured,
 }
 
 impl Jwt {
@@ -183,17 +195,28 @@ impl Jwt {
             own_issuer: own_issuer.into(),
             anonymous: Arc::new(anonymous),
             clock,
+            measured: Measured::default(),
         };
         this.apply(config)?;
         Ok(this)
     }
 
     fn apply(&self, config: &AuthenticationConfiguration) -> Result<(), String> {
-        let issuers = config.jwt.iter().map(|c| JwtIssuer::new(c, &self.algorithms, self.clock));
-        let issuers = issuers.collect::<Result<_, _>>()?;
+        let issuers = config.jwt.iter().map(|c| JwtIssuer::new(c, &self.algorithms, self.clock, &self.measured));
+        let issuers = issuers.collect::<Result<Vec<_>, _>>()?;
         let anonymous = config.anonymous.clone().unwrap_or_else(|| Anonymous::clone(&self.anonymous));
-        self.state.store(Arc::new(State { issuers, anonymous }));
+        let now = Arc::new(State { issuers, anonymous });
+        let before = self.state.swap(now.clone());
+        for gone in before.issuers.iter().filter(|b| now.issuers.iter().all(|n| n.url != b.url)) {
+            gone.issuer.stop_measuring();
+            self.measured.forget(&gone.url);
+        }
         Ok(())
+    }
+
+    /// Has the measurements exported.
+    pub(crate) fn register(&self, registry: &mut prometheus_client::registry::Registry) {
+        self.measured.register(registry);
     }
 
     /// Accepts what another document says from now on.
@@ -230,7 +253,10 @@ impl Authenticator for Jwt {
         }
         let Some(url) = untrusted_issuer(token) else { return Ok(None) };
         let Some(issuer) = state.issuers.iter().find(|i| i.url == url) else { return Ok(None) };
-        let user = issuer.user(token).await.map_err(invalid_credentials)?;
+        let began = Instant::now();
+        let user = issuer.user(token).await;
+        self.measured.verified(&url, user.is_ok(), began.elapsed());
+        let user = user.map_err(invalid_credentials)?;
         Ok(good_for(&self.api_audiences, audiences).map(|good| (user, good)))
     }
 }

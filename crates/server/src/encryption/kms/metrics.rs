@@ -48,7 +48,7 @@ struct Provider {
     provider_name: String,
 }
 
-/// `sha256:` and the hash of a key's id, which is not shown itself; nothing for no id.
+/// `sha256:` and the hash of what is not shown itself; nothing for nothing.
 pub fn hashed(id: &str) -> String {
     use std::fmt::Write;
     if id.is_empty() {

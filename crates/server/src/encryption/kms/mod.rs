@@ -21,7 +21,8 @@ use gantry_api::clock::Clock;
 use gantry_api::entropy::Entropy;
 use gantry_grpc::{Message, Status};
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
-use metrics::{KeyUse, Metrics, hashed};
+pub(crate) use metrics::hashed;
+use metrics::{KeyUse, Metrics};
 use parking_lot::{Mutex, RwLock};
 use service::{
     DecryptRequest, DecryptResponse, EncryptRequest, EncryptResponse, Service, StatusRequest, StatusResponse,
