@@ -157,6 +157,35 @@ async fn deletion_background_foreground_and_orphan() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn nothing_is_replaced_for_an_owner_that_goes() {
+    let c = Cluster::with_node().await;
+    let mut set = json!({"metadata": {"name": "web"}, "spec": {
+        "replicas": 3, "selector": {"matchLabels": {"app": "web"}},
+        "template": {"metadata": {"labels": {"app": "web"}}, "spec": {"containers": [{"name": "c", "image": "i"}]}},
+    }});
+    // The finalizer keeps in sight whatever there was.
+    set["spec"]["template"]["metadata"]["finalizers"] = json!(["example.com/wait"]);
+    c.create::<ReplicaSet>(set).await;
+    let pods = || async { c.list::<Pod>().await };
+    let is_ready = |s: &ReplicaSet| s.status.as_ref().is_some_and(|s| s.ready_replicas == Some(3));
+    c.until("three pods", || async { is_ready(&c.api::<ReplicaSet>().get("web").await.unwrap()) }).await;
+    let seen = || c.informers.get::<ReplicaSet>().get("n", "web").is_some_and(|s| is_ready(&s));
+    c.until("the cache has it", || async { seen() }).await;
+    c.stall_replica_sets.send(true).unwrap();
+    let params = DeleteParams { propagation_policy: Some("Foreground".into()), ..Default::default() };
+    c.api::<ReplicaSet>().delete("web", &params).await.unwrap();
+    let going = |p: &Pod| p.metadata.deletion_timestamp.is_some();
+    c.until("its pods are going", || async { pods().await.iter().all(going) }).await;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(pods().await.len(), 3);
+    c.stall_replica_sets.send(false).unwrap();
+    for pod in pods().await {
+        c.patch::<Pod>(pod.metadata.name(), json!({"metadata": {"finalizers": null}})).await;
+    }
+    c.until("all is gone", || async { pods().await.is_empty() && c.list::<ReplicaSet>().await.is_empty() }).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn lost_pods_are_replaced_and_a_replication_controller_adopts() {
     let c = Cluster::with_node().await;
     c.create::<Pod>(json!({

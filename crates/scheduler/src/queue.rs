@@ -94,7 +94,10 @@ pub struct Waiting {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Place {
     Active,
+    /// Rejected, and something changed since that may help.
     Backoff(Instant),
+    /// Its binding failed, or deciding did.
+    Failed(Instant),
     Unschedulable(Instant),
     Gated,
     InFlight,
@@ -122,7 +125,7 @@ impl Place {
     const fn queue(self) -> Option<&'static str> {
         match self {
             Place::Active => Some("active"),
-            Place::Backoff(_) => Some("backoff"),
+            Place::Backoff(_) | Place::Failed(_) => Some("backoff"),
             Place::Unschedulable(_) | Place::Gated => Some("unschedulable"),
             Place::InFlight => None,
         }
@@ -135,6 +138,7 @@ mod event {
     pub const UPDATED: &str = "UnschedulablePodUpdate";
     pub const FAILED: &str = "ScheduleAttemptFailure";
     pub const BACKED_OFF: &str = "BackoffComplete";
+    pub const IDLE: &str = "PopFromBackoffQ";
     pub const TIMED_OUT: &str = "UnschedulableTimeout";
 }
 
@@ -155,6 +159,11 @@ pub struct Queue {
     pods: HashMap<Arc<str>, Box<(Waiting, Place)>>,
     active: BTreeMap<Rank, Arc<str>>,
     timers: BTreeSet<(Instant, Arc<str>)>,
+    /// Those in back-off that are tried before it ends where nothing else is to be tried (KEP-5142): by the second in which
+    /// it ends, and within each by rank.
+    early: BTreeMap<(u64, Rank), Arc<str>>,
+    /// What seconds are counted from.
+    epoch: Option<Instant>,
     next_sequence: u64,
     /// Waiting pods that were promised a node; almost always empty.
     promises: Promises,
@@ -195,6 +204,8 @@ impl Queue {
             pods: HashMap::new(),
             active: BTreeMap::new(),
             timers: BTreeSet::new(),
+            early: BTreeMap::new(),
+            epoch: None,
             next_sequence: 0,
             promises: Promises::new(),
             rejected: BTreeMap::new(),
@@ -259,7 +270,7 @@ impl Queue {
         let next = match self.pods.get(&waiting.id).map(|entry| entry.1) {
             Some(Place::InFlight) => Place::InFlight,
             _ if held => Place::Gated,
-            Some(p @ (Place::Backoff(_) | Place::Unschedulable(_))) if !changed => p,
+            Some(p @ (Place::Backoff(_) | Place::Failed(_) | Place::Unschedulable(_))) if !changed => p,
             _ => Place::Active,
         };
         let is_new = !self.pods.contains_key(&waiting.id);
@@ -292,6 +303,11 @@ impl Queue {
                 self.active.insert(rank(&waiting), uid.clone());
             }
             Place::Backoff(at) => {
+                let second = self.second(at);
+                self.early.insert((second, rank(&waiting)), uid.clone());
+                self.timers.insert((at, uid.clone()));
+            }
+            Place::Failed(at) => {
                 self.timers.insert((at, uid.clone()));
             }
             Place::Unschedulable(at) => {
@@ -309,6 +325,11 @@ impl Queue {
             self.park(&mut waiting);
         }
         self.pods.insert(uid, Box::new((waiting, place)));
+    }
+
+    /// The second of `at`, since some time before.
+    fn second(&mut self, at: Instant) -> u64 {
+        at.saturating_duration_since(*self.epoch.get_or_insert(at)).as_secs()
     }
 
     /// Forgets a pod that was bound or deleted, or a group of which none waits any more.
@@ -337,6 +358,11 @@ impl Queue {
                 self.active.remove(&rank(&waiting));
             }
             Place::Backoff(at) => {
+                let second = self.second(at);
+                self.early.remove(&(second, rank(&waiting)));
+                self.timers.remove(&(at, waiting.id.clone()));
+            }
+            Place::Failed(at) => {
                 self.timers.remove(&(at, waiting.id.clone()));
             }
             Place::Unschedulable(at) => {
@@ -355,10 +381,17 @@ impl Queue {
         Some((waiting, place))
     }
 
-    /// Takes what is to be placed next.
+    /// Takes what is to be placed next: where nothing else waits to be tried, what something may have helped, without
+    /// letting its back-off end.
     pub fn pop(&mut self, now: Instant) -> Option<Waiting> {
         self.expire(now);
         loop {
+            if self.active.is_empty()
+                && let Some(uid) = self.early.first_key_value().map(|(_, uid)| uid.clone())
+                && let Some((waiting, _)) = self.take(&uid)
+            {
+                self.set(waiting, Place::Active, event::IDLE);
+            }
             let (_, uid) = self.active.pop_first()?;
             self.since_pop.clear();
             let (waiting, place) = self.pods.get_mut(&uid)?.as_mut();
@@ -387,7 +420,8 @@ impl Queue {
                 break;
             }
             if let Some((waiting, place)) = self.take(&uid) {
-                let event = if matches!(place, Place::Backoff(_)) { event::BACKED_OFF } else { event::TIMED_OUT };
+                let timed_out = matches!(place, Place::Unschedulable(_));
+                let event = if timed_out { event::TIMED_OUT } else { event::BACKED_OFF };
                 self.set(waiting, Place::Active, event);
             }
         }
@@ -416,7 +450,7 @@ impl Queue {
         };
         waiting.attempts += 1;
         let at = now + self.backoff(waiting.attempts);
-        self.set(waiting, Place::Backoff(at), event::FAILED);
+        self.set(waiting, Place::Failed(at), event::FAILED);
     }
 
     /// From when a pod is put next it is not tried, until the opposite is said and it is put again.
@@ -470,7 +504,7 @@ impl Queue {
         let (waiting, place) = self.pods.get(uid)?.as_ref();
         let (place, until) = match place {
             Place::Active => ("Active", None),
-            Place::Backoff(at) => ("Backoff", Some(*at)),
+            Place::Backoff(at) | Place::Failed(at) => ("Backoff", Some(*at)),
             Place::Unschedulable(at) => ("Unschedulable", Some(*at)),
             Place::Gated => ("Gated", None),
             Place::InFlight => ("Deciding", None),
@@ -492,7 +526,7 @@ impl Queue {
         for entry in self.pods.values() {
             match entry.1 {
                 Place::Active | Place::InFlight => depths.0 += 1,
-                Place::Backoff(_) => depths.1 += 1,
+                Place::Backoff(_) | Place::Failed(_) => depths.1 += 1,
                 Place::Unschedulable(_) => depths.2 += 1,
                 Place::Gated => depths.3 += 1,
             }
@@ -606,9 +640,7 @@ mod tests {
         q.changed(ClusterChange::PodGone, Instant::now());
         assert_eq!((popped(&mut q), q.depths()), (None, (0, 0, 1, 0)));
         q.changed(ClusterChange::NodeUpdated, Instant::now());
-        assert_eq!((popped(&mut q), q.depths()), (None, (0, 1, 0, 0)));
-        tokio::time::advance(Duration::from_millis(1001)).await;
-        assert_eq!(popped(&mut q), Some("a".into()));
+        assert_eq!((q.depths(), popped(&mut q)), ((0, 1, 0, 0), Some("a".into())));
         // A change while in flight is not lost.
         q.changed(ClusterChange::NodeAdded, Instant::now());
         q.unschedulable("a", ["TaintToleration"].into(), Instant::now());
@@ -618,6 +650,28 @@ mod tests {
         q.unschedulable("a", ["TaintToleration"].into(), Instant::now());
         tokio::time::advance(Duration::from_secs(301)).await;
         assert_eq!(popped(&mut q), Some("a".into()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_back_off_ends_early_where_nothing_else_is_to_be_tried() {
+        let mut q = Queue::new(Duration::from_secs(1), Duration::from_secs(10));
+        for (uid, priority) in [("a", 0), ("b", 0), ("urgent", 9), ("unbound", 9)] {
+            q.put(pod(uid, priority, false), false);
+        }
+        while popped(&mut q).is_some() {}
+        for uid in ["a", "b", "urgent"] {
+            q.unschedulable(uid, ["NodeResourcesFit"].into(), Instant::now());
+            tokio::time::advance(Duration::from_millis(1)).await;
+        }
+        q.failed("unbound", Instant::now());
+        q.put(pod("other", 0, false), false);
+        q.changed(ClusterChange::NodeAdded, Instant::now());
+        assert_eq!(q.depths(), (1, 4, 0, 0));
+        let order: Vec<_> = std::iter::from_fn(|| popped(&mut q)).collect();
+        assert_eq!((order, q.depths().1), (["other", "urgent", "a", "b"].map(str::to_owned).to_vec(), 1));
+        assert_eq!(q.incoming()[&("active", "PopFromBackoffQ")], 3);
+        tokio::time::advance(Duration::from_secs(2)).await;
+        assert_eq!(popped(&mut q), Some("unbound".into()), "what failed waits its time");
     }
 
     #[tokio::test(start_paused = true)]

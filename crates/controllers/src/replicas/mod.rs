@@ -112,6 +112,11 @@ impl<O: ReplicaOwner> Controller for Replicas<O> {
         if satisfied && owner.meta().deletion_timestamp.is_none() {
             let now = self.setup.config.clock.now();
             let decision = decide(&*owner, &active, &self.related(&owner), now, BURST);
+            let has_lost = terminating > 0 || usize::try_from(owner.status().replicas).is_ok_and(|n| n > active.len());
+            if false && has_lost {
+                // Pods that go may go because their owner does, of which the cache need not know yet.
+                ensure_alive(&self.setup.client, &*owner).await?;
+            }
             result = self.act(&owner, key, &decision).await;
             if let Err(e) = &result {
                 failure = Some(Failure { deleting: !decision.delete.is_empty(), message: e.to_string() });

@@ -4,6 +4,7 @@
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures::StreamExt;
 use gantry_api::clock::Clock;
 use gantry_api::entropy::Entropy;
 use gantry_api::k8s_openapi::jiff::Timestamp;
@@ -19,7 +20,7 @@ use gantry_server::config::ComponentRole;
 use gantry_server::{Server, ServerConfig};
 use gantry_store::MemoryStore;
 use http::{Request, Response};
-use http_body_util::BodyExt;
+use http_body_util::{BodyExt, BodyStream, StreamBody};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Binding, ConfigMap, Namespace, Node, Pod, ServiceAccount};
 use k8s_openapi::api::rbac::v1::PolicyRule;
@@ -27,25 +28,42 @@ use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 struct InProcess {
     server: Arc<Server>,
     user: UserInfo,
+    /// Watches of whole objects whose path holds the first deliver nothing while the second is true.
+    stalled: Option<(&'static str, watch::Receiver<bool>)>,
 }
 
 #[async_trait]
 impl Transport for InProcess {
     async fn send(&self, request: Request<Bytes>) -> Result<Response<Body>, TransportError> {
+        let is_partial = request.headers().get("accept").is_some_and(|a| a.to_str().unwrap().contains("PartialObject"));
+        let is_watch = !is_partial && request.uri().query().is_some_and(|q| q.contains("watch=true"));
+        let stalled = self.stalled.clone().filter(|(part, _)| is_watch && request.uri().path().contains(part));
         let response = self.server.call(request, self.user.clone()).await;
+        let error = |message| TransportError { context: "in-process request".into(), message };
         Ok(response.map(|body| {
-            body.map_err(|e| TransportError { context: "in-process request".into(), message: e.to_string() }).boxed()
+            let body = body.map_err(move |e| error(e.to_string()));
+            let Some((_, stalled)) = stalled else { return body.boxed() };
+            let frames = BodyStream::new(body).then(move |frame| {
+                let mut stalled = stalled.clone();
+                async move {
+                    stalled.wait_for(|stalled| !stalled).await.map_err(|e| error(e.to_string()))?;
+                    frame
+                }
+            });
+            BodyExt::boxed(StreamBody::new(frames))
         }))
     }
 }
 
 fn client(server: &Arc<Server>, user: &str, groups: &[&str], name: &str) -> Client {
-    Client::new(Arc::new(InProcess { server: server.clone(), user: UserInfo::new(user, groups) }), name)
+    let transport = InProcess { server: server.clone(), user: UserInfo::new(user, groups), stalled: None };
+    Client::new(Arc::new(transport), name)
 }
 
 /// The cluster. Everything in it ends with the test's runtime.
@@ -54,6 +72,8 @@ pub struct Cluster {
     pub admin: Client,
     /// Shared caches.
     pub informers: Informers,
+    /// Whether the shared cache of ReplicaSets stands still.
+    pub stall_replica_sets: watch::Sender<bool>,
 }
 
 fn server_config() -> ServerConfig {
@@ -121,7 +141,13 @@ impl Cluster {
         let clock = Clock::starting_at(Timestamp::from_second(1_800_000_000).unwrap());
         let entropy = Entropy::seeded(11);
         let server = Server::new(server_config(), Arc::new(MemoryStore::new()), clock, entropy.clone()).await.unwrap();
-        let manager = client(&server, "system:kube-controller-manager", &[], "kube-controller-manager");
+        let (stall_replica_sets, stalled) = watch::channel(false);
+        let manager = InProcess {
+            server: server.clone(),
+            user: UserInfo::new("system:kube-controller-manager", &[]),
+            stalled: Some(("/replicasets", stalled)),
+        };
+        let manager = Client::new(Arc::new(manager), "kube-controller-manager");
         let informers = Informers::new(manager);
         let factory = server.clone();
         let config = ControllersConfig::new(
@@ -136,7 +162,7 @@ impl Cluster {
         let running = informers.clone();
         tokio::spawn(async move { gantry_controllers::run(&running, config, CancellationToken::new()).await });
         let admin = client(&server, "admin", &["system:masters"], "test");
-        Self { admin, informers }
+        Self { admin, informers, stall_replica_sets }
     }
 
     /// All objects of a kind in namespace `n`.

@@ -11,7 +11,7 @@ use gantry_api::meta::object::Meta;
 use gantry_api::meta::status::ApiError;
 use gantry_api::networking::{ip_address, service_cidr};
 use ipnet::IpNet;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// Most addresses of a range that are given out by themselves.
@@ -136,13 +136,10 @@ pub(super) async fn give_back(ip: IpAddr, cluster: &Cluster) {
     }
 }
 
-/// The cluster IPs of a Service.
-pub(super) fn of(service: &Service) -> Vec<IpAddr> {
-    let Some(spec) = &service.spec else { return Vec::new() };
-    let all = spec.cluster_ips.iter().flatten().chain(&spec.cluster_ip);
-    let mut out: Vec<_> = all.filter_map(|ip| parse_ip(ip)).collect();
-    out.dedup();
-    out
+/// The cluster IPs of a Service, each once: what is given back a second time may be another's by then.
+pub(super) fn of(service: &Service) -> BTreeSet<IpAddr> {
+    let named = service.spec.iter().flat_map(|spec| spec.cluster_ips.iter().flatten().chain(&spec.cluster_ip));
+    named.filter_map(|ip| parse_ip(ip)).collect()
 }
 
 /// Brings IPAddresses and Services together before anything is allocated: Services stored by a version without IPAddresses

@@ -2,8 +2,9 @@
 //!
 //! A cluster IP is held by an IPAddress object; node ports are kept in memory, filled from the stored Services once and
 //! kept by the writes of this server, which is the only writer of Services. What a Service has already is its own, anything
-//! else a write must take for itself; so a write that is stored gives back what its predecessor had beyond it, and one that
-//! is not what it took beyond the predecessor, and both leave alone what another write took meanwhile.
+//! else a write must take for itself. A write that is stored gives back what its predecessor had beyond it, and one that is
+//! not gives back what it took. That is not all it has beyond its predecessor: what may not change is not taken, and it may
+//! name there what is another's.
 
 mod address;
 mod families;
@@ -24,8 +25,9 @@ use gantry_api::meta::names::parse_ip;
 use gantry_api::meta::object::Meta;
 use gantry_api::meta::status::ApiError;
 use gantry_api::networking::ip_address;
-use node_ports::{PortPool, ports_of};
+use node_ports::{PortPool, ports_of, taken_ports};
 use serde_json::json;
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::ops::Range;
 use tokio::sync::Mutex;
@@ -98,23 +100,20 @@ impl ServiceAllocation {
     async fn seed(pools: &mut Pools, cluster: &Cluster) -> Result<(), ApiError> {
         if !pools.seeded {
             for service in cluster.list::<Service>("").await? {
-                service.spec.iter().flat_map(ports_of).for_each(|port| pools.ports.mark(port, cluster.clock.now()));
+                ports_of(&service).into_iter().for_each(|port| pools.ports.mark(port, cluster.clock.now()));
             }
             pools.seeded = true;
         }
         Ok(())
     }
 
-    /// Gives back what `of` has and `except` has not.
-    async fn release(&self, of: &Service, except: Option<&Service>, cluster: &Cluster) {
-        let kept = except.map(address::of).unwrap_or_default();
-        for ip in address::of(of).into_iter().filter(|ip| !kept.contains(ip)) {
+    /// Gives these back.
+    async fn release(&self, ips: BTreeSet<IpAddr>, ports: BTreeSet<i32>, cluster: &Cluster) {
+        for ip in ips {
             address::give_back(ip, cluster).await;
         }
-        let Some(spec) = &of.spec else { return };
-        let kept = except.and_then(|e| e.spec.as_ref()).map(ports_of).unwrap_or_default();
         let mut pools = self.pools.lock().await;
-        ports_of(spec).difference(&kept).for_each(|port| pools.ports.release(*port));
+        ports.into_iter().for_each(|port| pools.ports.release(port));
     }
 
     /// Gives the Service the cluster IPs it lacks; those that were taken for this write.
@@ -167,9 +166,9 @@ impl ServiceAllocation {
             return first;
         }
         // A write that was broken off may have left a port behind.
-        let mut used = std::collections::BTreeSet::new();
+        let mut used = BTreeSet::new();
         for stored in cluster.list::<Service>("").await? {
-            stored.spec.iter().for_each(|spec| used.extend(ports_of(spec)));
+            used.extend(ports_of(&stored));
         }
         if pools.ports.reclaim(&used, cluster.clock.now()) {
             return pools.ports.assign(service, old, dry_run, cluster);
@@ -209,19 +208,23 @@ impl Hook for ServiceAllocation {
 
     async fn stored(&self, object: &dyn Object, old: Option<&dyn Object>, cluster: &Cluster) {
         if let (Some(new), Some(old)) = (downcast::<Service>(object), old.and_then(downcast::<Service>)) {
-            self.release(old, Some(new), cluster).await;
+            let ips = &address::of(old) - &address::of(new);
+            self.release(ips, &ports_of(old) - &ports_of(new), cluster).await;
         }
     }
 
     async fn abandoned(&self, object: &dyn Object, old: Option<&dyn Object>, cluster: &Cluster) {
-        if let Some(new) = downcast::<Service>(object) {
-            self.release(new, old.and_then(downcast::<Service>), cluster).await;
+        if let Some(Service { spec: Some(new), .. }) = downcast::<Service>(object) {
+            let old = old.and_then(downcast::<Service>).and_then(|old| old.spec.as_ref());
+            let ips = new.cluster_ips.as_deref().unwrap_or_default();
+            let taken = unserved(new, old).filter_map(|index| parse_ip(ips.get(index)?)).collect();
+            self.release(taken, taken_ports(new, old), cluster).await;
         }
     }
 
     async fn deleted(&self, object: &dyn Object, cluster: &Cluster) {
         if let Some(gone) = downcast::<Service>(object) {
-            self.release(gone, None, cluster).await;
+            self.release(address::of(gone), ports_of(gone), cluster).await;
         }
     }
 }

@@ -27,10 +27,29 @@ fn may_have(spec: &ServiceSpec) -> bool {
 }
 
 /// The ports of the range that a Service has.
-pub(super) fn ports_of(spec: &ServiceSpec) -> BTreeSet<i32> {
-    let named = spec.ports.iter().flatten().filter(|_| may_have(spec)).filter_map(|p| p.node_port);
-    let check = spec.health_check_node_port.filter(|_| needs_health_check_port(spec));
-    named.chain(check).filter(|port| *port != 0).collect()
+pub(super) fn ports_of(service: &Service) -> BTreeSet<i32> {
+    service.spec.as_ref().map(|spec| taken_ports(spec, None)).unwrap_or_default()
+}
+
+/// The node ports of each of its ports.
+fn named_ports(spec: &ServiceSpec) -> BTreeSet<i32> {
+    spec.ports.iter().flatten().filter(|_| may_have(spec)).map(node_port).filter(|port| *port != 0).collect()
+}
+
+/// Whether it gets a health check port by this write: later it never gets another.
+fn gets_health_check_port(spec: &ServiceSpec, old: Option<&ServiceSpec>) -> bool {
+    needs_health_check_port(spec) && !old.is_some_and(needs_health_check_port)
+}
+
+/// The ports that a write which makes `spec` of `old` takes for itself.
+pub(super) fn taken_ports(spec: &ServiceSpec, old: Option<&ServiceSpec>) -> BTreeSet<i32> {
+    let mut taken = named_ports(spec);
+    for own in old.map(named_ports).unwrap_or_default() {
+        taken.remove(&own);
+    }
+    let check = spec.health_check_node_port.filter(|port| *port != 0 && gets_health_check_port(spec, old));
+    taken.extend(check);
+    taken
 }
 
 /// The port's node port; 0 for none.
@@ -64,19 +83,20 @@ impl Operation<'_> {
         self.taken.push(port);
     }
 
-    /// Takes any free port.
-    fn allocate_next(&mut self) -> Result<i32, String> {
+    /// Takes any free port but these.
+    fn allocate_next(&mut self, except: &BTreeSet<i32>) -> Result<i32, String> {
         let (low, high) = (i32::from(self.pool.range.0), i32::from(self.pool.range.1));
         let length = high - low + 1;
         let start = i32::try_from(self.entropy.below(u64::try_from(length).unwrap_or(1))).unwrap_or(0);
-        let free = (0..length).map(|i| low + (start + i) % length).find(|p| !self.pool.taken.contains_key(p));
+        let mut all = (0..length).map(|i| low + (start + i) % length);
+        let free = all.find(|p| !self.pool.taken.contains_key(p) && !except.contains(p));
         let port = free.ok_or("range is full")?;
         self.take(port);
         Ok(port)
     }
 
-    fn next_node_port(&mut self) -> Result<i32, ApiError> {
-        self.allocate_next().map_err(|e| ApiError::internal(format!("failed to allocate a nodePort: {e}")))
+    fn next_node_port(&mut self, except: &BTreeSet<i32>) -> Result<i32, ApiError> {
+        self.allocate_next(except).map_err(|e| ApiError::internal(format!("failed to allocate a nodePort: {e}")))
     }
 
     fn named(&mut self, name: &str, index: usize, port: i32) -> Result<(), ApiError> {
@@ -107,7 +127,7 @@ impl Operation<'_> {
                     let named = ports.iter().find(|p| p.port == number && node_port(p) != 0).map(node_port);
                     let given = match named {
                         Some(port) => self.named(name, i, port).map(|()| port)?,
-                        None => self.next_node_port()?,
+                        None => self.next_node_port(&BTreeSet::new())?,
                     };
                     found.insert(number, given);
                     given
@@ -121,12 +141,14 @@ impl Operation<'_> {
     /// Node ports of a changed Service, which keeps those it has.
     fn update(&mut self, name: &str, spec: &mut ServiceSpec, old: &ServiceSpec) -> Result<(), ApiError> {
         let wants_all = needs_node_port(spec);
-        let own: BTreeSet<i32> = old.ports.iter().flatten().filter(|_| may_have(old)).map(node_port).collect();
+        // One of these may be free: where another write changed the Service meanwhile. Then this one is tried again, and
+        // what it has beyond the old Service has to be what it took.
+        let own = named_ports(old);
         let mut seen = BTreeSet::new();
         for (i, port) in spec.ports.iter_mut().flatten().enumerate() {
             let given = match node_port(port) {
                 0 if !wants_all => continue,
-                0 => self.next_node_port()?,
+                0 => self.next_node_port(&own)?,
                 wanted => {
                     if !own.contains(&wanted) && !self.taken.contains(&wanted) {
                         self.named(name, i, wanted)?;
@@ -146,7 +168,7 @@ impl Operation<'_> {
     fn health_check(&mut self, spec: &mut ServiceSpec) -> Result<(), ApiError> {
         let wanted = spec.health_check_node_port.unwrap_or(0);
         let got = if wanted == 0 {
-            let found = self.allocate_next();
+            let found = self.allocate_next(&BTreeSet::new());
             found.map_err(|e| ApiError::internal(format!("failed to allocate a HealthCheck NodePort 0: {e}")))?
         } else {
             self.allocate(wanted).map_err(|why| {
@@ -165,7 +187,7 @@ impl Operation<'_> {
                 Some(old) => self.update(name, spec, old)?,
             }
         }
-        if needs_health_check_port(spec) && !old.is_some_and(needs_health_check_port) {
+        if gets_health_check_port(spec, old) {
             self.health_check(spec)?;
         }
         Ok(())

@@ -381,3 +381,35 @@ async fn node_ports_that_nobody_has_are_found_again() {
     a.pools.lock().await.ports.mark(30001, "2020-01-01T00:00:00Z".parse().unwrap());
     assert!(write(&a, &cluster, wanted("another"), None).await.is_err());
 }
+
+#[tokio::test]
+async fn a_write_that_is_not_stored_gives_back_what_it_took_and_no_more() {
+    let (cluster, _) = cluster();
+    let a = allocation();
+    let balancer = json!({"type": "LoadBalancer", "externalTrafficPolicy": "Local", "healthCheckNodePort": 30000,
+        "allocateLoadBalancerNodePorts": false, "ports": [{"port": 1}]});
+    let ours = write(&a, &cluster, service("ours", balancer), None).await.unwrap();
+    let port = |uid: &str| service(uid, json!({"type": "NodePort", "ports": [{"port": 1, "nodePort": 30001}]}));
+    let theirs = write(&a, &cluster, port("theirs"), None).await.unwrap();
+    // Neither may be changed, which validation says, and both are another's.
+    let mut wrong = ours.clone();
+    let spec = wrong.spec.as_mut().unwrap();
+    (spec.cluster_ip, spec.cluster_ips) = (Some(ip(&theirs)), Some(vec![ip(&theirs)]));
+    spec.health_check_node_port = Some(30001);
+    a.before_validate(&mut wrong, Some(&ours), false, &cluster).await.unwrap();
+    a.abandoned(&wrong, Some(&ours), &cluster).await;
+    assert!(held(&cluster).await.contains(&ip(&theirs)));
+    assert!(write(&a, &cluster, port("more"), None).await.is_err());
+    // Of the Service that this write read another write has given up the port meanwhile; this one must not take it for new.
+    let mut late = theirs.clone();
+    a.deleted(&theirs, &cluster).await;
+    let more = |n: u16| serde_json::from_value(json!({"port": n, "protocol": "TCP"})).unwrap();
+    late.spec.as_mut().unwrap().ports.as_mut().unwrap().extend([more(2), more(3)]);
+    a.before_validate(&mut late, Some(&theirs), false, &cluster).await.unwrap();
+    let mut got = node_ports(&late);
+    got.sort_unstable();
+    assert_eq!(got, [30001, 30002, 30003]);
+    a.abandoned(&late, Some(&theirs), &cluster).await;
+    let all = json!({"type": "NodePort", "ports": [{"port": 1}, {"port": 2}, {"port": 3}]});
+    write(&a, &cluster, service("all", all), None).await.unwrap();
+}
