@@ -7,6 +7,7 @@ use crate::admission::rounds::Rounds;
 use crate::admission::{Attributes, Operation};
 use crate::authn::UserInfo;
 use bytes::Bytes;
+use gantry_api::ObjectMeta;
 use gantry_api::k8s_openapi::api::core::v1::Namespace;
 use gantry_api::k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use gantry_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::{DeleteOptions, Time};
@@ -298,8 +299,8 @@ fn namespace_is_finalized(namespace: &Namespace) -> bool {
 }
 
 /// Whether an update that left no finalizers completes a deletion that had been waiting for them.
-pub(super) fn finished_by_update(_resource: &dyn Resource, new: &dyn Object, old: &dyn Object) -> bool {
-    let waiting = new.meta().deletion_timestamp.is_some() && old.meta().deletion_grace_period_seconds == Some(0);
+pub(super) fn finished_by_update(new: &dyn Object, old: &ObjectMeta) -> bool {
+    let waiting = new.meta().deletion_timestamp.is_some() && old.deletion_grace_period_seconds == Some(0);
     let namespace_done = downcast::<Namespace>(new).is_none_or(namespace_is_finalized);
     waiting && new.meta().finalizers_or_empty().is_empty() && namespace_done
 }

@@ -211,7 +211,8 @@ impl WatchBody {
     /// tell of whole objects as they are stored.
     pub fn hand_over(&mut self) -> Option<Arc<Handover>> {
         let State::Running { subscription, .. } = &self.state else { return None };
-        let whole = matches!(self.form, Form::Object | Form::Metadata(_)) && !self.protobuf && self.conversion.is_none();
+        let whole =
+            matches!(self.form, Form::Object | Form::Metadata(_)) && !self.protobuf && self.conversion.is_none();
         let receiver = whole.then(|| Receiver::new(subscription.cache().clone()))?;
         Some(self.receiver.insert(receiver).handover())
     }

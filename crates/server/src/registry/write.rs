@@ -11,12 +11,13 @@ use crate::registry::draft::{Change, Draft};
 use crate::watch_cache::dispatch::Announced;
 use crate::watch_cache::{Selectable, fresh};
 use bytes::Bytes;
+use gantry_api::ObjectMeta;
 use gantry_api::core::pod::drop_scheduling_group;
 use gantry_api::kind::{Context, Object, Resource};
 use gantry_api::meta::field::{ErrorList, Path};
 use gantry_api::meta::object::{self, Meta};
 use gantry_api::meta::status::ApiError;
-use gantry_store::{Compare, Txn, TxnOutcome, Write};
+use gantry_store::{Compare, KeyValue, Txn, TxnOutcome, Write};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
@@ -70,6 +71,21 @@ pub struct Written {
     pub created: bool,
     /// Texts for `Warning` headers.
     pub warnings: Vec<String>,
+}
+
+/// What a write takes the place of, as far as it is compared.
+#[derive(Clone, Copy)]
+struct Before<'a> {
+    kv: &'a KeyValue,
+    meta: &'a ObjectMeta,
+    /// See [`Stored`].
+    stale: bool,
+}
+
+impl<'a> Before<'a> {
+    fn of(stored: &'a Stored) -> Self {
+        Self { kv: &stored.kv, meta: stored.object.meta(), stale: stored.stale }
+    }
 }
 
 /// How a transaction went.
@@ -274,7 +290,7 @@ impl Registry {
         admission.validate(&mut attributes, &self.cluster()).await?;
         warnings.append(&mut attributes.warnings);
         let held = std::mem::take(&mut attributes.held);
-        let outcome = self.commit(target.resource, object, stored, target.options.dry_run).await;
+        let outcome = self.commit(target.resource, object, stored.map(Before::of), target.options.dry_run).await;
         if !matches!(outcome, Ok(Committed::At(..))) {
             let attributes = self::attributes(target, &name, object, old);
             for timed in &self.admission().validating {
@@ -285,38 +301,39 @@ impl Registry {
         outcome
     }
 
-    /// Stores an object in place of `stored`, or for the first time.
+    /// Stores an object in place of what was `before`, or for the first time.
     async fn commit(
         &self,
         resource: &dyn Resource,
         object: &mut dyn Object,
-        stored: Option<&Stored>,
+        before: Option<Before<'_>>,
         dry_run: bool,
     ) -> Result<Committed, ApiError> {
         object.meta_mut().resource_version = None;
         let mut json = Bytes::from(self.encode(resource, object).await?);
         let key = key_of(resource, object.meta().namespace(), object.meta().name());
-        if let Some(s) = stored.filter(|s| s.kv.value.len() == json.len() && s.kv.value != json)
-            && let Some(fresh) = times::keep(object, s.object.as_ref())
+        if let Some(s) = before.filter(|s| s.kv.value.len() == json.len() && s.kv.value != json)
+            && let Some(fresh) = times::keep(object, s.meta)
         {
             let timed = std::mem::replace(&mut json, self.encode(resource, object).await?.into());
             if s.kv.value != json {
                 (json, object.meta_mut().managed_fields) = (timed, Some(fresh));
             }
         }
-        let unchanged = stored.is_some_and(|s| !s.stale && (s.kv.value == json || shows_the_same(resource, s, &json)));
-        let deletes = stored.is_some_and(|s| super::delete::finished_by_update(resource, object, s.object.as_ref()));
+        let unchanged =
+            before.is_some_and(|s| !s.stale && (s.kv.value == json || shows_the_same(resource, s.kv, &json)));
+        let deletes = before.is_some_and(|s| super::delete::finished_by_update(object, s.meta));
         if unchanged && !deletes {
-            return Ok(Committed::At(stored.map_or(0, |s| s.kv.mod_revision), json));
+            return Ok(Committed::At(before.map_or(0, |s| s.kv.mod_revision), json));
         }
         if dry_run {
             let exists =
-                stored.is_none() && self.store.get(key.as_bytes()).await.map_err(|e| store_error(&key, &e))?.is_some();
-            let revision = stored.map_or(0, |s| s.kv.mod_revision);
+                before.is_none() && self.store.get(key.as_bytes()).await.map_err(|e| store_error(&key, &e))?.is_some();
+            let revision = before.map_or(0, |s| s.kv.mod_revision);
             return Ok(if exists { Committed::Raced } else { Committed::At(revision, json) });
         }
         let bytes = Bytes::from(key.clone());
-        let compare = match stored {
+        let compare = match before {
             Some(s) => Compare::ModRevision(bytes.clone(), s.kv.mod_revision),
             None => Compare::Absent(bytes.clone()),
         };
@@ -365,13 +382,16 @@ impl Registry {
         for _ in 0..RACES_MAX {
             let stored = self.stored(resource, namespace, name).await?;
             let stored = stored.ok_or_else(|| ApiError::not_found(info.group, info.plural, name))?;
-            let mut object = stored.object.boxed_clone();
+            let Stored { kv, mut object, stale } = stored;
+            // Of what was before, nothing else is compared: a pod would take as long to copy as to write.
+            let meta = object.meta().clone();
             change(object.as_mut())?;
-            carry_over(object.meta_mut(), stored.object.meta());
-            let mut errors = object::validate_update(object.meta(), stored.object.meta());
+            carry_over(object.meta_mut(), &meta);
+            let mut errors = object::validate_update(object.meta(), &meta);
             errors.extend(unknown_finalizers(resource, object.meta()));
             invalid_unless_empty(resource, name, &errors)?;
-            if let Committed::At(revision, _) = self.commit(resource, object.as_mut(), Some(&stored), dry_run).await? {
+            let before = Before { kv: &kv, meta: &meta, stale };
+            if let Committed::At(revision, _) = self.commit(resource, object.as_mut(), Some(before), dry_run).await? {
                 object.meta_mut().resource_version = Some(revision.to_string());
                 return Ok(object);
             }
@@ -428,14 +448,12 @@ impl Registry {
 }
 
 /// Whether what was stored through another version of the resource is, in this one, what is to be stored now.
-fn shows_the_same(resource: &dyn Resource, stored: &Stored, json: &[u8]) -> bool {
+fn shows_the_same(resource: &dyn Resource, stored: &KeyValue, json: &[u8]) -> bool {
     let own = format!(r#"{{"apiVersion":"{}","#, resource.info().api_version());
-    if resource.learned().is_some() || stored.kv.value.starts_with(own.as_bytes()) {
+    if resource.learned().is_some() || stored.value.starts_with(own.as_bytes()) {
         return false;
     }
-    let mut shown = stored.object.boxed_clone();
-    shown.meta_mut().resource_version = None;
-    resource.to_stored(shown.as_ref()) == json
+    resource.decode(&stored.value).is_ok_and(|shown| resource.to_stored(shown.as_ref()) == json)
 }
 
 /// Takes an announcement back unless the value was written; also when the client went away in the middle.

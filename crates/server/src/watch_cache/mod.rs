@@ -15,8 +15,8 @@ mod watcher;
 
 pub use dispatch::{Applied, Dispatcher, Halted};
 pub use encoded::Encoding;
-pub use fresh::Handover;
 pub use entry::{ByPath, Entry, EventType, MetaField, Selectable, Selection, type_prefix, with_version};
+pub use fresh::Handover;
 pub use watcher::{Closed, Next, Shown, Subscription};
 
 use crate::encryption::Transformer;
