@@ -1,9 +1,8 @@
 //! The data directory: everything Gantry keeps is under it, and one process at a time uses it.
 
 use anyhow::{Context, Result, bail};
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, Write};
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -44,14 +43,19 @@ impl DataDir {
             .mode(0o600)
             .open(&lock_path)
             .with_context(|| format!("cannot open {}", lock_path.display()))?;
-        // SAFETY: flock on a descriptor this process owns; no memory is involved.
-        if unsafe { libc::flock(lock.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } != 0 {
-            let holder = read_text(&mut lock).unwrap_or_default();
-            bail!(
-                "data directory {} is in use by another gantry process{}",
-                path.display(),
-                if holder.trim().is_empty() { String::new() } else { format!(" (pid {})", holder.trim()) }
-            );
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let holder = read_text(&mut lock).unwrap_or_default();
+                bail!(
+                    "data directory {} is in use by another gantry process{}",
+                    path.display(),
+                    if holder.trim().is_empty() { String::new() } else { format!(" (pid {})", holder.trim()) }
+                );
+            }
+            Err(TryLockError::Error(e)) => {
+                return Err(e).with_context(|| format!("cannot lock {}", lock_path.display()));
+            }
         }
         check_format(&path)?;
         lock.set_len(0)?;
@@ -72,9 +76,13 @@ impl DataDir {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(e).with_context(|| format!("cannot open {}", lock_path.display())),
         };
-        // SAFETY: flock on a descriptor this process owns; a shared lock that succeeds is released when it is closed.
-        if unsafe { libc::flock(lock.as_raw_fd(), libc::LOCK_SH | libc::LOCK_NB) } == 0 {
-            return Ok(None);
+        // A lock that is had is released when the file is closed.
+        match lock.try_lock_shared() {
+            Ok(()) => return Ok(None),
+            Err(TryLockError::WouldBlock) => {}
+            Err(TryLockError::Error(e)) => {
+                return Err(e).with_context(|| format!("cannot lock {}", lock_path.display()));
+            }
         }
         // The holder writes its pid right after it has taken the lock.
         for _ in 0..PID_READS {

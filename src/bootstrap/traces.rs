@@ -8,7 +8,6 @@ use super::data_dir;
 use anyhow::{Context, Result};
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Write};
-use std::os::fd::AsRawFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
@@ -42,11 +41,11 @@ pub fn announce(directory: &Path, instance: &str, data_dir: &Path) -> Result<Tra
         std::fs::create_dir_all(directory)?;
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).open(&path)?;
         file.write_all(data_dir.as_os_str().as_bytes())?;
+        // Waits for nobody but a reader in `orphan`.
+        file.lock_shared()?;
         Ok(file)
     };
-    let file = write().with_context(|| format!("cannot write {}", path.display()))?;
-    // Waits for nobody but a reader in `orphan`.
-    anyhow::ensure!(lock(&file, libc::LOCK_SH), "cannot lock {}: {}", path.display(), std::io::Error::last_os_error());
+    let file = write().with_context(|| format!("cannot write and lock {}", path.display()))?;
     Ok(Trace { _file: file })
 }
 
@@ -70,7 +69,7 @@ pub fn orphans(directory: &Path) -> Result<Vec<Orphan>> {
 fn orphan(file: &Path) -> Option<Orphan> {
     let instance = file.file_name()?.to_str()?.to_owned();
     let data_dir = PathBuf::from(std::ffi::OsString::from_vec(std::fs::read(file).ok()?));
-    let runs = !lock(&File::open(file).ok()?, libc::LOCK_EX | libc::LOCK_NB);
+    let runs = File::open(file).ok()?.try_lock().is_err();
     (data_dir.is_absolute() && !runs && !data_dir::is_of(&data_dir, &instance)).then_some(Orphan { instance, data_dir })
 }
 
@@ -86,12 +85,6 @@ pub fn forget(directory: &Path, instance: &str) -> Result<()> {
         }
         _ => Ok(()),
     }
-}
-
-/// Takes a file's lock, and says whether that worked.
-fn lock(file: &File, how: i32) -> bool {
-    // SAFETY: flock on a descriptor this process owns; no memory is involved.
-    unsafe { libc::flock(file.as_raw_fd(), how) == 0 }
 }
 
 #[cfg(test)]
