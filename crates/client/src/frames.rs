@@ -113,7 +113,7 @@ impl<K: Kind> Item for K {
 }
 
 /// Whether an object is what its text says, without what is not kept.
-pub(crate) fn is_read_from<T: Item + PartialEq>(object: &T, bytes: &[u8]) -> bool {
+fn is_read_from<T: Item + PartialEq>(object: &T, bytes: &[u8]) -> bool {
     T::read(bytes).is_ok_and(|mut read| {
         read.slim();
         read == *object
@@ -216,12 +216,19 @@ struct Lines {
     /// The beginning of a line whose end has not come.
     begun: BytesMut,
     ended: bool,
+    /// Whether each frame is a line, so that nobody has to look for its end.
+    whole: bool,
 }
 
 impl Lines {
     /// The next line without its end, None at the end of the stream. A line within one frame is a part of that frame.
     fn poll_next(&mut self, context: &mut Context<'_>, plural: &str) -> Poll<Option<Result<Bytes, Error>>> {
         loop {
+            if self.whole && self.frame.last() == Some(&b'\n') {
+                let mut line = std::mem::take(&mut self.frame);
+                line.truncate(line.len() - 1);
+                return Poll::Ready(Some(Ok(line)));
+            }
             if let Some(at) = self.frame.iter().position(|b| *b == b'\n') {
                 let rest = self.frame.split_to(at);
                 self.frame.advance(1);
@@ -289,17 +296,20 @@ impl<T: Item> Stream for Events<T> {
 /// The events of a watch's answer. Ends after the first failure.
 pub(crate) fn watch<T: Item>(response: Response<Body>, plural: String) -> WatchStream<T> {
     let shared = response.extensions().get::<SharedMemory>().cloned();
-    let lines = Lines { body: response.into_body(), frame: Bytes::new(), begun: BytesMut::new(), ended: false };
+    let whole = shared.is_some();
+    let lines = Lines { body: response.into_body(), frame: Bytes::new(), begun: BytesMut::new(), ended: false, whole };
     Events { lines: Some(lines), shared, plural, item: PhantomData }.boxed()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::TransportError;
+    use crate::transport::Decoded;
+    use crate::{PartialObject, TransportError};
     use futures::stream;
     use http_body_util::{BodyExt, StreamBody};
     use k8s_openapi::api::core::v1::ConfigMap;
+    use std::sync::Mutex;
 
     fn body(chunks: Vec<Result<&'static str, TransportError>>) -> Body {
         let frames = chunks.into_iter().map(|c| c.map(|s| http_body::Frame::data(Bytes::from_static(s.as_bytes()))));
@@ -338,6 +348,31 @@ mod tests {
         let more = Bytes::from_static(br#"{"type":"ADDED","object":{"metadata":{}},"more":1}"#);
         let memory = SharedMemory { decoded: Arc::new(|_| None) };
         assert!(event::<ConfigMap>(&more, Some(&memory), "configmaps").is_err());
+    }
+
+    #[test]
+    fn an_object_that_is_there_is_not_read() {
+        let text = r#"{"metadata":{"name":"a","labels":{"k":"v"},"finalizers":["f"],"resourceVersion":"7"},"data":{}}"#;
+        let object: Arc<dyn Object> = Arc::new(ConfigMap::from_json(text.as_bytes()).unwrap());
+        let line = Bytes::from(format!(r#"{{"type":"ADDED","object":{text}}}"#));
+        let handed = object.clone();
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let frames = asked.clone();
+        let decoded: Decoded = Arc::new(move |frame| {
+            frames.lock().unwrap().push(frame.as_ptr().addr());
+            Some(handed.clone())
+        });
+        let memory = SharedMemory { decoded };
+        let Ok(WatchEvent::Added(received)) = event::<PartialObject>(&line, Some(&memory), "configmaps") else {
+            panic!()
+        };
+        let Ok(WatchEvent::Added(mut read)) = event::<PartialObject>(&line, None, "configmaps") else { panic!() };
+        read.slim();
+        assert_eq!(received.metadata, read.metadata);
+        assert_eq!(*asked.lock().unwrap(), [line.as_ptr().addr()]);
+        let shared = ConfigMap::shared(object.clone(), text.as_bytes()).unwrap();
+        assert_eq!(Arc::as_ptr(&shared).addr(), Arc::as_ptr(&object).cast::<()>().addr());
+        assert!(k8s_openapi::api::core::v1::Secret::shared(object, text.as_bytes()).is_none());
     }
 
     #[tokio::test]

@@ -17,7 +17,8 @@ pub type Decoded = Arc<dyn Fn(&[u8]) -> Option<Arc<dyn Object>> + Send + Sync>;
 /// keeps an event may keep the frame instead of a copy.
 #[derive(Clone)]
 pub struct SharedMemory {
-    /// Asked for the frame that came last, gives its object as reading it would; managed fields may be missing.
+    /// Asked for the frame that came last, gives its object as reading it would; managed fields may be missing. Where there
+    /// is one, the frame may tell of the whole object though only its metadata was asked for.
     pub decoded: Decoded,
 }
 

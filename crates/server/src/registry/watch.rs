@@ -297,6 +297,10 @@ impl WatchBody {
 
     /// A change in the form and the encoding of the watch.
     fn change(&mut self, cache: &WatchCache, event: &Arc<Event>, shown: Shown) -> Result<Bytes, ApiError> {
+        // Who gets the object itself has no use for another form of its text.
+        if let Some(frame) = self.receiver.as_ref().and_then(|receiver| receiver.send(event, shown)) {
+            return Ok(frame);
+        }
         let kind = match shown {
             Shown::AsIs => event.entry.event(),
             Shown::Added => EventType::Added,
@@ -315,14 +319,10 @@ impl WatchBody {
             let line = self.shaped(kind, &event.entry, event.frame(shown))?;
             self.framed(line)
         };
-        let frame = match encoding {
+        match encoding {
             Some(encoding) => cache.encoded(event, shown, encoding, make),
             None => make(),
-        }?;
-        if let Some(receiver) = self.receiver.as_ref().filter(|_| shown != Shown::Deleted) {
-            receiver.sends(&frame, event);
         }
-        Ok(frame)
     }
 
     fn bookmark(&self, revision: u64, initial_end: bool) -> Bytes {

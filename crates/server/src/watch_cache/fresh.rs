@@ -5,7 +5,7 @@
 //! would give, for watchers without managed fields; an object of which that is not certain is read. Only a cache's last
 //! events hold objects.
 
-use super::{Event, WatchCache};
+use super::{Event, Shown, WatchCache};
 use bytes::Bytes;
 use gantry_api::Time;
 use gantry_api::core::pod::canonicalize_pod_spec;
@@ -103,8 +103,8 @@ pub struct Handover(Mutex<Option<(Bytes, Arc<dyn Object>)>>);
 
 impl Handover {
     /// Leaves an object beside the frame that tells of it.
-    fn leave(&self, frame: &Bytes, object: Option<Arc<dyn Object>>) {
-        *self.0.lock() = object.map(|object| (frame.clone(), object));
+    fn leave(&self, frame: &Bytes, object: Arc<dyn Object>) {
+        *self.0.lock() = Some((frame.clone(), object));
     }
 
     /// The object that `frame` tells of, where that very memory was sent last.
@@ -133,9 +133,12 @@ impl Receiver {
         self.handover.clone()
     }
 
-    /// Leaves what an event tells of for whoever reads its frame.
-    pub(crate) fn sends(&self, frame: &Bytes, event: &Event) {
-        self.handover.leave(frame, event.fresh().map(|fresh| fresh.slim()));
+    /// The frame of an event, with the object it tells of left for whoever gets it; None where there is none to leave.
+    pub(crate) fn send(&self, event: &Event, shown: Shown) -> Option<Bytes> {
+        let fresh = event.fresh().filter(|_| shown != Shown::Deleted)?;
+        let frame = event.frame(shown);
+        self.handover.leave(&frame, fresh.slim());
+        Some(frame)
     }
 }
 
@@ -244,11 +247,10 @@ mod tests {
         let object: Arc<dyn Object> = Arc::new(Pod::default());
         let (first, second) = (Bytes::copy_from_slice(b"frame"), Bytes::copy_from_slice(b"frame"));
         let handover = Handover::default();
-        handover.leave(&first, Some(object.clone()));
+        handover.leave(&first, object.clone());
         assert!(handover.take(&second).is_none() && handover.take(&first).is_none(), "another came");
-        handover.leave(&first, Some(object.clone()));
+        handover.leave(&first, object.clone());
         assert!(handover.take(&first).is_some_and(|found| Arc::ptr_eq(&found, &object)));
-        handover.leave(&second, None);
-        assert!(handover.take(&second).is_none());
+        assert!(handover.take(&first).is_none());
     }
 }
