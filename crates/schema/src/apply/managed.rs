@@ -139,6 +139,26 @@ pub(super) fn decode(entries: Option<Value>, as_stored: bool) -> Result<Managed,
     Ok(managed)
 }
 
+/// How many entries there are, where [`encode`] would write them in this order and with what they say.
+pub(super) fn count_as_written(entries: Option<&Value>) -> Option<usize> {
+    fn text<'e>(entry: &'e Value, name: &str) -> Option<&'e str> {
+        entry.get(name).and_then(Value::as_str)
+    }
+    fn place(entry: &Value) -> (bool, Option<&str>, [&str; 3]) {
+        let others = ["manager", "apiVersion", "subresource"].map(|name| text(entry, name).unwrap_or_default());
+        (text(entry, "operation") != Some("Apply"), text(entry, "time"), others)
+    }
+    let entries = entries?.as_array()?;
+    let is_whole = |entry: &Value| {
+        let said = |name: &str| text(entry, name).is_some_and(|text| !text.is_empty());
+        said("manager")
+            && entry.get("fieldsV1").is_some_and(Value::is_object)
+            && (said("subresource") || entry.get("subresource").is_none())
+    };
+    let in_order = entries.is_sorted_by(|a, b| place(a) <= place(b));
+    (in_order && entries.iter().all(is_whole)).then_some(entries.len())
+}
+
 /// Writes the entries to an object, sorted by operation, time, manager, version and subresource.
 pub(super) fn encode(object: &mut Value, managed: Managed) {
     strip(object);

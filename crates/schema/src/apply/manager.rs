@@ -232,10 +232,46 @@ impl<'a> FieldManager<'a> {
         force: bool,
         now: &str,
     ) -> Result<Value, ApplyError> {
+        let (mut merged, owners, _) = self.applied(live, config, manager, force, now)?;
+        managed::encode(&mut merged, owners);
+        Ok(merged)
+    }
+
+    /// As [`FieldManager::apply`]; nothing where the result is the live object as it is.
+    ///
+    /// # Errors
+    /// See [`ApplyError`].
+    pub fn apply_unless_same(
+        &self,
+        live: Option<Value>,
+        config: &Value,
+        manager: &str,
+        force: bool,
+        now: &str,
+    ) -> Result<Option<Value>, ApplyError> {
+        let (mut merged, owners, same) = self.applied(live, config, manager, force, now)?;
+        if same {
+            return Ok(None);
+        }
+        managed::encode(&mut merged, owners);
+        Ok(Some(merged))
+    }
+
+    /// The object an apply leads to, without its entries, and those; and whether both are known to be the live ones.
+    fn applied(
+        &self,
+        live: Option<Value>,
+        config: &Value,
+        manager: &str,
+        force: bool,
+        now: &str,
+    ) -> Result<(Value, Managed, bool), ApplyError> {
         self.check_config(config)?;
         let exists = live.is_some();
         let mut object = live.unwrap_or_else(|| Value::Object(Map::new()));
-        let mut owners = managed::decode(managed::strip(&mut object), true)
+        let entries = managed::strip(&mut object);
+        let written = managed::count_as_written(entries.as_ref());
+        let mut owners = managed::decode(entries, true)
             .map_err(|error| ApplyError::Unfit(format!("failed to decode managed fields: {error}")))?;
         if owners.is_empty() && exists {
             let empty = Value::Object(Map::new());
@@ -251,22 +287,27 @@ impl<'a> FieldManager<'a> {
         #[cfg(test)]
         if is_applied {
             let mut left = owners.clone();
-            let merged = self.merge(&object, config, &mut left, (&id, &set), force, now).ok();
+            let merged = self.merge(&object, config, &mut left, (&id, set.clone()), force, now).ok();
             assert_eq!(merged.as_ref(), Some(&object), "the short way leads elsewhere");
             assert!(left.iter().map(unstored).eq(owners.iter().map(unstored)), "{left:?} and not {owners:?}");
         }
+        if is_applied && manager != KUBECTL {
+            let same = written == Some(owners.len());
+            return Ok((object, owners, same));
+        }
+        let mut again = (manager == KUBECTL).then(|| set.clone());
         let mut result = match is_applied {
             true => Ok(std::mem::take(&mut object)),
-            false => self.merge(&object, config, &mut owners, (&id, &set), force, now),
+            false => self.merge(&object, config, &mut owners, (&id, set), force, now),
         };
-        if manager == KUBECTL
-            && let Err(ApplyError::Conflict(conflicts)) = &result
+        if let Err(ApplyError::Conflict(conflicts)) = &result
+            && let Some(set) = again.take()
             && let Some(allowed) = self.owned_by_last_applied(&object)
         {
             let left: Vec<Conflict> =
                 conflicts.iter().filter(|conflict| !allowed.has(&conflict.path)).cloned().collect();
             result = if left.is_empty() {
-                self.merge(&object, config, &mut owners, (&id, &set), true, now)
+                self.merge(&object, config, &mut owners, (&id, set), true, now)
             } else {
                 Err(ApplyError::Conflict(left))
             };
@@ -275,8 +316,7 @@ impl<'a> FieldManager<'a> {
         if manager == KUBECTL {
             renew_last_applied(&mut merged, config);
         }
-        managed::encode(&mut merged, owners);
-        Ok(merged)
+        Ok((merged, owners, false))
     }
 
     /// Whether an apply would leave all as it is: the object has what is applied, its manager has applied the same fields
@@ -285,9 +325,9 @@ impl<'a> FieldManager<'a> {
         let Some(last) = owners.get(id) else { return false };
         let known = |owned: &Owned| owned.api_version == self.api_version && !owned.set.is_empty();
         owners.values().all(known)
-            && last.set.is_subset(set)
-            && set.difference(&UNTRACKED).is_subset(&last.set)
             && covers::covers(live, config, Some(self.schema))
+            && last.set.is_subset(set)
+            && set.is_subset_but(&UNTRACKED, &last.set)
             && !covers::fills_empty(live, config, Some(self.schema))
     }
 
@@ -375,7 +415,7 @@ impl<'a> FieldManager<'a> {
         live: &Value,
         config: &Value,
         owners: &mut Managed,
-        (id, set): (&ManagerId, &FieldSet),
+        (id, set): (&ManagerId, FieldSet),
         force: bool,
         now: &str,
     ) -> Result<Value, ApplyError> {
@@ -383,9 +423,9 @@ impl<'a> FieldManager<'a> {
             .map_err(|error| ApplyError::Unfit(format!("failed to merge config: {error}")))?;
         let last = owners.remove(id);
         let time = last.as_ref().and_then(|last| last.time.clone());
-        owners.insert(id.clone(), Owned::new(self.api_version, set.clone(), time));
+        owners.insert(id.clone(), Owned::new(self.api_version, set, time));
         let merged = match &last {
-            Some(last) if !last.set.is_empty() => self.prune(merged, config, owners, last, set),
+            Some(last) if !last.set.is_empty() => self.prune(merged, config, owners, last, id),
             _ => merged,
         };
         let comparisons = self.compare_all(live, &merged, owners, Some(id));
@@ -401,6 +441,9 @@ impl<'a> FieldManager<'a> {
         let changed = !path::equal(live, &merged);
         if let Some(owned) = owners.get_mut(id) {
             owned.lose(&UNTRACKED);
+            if let Some(last) = last.filter(|last| last.api_version == owned.api_version && last.set == owned.set) {
+                owned.stored = last.stored;
+            }
             if changed {
                 owned.time = Some(now.to_owned());
             }
@@ -424,11 +467,11 @@ impl<'a> FieldManager<'a> {
         if api_version == self.api_version { Some(self.schema) } else { self.versions.schema(api_version) }
     }
 
-    /// Takes away what this manager applied last time, does not apply now, and nobody else owns. `set` are the fields of
-    /// `config`, which it applies now.
-    fn prune(&self, merged: Value, config: &Value, owners: &Managed, last: &Owned, set: &FieldSet) -> Value {
+    /// Takes away what this manager applied last time, does not apply now, and nobody else owns. Among the
+    /// owners, `id` has the fields of `config`, which it applies now.
+    fn prune(&self, merged: Value, config: &Value, owners: &Managed, last: &Owned, id: &ManagerId) -> Value {
         // All it applied it still applies. Then only what is empty in its eyes and filled in by nobody might go.
-        if last.set.is_subset(set)
+        if owners.get(id).is_some_and(|owned| last.set.is_subset(&owned.set))
             && owners.values().chain([last]).all(|owned| owned.api_version == self.api_version)
             && !covers::fills_empty(&merged, config, Some(self.schema))
         {

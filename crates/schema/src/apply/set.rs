@@ -170,6 +170,19 @@ impl FieldSet {
         self.nodes.iter().all(there)
     }
 
+    /// Whether every path is there, too, or among those that do not count.
+    #[must_use]
+    pub(super) fn is_subset_but(&self, ignored: &FieldSet, other: &FieldSet) -> bool {
+        static NONE: FieldSet = FieldSet { nodes: Vec::new() };
+        let there = |node: &Node| {
+            let (ignored, there) = (ignored.node(&node.step), other.node(&node.step));
+            let is_member = |node: Option<&Node>| node.is_some_and(|node| node.member);
+            let (ignored_below, below) = (ignored.map_or(&NONE, |i| &i.below), there.map_or(&NONE, |t| &t.below));
+            (!node.member || is_member(ignored) || is_member(there)) && node.below.is_subset_but(ignored_below, below)
+        };
+        self.nodes.iter().all(there)
+    }
+
     /// Paths here and not there.
     #[must_use]
     pub fn difference(&self, other: &FieldSet) -> FieldSet {

@@ -77,9 +77,9 @@ fn fields(value: &Value, schema: Option<Schema<'_>>) -> Part {
                 return Part::itself();
             }
             for (name, inner) in map_of(Some(value)).into_iter().flatten() {
-                let mut part = fields(inner, child(object, name));
-                let declared = object.is_some_and(|object| object.field(name).is_some());
-                part.member |= inner.is_null() || inner.as_object().is_some_and(Map::is_empty) || !declared;
+                let declared = object.and_then(|object| object.field(name)).map(|field| field.schema);
+                let mut part = fields(inner, declared.or_else(|| child(object, name)));
+                part.member |= inner.is_null() || inner.as_object().is_some_and(Map::is_empty) || declared.is_none();
                 below.push(PathElement::field(name), part);
             }
         }
@@ -356,14 +356,15 @@ fn merge_at(live: Option<&Value>, config: Option<&Value>, schema: Option<Schema<
             let (live_map, config_map) = (map_of(live).unwrap_or(&empty), map_of(config).unwrap_or(&empty));
             let leaf = is_atomic(object) || (live_map.is_empty() && config_map.is_empty());
             if !leaf {
-                let mut out = Map::new();
+                let mut out = Vec::with_capacity(live_map.len().max(config_map.len()));
                 let mut errors = Errors::new();
-                let names: BTreeSet<&String> = live_map.keys().chain(config_map.keys()).collect();
-                for name in names {
-                    match merge_at(live_map.get(name), config_map.get(name), child(object, name)) {
-                        Ok(Some(value)) => {
-                            out.insert(name.clone(), value);
-                        }
+                let (mut lives, mut configs) = (live_map.iter().peekable(), config_map.iter().peekable());
+                while let Some(name) = [lives.peek(), configs.peek()].into_iter().flatten().map(|(name, _)| *name).min()
+                {
+                    let live = lives.next_if(|(next, _)| *next == name).map(|(_, value)| value);
+                    let config = configs.next_if(|(next, _)| *next == name).map(|(_, value)| value);
+                    match merge_at(live, config, child(object, name)) {
+                        Ok(Some(value)) => out.push((name.clone(), value)),
                         Ok(None) => {}
                         Err(inner) => errors.extend(prefixed(&PathElement::field(name), inner)),
                     }
@@ -371,7 +372,8 @@ fn merge_at(live: Option<&Value>, config: Option<&Value>, schema: Option<Schema<
                 if !errors.is_empty() {
                     return Err(errors);
                 }
-                return Ok((!out.is_empty()).then_some(Value::Object(out)));
+                // Built at once, as the names come in order.
+                return Ok((!out.is_empty()).then(|| Value::Object(out.into_iter().collect())));
             }
         }
     }

@@ -9,11 +9,17 @@ impl Schema<'_> {
     pub fn drop_empty(self, value: &mut Value) {
         match (self.shape(), value) {
             (Shape::List(list), Value::Array(items)) => items.iter_mut().for_each(|item| list.items.drop_empty(item)),
-            (Shape::Object(object), Value::Object(map)) => map.retain(|key, value| {
-                let Some(child) = object.child(key) else { return true };
-                child.drop_empty(value);
-                let required = object.field(key).is_none_or(|f| f.required);
-                required || !child.is_empty_collection(value)
+            (Shape::Object(object), Value::Object(map)) => map.retain(|key, value| match object.field(key) {
+                Some(field) => {
+                    field.schema.drop_empty(value);
+                    field.required || !field.schema.is_empty_collection(value)
+                }
+                None => {
+                    if let Rest::Values(values) = object.rest() {
+                        values.drop_empty(value);
+                    }
+                    true
+                }
             }),
             _ => {}
         }

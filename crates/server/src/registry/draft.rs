@@ -154,8 +154,8 @@ impl Registry {
                 manager.map(|m| m.update(live.as_ref(), new, &target.options.field_manager, &now))
             }),
         };
-        if let Some(managed) = managed {
-            take_managed_fields(object.as_mut(), managed)?;
+        if let Some(mut managed) = managed {
+            set_managed_fields(object.as_mut(), take_entries(&mut managed))?;
         }
         Ok(Draft { object, warnings })
     }
@@ -181,19 +181,28 @@ impl Registry {
         let live = old.map(Object::to_value);
         let options = target.options;
         let applied = with_manager(target, schema, custom, |manager| {
-            manager.map(|m| m.apply(live, &config, &options.field_manager, options.force, now))
+            manager.map(|m| m.apply_unless_same(live, &config, &options.field_manager, options.force, now))
         });
-        let mut merged = applied
+        let merged = applied
             .ok_or_else(|| {
                 ApiError::new(415, "UnsupportedMediaType", "server-side apply is not supported for this resource")
             })?
             .map_err(apply_error)?;
         // Unknown fields are the field manager's to refuse; that a key stands there twice only the text tells.
         repeated_keys(target, &decoded.strict_errors, &mut warnings)?;
-        if let (Some(schema), None) = (schema, custom) {
-            schema.drop_empty(&mut merged);
-        }
-        let mut object = into_object(target.resource, merged)?;
+        let mut object = match (merged, old) {
+            (Some(mut merged), _) => {
+                let entries = take_entries(&mut merged);
+                if let (Some(schema), None) = (schema, custom) {
+                    schema.drop_empty(&mut merged);
+                }
+                let mut object = into_object(target.resource, merged)?;
+                set_managed_fields(object.as_mut(), entries)?;
+                object
+            }
+            (None, Some(old)) => old.boxed_clone(),
+            (None, None) => return Err(ApiError::internal("an apply led to nothing")),
+        };
         check_identity(target, object.as_mut(), false)?;
         target.resource.set_defaults(object.as_mut());
         Ok(Draft { object, warnings })
@@ -248,8 +257,8 @@ impl Registry {
                 manager.map(|m| m.update(live.as_ref(), new, &target.options.field_manager, &now))
             }),
         };
-        if let Some(managed) = managed {
-            take_managed_fields(object.as_mut(), managed)?;
+        if let Some(mut managed) = managed {
+            set_managed_fields(object.as_mut(), take_entries(&mut managed))?;
         }
         Ok(Draft { object, warnings })
     }
@@ -295,8 +304,12 @@ fn with_manager<R>(
     use_it(Some(&manager))
 }
 
-fn take_managed_fields(object: &mut dyn Object, mut managed: Value) -> Result<(), ApiError> {
-    let entries = managed.get_mut("metadata").and_then(|m| m.get_mut("managedFields")).map(Value::take);
+/// Takes the record of who manages its fields off an object.
+fn take_entries(object: &mut Value) -> Option<Value> {
+    object.get_mut("metadata")?.as_object_mut()?.remove("managedFields")
+}
+
+fn set_managed_fields(object: &mut dyn Object, entries: Option<Value>) -> Result<(), ApiError> {
     let decode = |mut entry: Value| -> Result<ManagedFieldsEntry, serde_json::Error> {
         // Not read once more: this is most of it.
         let fields = entry.as_object_mut().and_then(|entry| entry.remove("fieldsV1"));

@@ -328,6 +328,25 @@ proptest! {
         })?;
     }
 
+    /// What is told to be the same is the same.
+    #[test]
+    fn nothing_is_only_said_of_nothing(steps in proptest::collection::vec(step(), 1..5), last in step()) {
+        const LATER: &str = "2027-01-01T00:00:00Z";
+        with_manager(|manager| -> Result<(), TestCaseError> {
+            let mut live = None;
+            for step in &steps {
+                live = Some(manager.apply(live, &object(&step.spec), &step.manager, true, NOW).unwrap());
+            }
+            for step in steps.last().into_iter().chain([&last]) {
+                let (config, name) = (object(&step.spec), &step.manager);
+                let wanted = manager.apply(live.clone(), &config, name, true, LATER).unwrap();
+                let found = manager.apply_unless_same(live.clone(), &config, name, true, LATER).unwrap();
+                prop_assert_eq!(found.or_else(|| live.clone()), Some(wanted));
+            }
+            Ok(())
+        })?;
+    }
+
     /// The manager itself compares, in tests.
     #[test]
     fn short_ways_lead_where_long_ones_do(first in spec(), second in spec(), unowned in spec(), other in spec()) {

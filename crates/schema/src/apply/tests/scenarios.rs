@@ -77,6 +77,33 @@ fn create_and_update_are_tracked() {
 }
 
 #[test]
+fn what_changes_nothing_is_told() {
+    let manager = deployments();
+    let config = deployment(json!({"replicas": 1}));
+    let again = |live: &Value| manager.apply_unless_same(Some(live.clone()), &config, "one", false, T2).unwrap();
+    let live = with_uid(manager.apply(None, &config, "one", false, T0).unwrap());
+    assert_eq!(again(&live), None);
+    let mut paused = live.clone();
+    paused["spec"]["paused"] = json!(true);
+    let live = manager.update(Some(&live), paused, "two", T1);
+    assert_eq!(again(&live), None, "others may own what they like");
+    // Entries that would be written otherwise are.
+    let mut turned = live.clone();
+    turned["metadata"]["managedFields"].as_array_mut().unwrap().reverse();
+    assert_eq!(again(&turned), Some(live.clone()));
+    let mut doubled = live.clone();
+    let entries = doubled["metadata"]["managedFields"].as_array_mut().unwrap();
+    entries.insert(1, entries[0].clone());
+    assert_eq!(again(&doubled), Some(live.clone()));
+    // Client-side apply looks for its annotation, always.
+    let kubectl = with_uid(manager.apply(None, &config, "kubectl", false, T0).unwrap());
+    let same = manager.apply_unless_same(Some(kubectl.clone()), &config, "kubectl", false, T2).unwrap();
+    assert_eq!(same, Some(kubectl));
+    let two = deployment(json!({"replicas": 2}));
+    assert!(manager.apply_unless_same(Some(live), &two, "one", false, T2).unwrap().is_some());
+}
+
+#[test]
 fn conflicts_name_their_field() {
     let manager = deployments();
     let containers = |image: &str| json!({"containers": [{"name": "nginx", "image": image}]});
