@@ -15,13 +15,15 @@
 use crate::authn::{ANONYMOUS, UserInfo};
 use parking_lot::Mutex;
 use std::cell::Cell;
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::cmp::Reverse;
+use std::collections::binary_heap::PeekMut;
+use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::future::Future;
 use std::net::IpAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 use tokio::runtime::Handle;
@@ -58,7 +60,7 @@ enum Payer {
 }
 
 struct Account<T> {
-    payer: Payer,
+    payer: Option<Payer>,
     /// Connections that belong to it.
     connections: usize,
     waiting: VecDeque<T>,
@@ -68,90 +70,102 @@ struct Account<T> {
 
 /// Who waits for a turn.
 struct Line<T> {
-    accounts: HashMap<u64, Account<T>>,
-    ids: HashMap<Payer, u64>,
-    /// Accounts with something that waits, by what they used.
-    ready: BTreeSet<(u64, u64)>,
+    /// By number; those without a payer are free.
+    accounts: Vec<Account<T>>,
+    free: Vec<usize>,
+    numbers: HashMap<Payer, usize>,
+    /// Accounts with something that waits, by what they had used (or were thought to use) when they were last looked at.
+    ready: BinaryHeap<Reverse<(u64, usize)>>,
     waiting: usize,
     /// What the account used that had the last turn: who wants nothing for a while does not fall behind.
     now: u64,
-    last_id: u64,
 }
 
 impl<T> Line<T> {
     fn new() -> Self {
-        let (accounts, ids, ready) = (HashMap::new(), HashMap::new(), BTreeSet::new());
-        Self { accounts, ids, ready, waiting: 0, now: 0, last_id: 0 }
+        let (accounts, free, numbers) = (Vec::new(), Vec::new(), HashMap::new());
+        Self { accounts, free, numbers, ready: BinaryHeap::new(), waiting: 0, now: 0 }
     }
 
     /// The account of `payer`, which has one more connection now.
-    fn join(&mut self, payer: Payer) -> u64 {
-        if let Some(id) = self.ids.get(&payer) {
-            if let Some(account) = self.accounts.get_mut(id) {
-                account.connections += 1;
-            }
-            return *id;
+    fn join(&mut self, payer: Payer) -> usize {
+        if let Some(number) = self.numbers.get(&payer) {
+            self.accounts[*number].connections += 1;
+            return *number;
         }
-        self.last_id += 1;
-        self.ids.insert(payer.clone(), self.last_id);
-        let account = Account { payer, connections: 1, waiting: VecDeque::new(), used: self.now };
-        self.accounts.insert(self.last_id, account);
-        self.last_id
+        let number = self.free.pop().unwrap_or(self.accounts.len());
+        let account = Account { payer: Some(payer.clone()), connections: 1, waiting: VecDeque::new(), used: self.now };
+        match self.accounts.get_mut(number) {
+            Some(place) => *place = account,
+            None => self.accounts.push(account),
+        }
+        self.numbers.insert(payer, number);
+        number
     }
 
     /// Takes a connection out of an account, which is forgotten with its last.
-    fn leave(&mut self, id: u64) {
-        let Some(account) = self.accounts.get_mut(&id) else { return };
+    fn leave(&mut self, number: usize) {
+        let account = &mut self.accounts[number];
         account.connections -= 1;
         // What waits holds its connection, but may have been put in line under the account it had before.
         if account.connections == 0 && account.waiting.is_empty() {
-            self.forget(id);
+            self.forget(number);
         }
     }
 
-    fn forget(&mut self, id: u64) {
-        if let Some(account) = self.accounts.remove(&id) {
-            self.ids.remove(&account.payer);
+    fn forget(&mut self, number: usize) {
+        if let Some(payer) = self.accounts[number].payer.take() {
+            self.numbers.remove(&payer);
+            self.free.push(number);
         }
     }
 
     /// Puts something in line.
-    fn push(&mut self, id: u64, item: T) {
-        let Some(account) = self.accounts.get_mut(&id) else { return };
+    fn push(&mut self, number: usize, item: T) {
+        let account = &mut self.accounts[number];
         if account.waiting.is_empty() {
             account.used = account.used.max(self.now.saturating_sub(CREDIT));
-            self.ready.insert((account.used, id));
+            self.ready.push(Reverse((account.used, number)));
         }
         account.waiting.push_back(item);
         self.waiting += 1;
     }
 
     /// What is next, and the account that pays for it: see [`Line::settle`].
-    fn pop(&mut self) -> Option<(u64, T)> {
-        let (used, id) = self.ready.pop_first()?;
-        let account = self.accounts.get_mut(&id)?;
-        let item = account.waiting.pop_front()?;
-        self.waiting -= 1;
-        self.now = self.now.max(used);
-        account.used += GUESS;
-        if !account.waiting.is_empty() {
-            self.ready.insert((account.used, id));
-        } else if account.connections == 0 {
-            self.forget(id);
+    fn pop(&mut self) -> Option<(usize, T)> {
+        loop {
+            let mut first = self.ready.peek_mut()?;
+            let Reverse((thought, number)) = *first;
+            let account = &mut self.accounts[number];
+            if thought < account.used {
+                // It used more than it was charged for in advance.
+                *first = Reverse((account.used, number));
+                continue;
+            }
+            let item = account.waiting.pop_front();
+            self.now = self.now.max(account.used);
+            account.used += GUESS;
+            if account.waiting.is_empty() {
+                PeekMut::pop(first);
+                if account.connections == 0 {
+                    self.forget(number);
+                }
+            } else {
+                *first = Reverse((account.used, number));
+                drop(first);
+            }
+            if let Some(item) = item {
+                self.waiting -= 1;
+                return Some((number, item));
+            }
         }
-        Some((id, item))
     }
 
-    /// Says how long the turn lasted for which `id` paid.
-    fn settle(&mut self, id: u64, lasted: Duration) {
-        let Some(account) = self.accounts.get_mut(&id) else { return };
-        let before = account.used;
+    /// Says how long the turn lasted for which an account paid.
+    fn settle(&mut self, number: usize, lasted: Duration) {
+        let account = &mut self.accounts[number];
         let price = if account.waiting.len() > CROWD { 2 } else { 1 };
-        account.used = (before + price * (TURN + nanoseconds(lasted))).saturating_sub(GUESS);
-        if !account.waiting.is_empty() {
-            self.ready.remove(&(before, id));
-            self.ready.insert((account.used, id));
-        }
+        account.used = (account.used + price * (TURN + nanoseconds(lasted))).saturating_sub(GUESS);
     }
 }
 
@@ -220,7 +234,7 @@ impl Turns {
     /// What runs the work of a connection from this address.
     #[must_use]
     pub fn connection(self: &Arc<Self>, from: IpAddr) -> Spawner {
-        let account = AtomicU64::new(self.0.lock().line.join(Payer::Address(from)));
+        let account = AtomicUsize::new(self.0.lock().line.join(Payer::Address(from)));
         Spawner(Arc::new(Connected { turns: self.clone(), from, account }))
     }
 
@@ -263,12 +277,15 @@ struct Connected {
     turns: Arc<Turns>,
     from: IpAddr,
     /// Changed under the lock of the line.
-    account: AtomicU64,
+    account: AtomicUsize,
 }
 
 impl Drop for Connected {
     fn drop(&mut self) {
-        self.turns.0.lock().line.leave(self.account.load(Ordering::Relaxed));
+        let mut state = self.turns.0.lock();
+        if !state.abandoned {
+            state.line.leave(self.account.load(Ordering::Relaxed));
+        }
     }
 }
 
@@ -286,7 +303,7 @@ impl Spawner {
             Payer::Address(_) => user.username == ANONYMOUS,
             Payer::User(name) => *name == user.username,
         };
-        if state.abandoned || state.line.accounts.get(&before).is_some_and(|account| is_same(&account.payer)) {
+        if state.abandoned || state.line.accounts[before].payer.as_ref().is_some_and(is_same) {
             return;
         }
         let payer = match user.username.as_str() {
@@ -416,7 +433,7 @@ impl Worker {
     fn slice(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let began = Instant::now();
         let mut now = began;
-        let mut last: Option<(u64, Arc<Task>, u8, Duration)> = None;
+        let mut last: Option<(usize, Arc<Task>, u8, Duration)> = None;
         for turn in 0.. {
             // Dropped after the lock, which a connection takes when it goes.
             let mut done = None;
@@ -425,7 +442,9 @@ impl Worker {
                 state.sleeping.retain(|(number, _)| *number != self.number);
             }
             if let Some((account, task, phase, lasted)) = last.take() {
-                state.line.settle(account, lasted);
+                if !state.abandoned {
+                    state.line.settle(account, lasted);
+                }
                 if phase == IN_LINE && !state.abandoned {
                     state.line.push(task.connected.account.load(Ordering::Relaxed), task);
                 } else {
@@ -533,14 +552,14 @@ mod tests {
         assert_eq!(log.len(), 3 * 1008);
         let last = log.iter().rposition(|who| *who == "other").unwrap();
         assert!(last <= 2 * 24, "24 turns come among as many of the other's: {last}");
-        assert!(turns.0.lock().line.accounts.is_empty(), "accounts go with their connections");
+        assert!(turns.0.lock().line.numbers.is_empty(), "accounts go with their connections");
     }
 
     #[test]
     fn time_is_what_counts_and_rest_is_not_saved_up() {
         let mut line = Line::new();
         let (heavy, light) = (line.join(user("heavy")), line.join(user("light")));
-        let turns = |line: &mut Line<u64>, heavy_for: u64, count: usize| {
+        let turns = |line: &mut Line<usize>, heavy_for: u64, count: usize| {
             let mut took = [0, 0];
             for _ in 0..count {
                 let (id, of) = line.pop().unwrap();
@@ -559,10 +578,10 @@ mod tests {
         assert!(by_heavy.abs_diff(by_light) <= by_light / 10, "{by_heavy} and {by_light} µs");
 
         // A second later: what it did not use of it is gone but for the credit.
-        let light_waits = line.accounts.get_mut(&light).unwrap();
-        let (waiting, used) = (std::mem::take(&mut light_waits.waiting), light_waits.used);
-        line.ready.remove(&(used, light));
-        line.waiting -= waiting.len();
+        while let Some((id, _)) = line.pop().filter(|(id, _)| *id != light) {
+            line.settle(id, Duration::from_millis(1));
+            line.push(id, id);
+        }
         turns(&mut line, 1000, 1000);
         line.push(light, light);
         let [by_heavy, by_light] = turns(&mut line, 1000, 2100);
@@ -570,7 +589,7 @@ mod tests {
         assert!(ahead <= Duration::from_nanos(CREDIT) + Duration::from_millis(2), "{ahead:?}");
         assert!(ahead >= Duration::from_nanos(CREDIT) / 2, "{ahead:?}");
         let late = line.join(user("late"));
-        assert_eq!(line.accounts[&late].used, line.now, "whoever comes anew has nothing to catch up on");
+        assert_eq!(line.accounts[late].used, line.now, "whoever comes anew has nothing to catch up on");
     }
 
     #[test]
@@ -593,7 +612,7 @@ mod tests {
     #[test]
     fn accounts_are_of_users_and_of_addresses() {
         let (turns, workers) = Turns::with(1);
-        let accounts = || turns.0.lock().line.accounts.len();
+        let accounts = || turns.0.lock().line.numbers.len();
         let account = |spawner: &Spawner| spawner.0.account.load(Ordering::Relaxed);
         let (one, two) = (turns.connection(HOME), turns.connection(HOME));
         assert_eq!((accounts(), account(&one)), (1, account(&two)));
