@@ -216,7 +216,12 @@ impl Scheduler {
         let message = failure.diagnosis.message();
         self.recorder.warning(pod.pod.as_ref(), "FailedScheduling", &message);
         if let Some(best) = failure.preemption.take() {
+            let promised = best.node.clone();
             failure.preemption = self.agreed(pod, best, std::mem::take(&mut failure.alternatives)).await;
+            let node = failure.preemption.as_ref().map(|p| p.node.as_str());
+            if node != Some(&*promised) && pod.group.is_none() {
+                self.state.lock().queue.promise(pod, node, Instant::now());
+            }
         }
         let nominated = match &failure.preemption {
             Some(preemption) => Some(preemption.node.as_str()),
@@ -227,8 +232,13 @@ impl Scheduler {
             Some(preemption) if told => self.evict(pod, preemption).await,
             // Whoever waits would take the room that others had to leave.
             Some(_) => {
-                let id = pod.group.as_ref().map_or(&*pod.uid, |group| &*group.id);
-                self.state.lock().queue.failed(id, Instant::now());
+                let (id, now) = (pod.group.as_ref().map_or(&*pod.uid, |group| &*group.id), Instant::now());
+                let mut state = self.state.lock();
+                if pod.group.is_none() {
+                    state.queue.promise(pod, None, now);
+                }
+                state.queue.failed(id, now);
+                drop(state);
                 self.wake.notify_one();
             }
             None => {}

@@ -63,15 +63,21 @@ impl Budget {
     }
 }
 
-/// Whether a pod may preempt at all; the reason where not. `diagnosis` is of the attempt that just failed.
+/// Whether a pod may preempt at all that was promised this node, if any; the reason where not. `diagnosis` is of the attempt
+/// that just failed.
 ///
 /// # Errors
 /// The reason, as events word it.
-pub fn eligible(snapshot: &Snapshot, pod: &PodInfo, diagnosis: &Diagnosis) -> Result<(), &'static str> {
+pub fn eligible(
+    snapshot: &Snapshot,
+    pod: &PodInfo,
+    promised: Option<&str>,
+    diagnosis: &Diagnosis,
+) -> Result<(), &'static str> {
     if pod.spec().preemption_policy.as_deref() == Some("Never") {
         return Err("not eligible due to preemptionPolicy=Never.");
     }
-    let Some(row) = pod.nominated_node().and_then(|n| snapshot.row(n)) else { return Ok(()) };
+    let Some(row) = promised.and_then(|n| snapshot.row(n)) else { return Ok(()) };
     // A node that cannot take it any more, whoever leaves, is not waited for.
     let hopeless = diagnosis.rejections.of(row).is_some_and(|rejection| rejection.unresolvable);
     if !hopeless && snapshot.pods[row].iter().any(|p| p.priority < pod.priority && p.is_giving_way()) {

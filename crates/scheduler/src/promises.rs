@@ -14,6 +14,8 @@ pub struct Promises {
     on: HashMap<String, BTreeMap<Arc<str>, Arc<PodInfo>>>,
     /// The node of each pod, by UID.
     of: HashMap<Arc<str>, String>,
+    /// The nodes of pods whose status does not say so yet, by UID.
+    ahead: HashMap<Arc<str>, String>,
     /// Nodes about which there is something else to know, the latest last.
     journal: VecDeque<String>,
     written: u64,
@@ -26,21 +28,40 @@ impl Promises {
         Self::default()
     }
 
-    /// Takes in what the pod's status says.
+    /// Takes in what the pod's status says, where that is not behind what was decided.
     pub(crate) fn put(&mut self, pod: &Arc<PodInfo>) {
-        let node = pod.nominated_node();
-        if self.of(&pod.uid) != node {
-            self.remove(&pod.uid);
+        let said = pod.nominated_node();
+        if self.ahead.get(&pod.uid).map(String::as_str) == said {
+            self.ahead.remove(&pod.uid);
+        }
+        let node = self.ahead.get(&pod.uid).cloned().or_else(|| said.map(str::to_owned));
+        if self.of(&pod.uid) != node.as_deref() {
+            self.withdraw(&pod.uid);
         }
         let Some(node) = node else { return };
-        self.of.insert(pod.uid.clone(), node.to_owned());
-        if self.on.entry(node.to_owned()).or_default().insert(pod.uid.clone(), pod.clone()).is_none() {
-            self.note(node.to_owned());
+        self.of.insert(pod.uid.clone(), node.clone());
+        if self.on.entry(node.clone()).or_default().insert(pod.uid.clone(), pod.clone()).is_none() {
+            self.note(node);
         }
+    }
+
+    /// Takes in what was decided, before the pod's status says so: who is decided on next must not count on the same room.
+    /// None where what its status says holds again.
+    pub(crate) fn decided(&mut self, pod: &Arc<PodInfo>, node: Option<&str>) {
+        match node {
+            Some(node) => self.ahead.insert(pod.uid.clone(), node.to_owned()),
+            None => self.ahead.remove(&pod.uid),
+        };
+        self.put(pod);
     }
 
     /// The pod waits no longer.
     pub(crate) fn remove(&mut self, uid: &str) {
+        self.ahead.remove(uid);
+        self.withdraw(uid);
+    }
+
+    fn withdraw(&mut self, uid: &str) {
         let Some(node) = self.of.remove(uid) else { return };
         if let Some(there) = self.on.get_mut(&node) {
             there.remove(uid);
@@ -126,6 +147,29 @@ mod tests {
         assert_eq!(promises.since(seen).unwrap().collect::<Vec<_>>(), ["n1", "n2"]);
         promises.put(&pod("b", 0, None));
         promises.remove("a");
+        assert!(promises.is_empty());
+    }
+
+    #[test]
+    fn what_was_decided_holds_until_the_status_says_it() {
+        let mut promises = Promises::new();
+        let (silent, said) = (pod("a", 0, None), pod("a", 0, Some("n1")));
+        promises.decided(&silent, Some("n1"));
+        // Something else of the pod changed meanwhile.
+        promises.put(&silent);
+        assert_eq!((promises.of("a"), promises.on("n1").count()), (Some("n1"), 1));
+        promises.put(&said);
+        assert_eq!(promises.of("a"), Some("n1"));
+        promises.put(&silent);
+        assert!(promises.is_empty(), "from then on its status counts");
+        promises.put(&said);
+        promises.decided(&said, Some("n2"));
+        assert_eq!((promises.of("a"), promises.on("n1").count()), (Some("n2"), 0));
+        promises.decided(&said, None);
+        assert_eq!(promises.of("a"), Some("n1"), "it could not be written");
+        promises.decided(&said, Some("n2"));
+        promises.remove("a");
+        promises.put(&silent);
         assert!(promises.is_empty());
     }
 

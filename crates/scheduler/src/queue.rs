@@ -546,6 +546,19 @@ impl Queue {
         self.rejected.iter().filter(|(plugin, _)| **plugin != ANY).map(|(plugin, uids)| (*plugin, uids.len())).collect()
     }
 
+    /// Promises a node to a waiting pod, before its status says so; None where what that says holds again.
+    pub(crate) fn promise(&mut self, pod: &Arc<PodInfo>, node: Option<&str>, now: Instant) {
+        let Some(entry) = self.pods.get(&pod.uid) else { return };
+        // The latest that is known of it, where it was not let go.
+        let pod = &entry.0.pods.first().unwrap_or(pod).clone();
+        let before = self.promises.of(&pod.uid).map(str::to_owned);
+        self.promises.decided(pod, node);
+        // Others may have the room that it does not get.
+        if before.is_some() && before.as_deref() != self.promises.of(&pod.uid) {
+            self.changed(ClusterChange::PodGone, now);
+        }
+    }
+
     /// Waiting pods that were promised a node.
     #[must_use]
     pub fn promises(&self) -> &Promises {

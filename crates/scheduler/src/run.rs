@@ -353,8 +353,14 @@ impl Scheduler {
             state.groups.wait(&group, info);
             state.sync_group(&group.id, changed);
         } else {
-            state.queue.hold(&info.uid, self.devices.hold(&info).is_some());
+            let uid = info.uid.clone();
+            state.queue.hold(&uid, self.devices.hold(&info).is_some());
+            let promised = state.queue.promises().of(&uid).map(str::to_owned);
             state.queue.put(info, changed);
+            if promised.is_some() && promised.as_deref() != state.queue.promises().of(&uid) {
+                // Others may have the room that it was promised before.
+                state.queue.changed(ClusterChange::PodGone, now);
+            }
         }
         self.wake.notify_one();
     }
@@ -437,7 +443,11 @@ impl Scheduler {
                 }
                 Err(failure) if failure.diagnosis.error.is_some() => state.queue.failed(&pod.uid, Instant::now()),
                 Err(failure) => {
-                    state.queue.unschedulable(&pod.uid, failure.diagnosis.plugins(), Instant::now());
+                    let now = Instant::now();
+                    state.queue.unschedulable(&pod.uid, failure.diagnosis.plugins(), now);
+                    if let Some(preemption) = &failure.preemption {
+                        state.queue.promise(&pod, Some(&preemption.node), now);
+                    }
                 }
             }
             decision
@@ -609,7 +619,7 @@ impl Scheduler {
         let (mut preemption, mut alternatives, mut gives_up) = (None, Vec::new(), false);
         if hopeful && profile.preempts {
             self.measured.preemption();
-            match preempt::eligible(snapshot, &pod, diagnosis) {
+            match preempt::eligible(snapshot, &pod, queue.promises().of(&pod.uid), diagnosis) {
                 Ok(()) => {
                     let budgets: Vec<Budget> = self.budgets.list().iter().filter_map(|b| Budget::new(b)).collect();
                     let promises = queue.promises();

@@ -83,7 +83,7 @@ fn attempt(
         if !cycle.profile.preempts {
             return Err("not eligible as the profile does not preempt".to_owned().into());
         }
-        if let Err(reason) = preempt::eligible(&state.snapshot, pod, &diagnosis) {
+        if let Err(reason) = preempt::eligible(&state.snapshot, pod, pod.nominated_node(), &diagnosis) {
             let under_way = pod.nominated_node().is_some();
             return Err(Nothing { reason: reason.trim_end_matches('.').to_owned(), under_way });
         }
