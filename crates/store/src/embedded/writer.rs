@@ -120,12 +120,7 @@ impl Writer {
                 group.outcomes.push(TxnOutcome::Failed(found));
                 continue;
             }
-            // Most write what they compare: it was just looked up, where it is new as far down as in the tree.
-            let compared = |key: &[u8]| job.txn.compares.iter().position(|c| compared_key(c) == key);
-            let events = events_of(&job.txn, next + 1, |key| match compared(key) {
-                Some(at) => Ok(found[at].clone()),
-                None => current(&group.written, key),
-            })?;
+            let events = events_of(&job.txn, next + 1, |key| current(&group.written, key))?;
             if events.is_empty() {
                 group.outcomes.push(TxnOutcome::Applied(next));
                 continue;
