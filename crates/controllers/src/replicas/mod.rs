@@ -113,7 +113,7 @@ impl<O: ReplicaOwner> Controller for Replicas<O> {
             let now = self.setup.config.clock.now();
             let decision = decide(&*owner, &active, &self.related(&owner), now, BURST);
             let has_lost = terminating > 0 || usize::try_from(owner.status().replicas).is_ok_and(|n| n > active.len());
-            if false && has_lost {
+            if decision.create > 0 && has_lost {
                 // Pods that go may go because their owner does, of which the cache need not know yet.
                 ensure_alive(&self.setup.client, &*owner).await?;
             }
