@@ -165,11 +165,8 @@ fn paths_are_the_published_ones() {
         let schema = &operation["responses"]["200"]["schema"];
         let own = schema["$ref"].as_str().map_or("string", |target| target.strip_prefix("#/definitions/").unwrap());
         assert_eq!(own, answer, "{path} {method}");
-        let wanted: BTreeSet<String> = query
-            .split(',')
-            .filter(|name| !name.is_empty() && *name != QUERY_NOT_SERVED)
-            .map(str::to_owned)
-            .collect();
+        let wanted: BTreeSet<String> =
+            query.split(',').filter(|name| !name.is_empty() && *name != QUERY_NOT_SERVED).map(str::to_owned).collect();
         assert_eq!(query_of(item, method), wanted, "{path} {method}");
     }
     assert_eq!(missing, Vec::<&str>::new());

@@ -261,7 +261,11 @@ impl Registry {
     }
 
     /// What is stored under a key as it is now, in the version it is stored in, or why it cannot be read.
-    async fn look_up(&self, resource: &dyn Resource, key: &str) -> Result<Option<Result<Stored, Unreadable>>, ApiError> {
+    async fn look_up(
+        &self,
+        resource: &dyn Resource,
+        key: &str,
+    ) -> Result<Option<Result<Stored, Unreadable>>, ApiError> {
         let Some(mut kv) = self.store.get(key.as_bytes()).await.map_err(|e| store_error(key, &e))? else {
             return Ok(None);
         };
