@@ -125,8 +125,9 @@ impl Scheduler {
         let mut state = self.state.lock();
         let now = Instant::now();
         if state.assumed.remove(&pod.uid).is_some() {
+            let left = state.snapshot.row_of_pod(&pod.uid).map(|row| state.snapshot.names[row].clone());
             state.snapshot.displace(&pod.uid);
-            state.queue.changed(ClusterChange::PodGone, now);
+            left.iter().for_each(|node| state.freed(node, now));
         }
         if let Some(group) = &pod.group {
             if again {
@@ -181,7 +182,7 @@ impl Scheduler {
                 let message = format!("Successfully assigned {} to {node}", pod.key);
                 self.recorder.normal(pod.pod.as_ref(), "Scheduled", &message);
                 // Where the informer showed the pod already, it is out of the queue; where not, nothing may take it again.
-                self.state.lock().queue.bound(&pod.uid, node, Instant::now());
+                self.state.lock().bound(&pod.uid, node, Instant::now());
                 true
             }
             Err(Unbound { gone, refused, message: error }) => {
@@ -206,8 +207,17 @@ impl Scheduler {
         }
     }
 
-    /// Tells why a pod was not placed, and makes room where preemption can.
-    pub(crate) async fn report(&self, pod: &Arc<PodInfo>, mut failure: Failure) {
+    /// Tells why a pod was not placed, and makes room where preemption can; then it may be tried again.
+    pub(crate) async fn report(&self, pod: &Arc<PodInfo>, failure: Failure) {
+        let evicts = failure.preemption.is_some();
+        self.explain_and_evict(pod, failure).await;
+        if evicts && pod.group.is_none() {
+            self.state.lock().queue.evicted(&pod.uid, Instant::now());
+            self.wake.notify_one();
+        }
+    }
+
+    async fn explain_and_evict(&self, pod: &Arc<PodInfo>, mut failure: Failure) {
         let diagnosis = &mut failure.diagnosis;
         if let (Some(said), Some(devices)) = (&mut diagnosis.deallocation, &diagnosis.devices) {
             *said = self.devices.make_room(devices).await;
@@ -220,7 +230,7 @@ impl Scheduler {
             failure.preemption = self.agreed(pod, best, std::mem::take(&mut failure.alternatives)).await;
             let node = failure.preemption.as_ref().map(|p| p.node.as_str());
             if node != Some(&*promised) && pod.group.is_none() {
-                self.state.lock().queue.promise(pod, node, Instant::now());
+                self.state.lock().promise(pod, node, Instant::now());
             }
         }
         let nominated = match &failure.preemption {
@@ -235,7 +245,7 @@ impl Scheduler {
                 let (id, now) = (pod.group.as_ref().map_or(&*pod.uid, |group| &*group.id), Instant::now());
                 let mut state = self.state.lock();
                 if pod.group.is_none() {
-                    state.queue.promise(pod, None, now);
+                    state.promise(pod, None, now);
                 }
                 state.queue.failed(id, now);
                 drop(state);

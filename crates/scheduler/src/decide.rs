@@ -19,6 +19,7 @@ use crate::pod::PodInfo;
 use crate::preempt::{self, Budget, Candidate};
 use crate::profile::Profile;
 use crate::promises::Promises;
+use crate::reach::Reach;
 use crate::score::{Greatest, Parts};
 use crate::snapshot::{KeyId, Row, Snapshot, ValueId};
 use crate::spread::DefaultConstraints;
@@ -195,9 +196,11 @@ impl Decider {
             let cycle = cross.cloned().unwrap_or_else(|| Cycle::new(snapshot, pod.clone(), defaults, profile));
             cycle.with(snapshot, pod.clone(), volumes.cloned(), devices.cloned())
         });
-        let beyond = Beyond { snapshot, request, profile, cycle: own.as_ref().or(cross) };
+        let reach = local.reach().clone();
+        let beyond = Beyond { snapshot, request, profile, reach, cycle: own.as_ref().or(cross) };
         // The node promised by an earlier preemption comes first.
-        if let Some(row) = pod.nominated_node().and_then(|n| snapshot.row(n))
+        let promised = request.promises.of(&pod.uid).or_else(|| pod.nominated_node());
+        if let Some(row) = promised.and_then(|n| snapshot.row(n))
             && check(local, &beyond, row).is_ok()
         {
             self.feasible.push(row);
@@ -309,6 +312,7 @@ struct Beyond<'a> {
     snapshot: &'a Snapshot,
     request: &'a Request<'a>,
     profile: &'a Arc<Profile>,
+    reach: Arc<Reach>,
     cycle: Option<&'a Cycle>,
 }
 
@@ -333,12 +337,16 @@ impl Beyond<'_> {
     /// never come.
     fn beside(&self, row: Row, rivals: &[Arc<PodInfo>]) -> Result<(), Rejection> {
         let Request { pod, defaults, .. } = *self.request;
-        let new = || Cycle::new(self.snapshot, pod.clone(), defaults, self.profile);
-        let (mut with, mut usage) = (self.cycle.cloned().unwrap_or_else(new), Usage::of(self.snapshot, row));
-        for rival in rivals {
-            with.add(self.snapshot, row, rival);
-            usage.add(rival);
+        let mut usage = Usage::of(self.snapshot, row);
+        rivals.iter().for_each(|rival| usage.add(rival));
+        filter::local(self.snapshot, row, pod, &self.reach, self.profile, Some(&usage))?;
+        if self.cycle.is_none() && rivals.iter().all(|rival| rival.anti_affinity.is_empty()) {
+            // Nothing depends on who the others are.
+            return Ok(());
         }
+        let new = || Cycle::new(self.snapshot, pod.clone(), defaults, self.profile);
+        let mut with = self.cycle.cloned().unwrap_or_else(new);
+        rivals.iter().for_each(|rival| with.add(self.snapshot, row, rival));
         filter::run(self.snapshot, row, &with, Some(&usage))
     }
 }

@@ -29,6 +29,7 @@ pub mod profile;
 pub mod promises;
 pub mod queue;
 pub mod reach;
+mod room;
 mod run;
 pub mod score;
 pub mod snapshot;

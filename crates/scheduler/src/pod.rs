@@ -230,6 +230,12 @@ impl Occupant {
         self.key.split_once('/').map_or("", |(_, name)| name)
     }
 
+    /// What it has in common with others of its template.
+    #[must_use]
+    pub fn shape(&self) -> &Arc<Shape> {
+        &self.shape
+    }
+
     /// The pod's labels.
     #[must_use]
     pub fn labels(&self) -> &Labels {

@@ -1,7 +1,10 @@
 //! Pods that wait: ready ones by priority, others for a back-off to pass or for something to change that may help.
 
 use crate::pod::PodInfo;
+use crate::profile::Profile;
 use crate::promises::Promises;
+use crate::room::{self, Want, Wants};
+use crate::snapshot::Snapshot;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,6 +24,8 @@ pub enum ClusterChange {
     PodPlaced,
     /// A placed pod went, or shrank.
     PodGone,
+    /// A placed pod is being deleted.
+    PodTerminating,
     /// A namespace's labels changed.
     NamespaceUpdated,
     /// A claim, a volume, a class or what a node's drivers can do changed.
@@ -40,6 +45,7 @@ impl ClusterChange {
             ClusterChange::NodeUpdated => "NodeUpdate",
             ClusterChange::PodPlaced => "AssignedPodAdd",
             ClusterChange::PodGone => "AssignedPodDelete",
+            ClusterChange::PodTerminating => "AssignedPodUpdate",
             ClusterChange::NamespaceUpdated => "NamespaceUpdate",
             ClusterChange::Storage => "PersistentVolumeClaimUpdate",
             ClusterChange::Devices => "ResourceClaimUpdate",
@@ -51,7 +57,7 @@ impl ClusterChange {
     #[must_use]
     pub fn may_help(self, plugin: &str) -> bool {
         use ClusterChange::{
-            DeviceClass, Devices, NamespaceUpdated, NodeAdded, NodeUpdated, PodGone, PodPlaced, Storage,
+            DeviceClass, Devices, NamespaceUpdated, NodeAdded, NodeUpdated, PodGone, PodPlaced, PodTerminating, Storage,
         };
         match plugin {
             "NodeResourcesFit" => matches!(self, NodeAdded | NodeUpdated | PodGone | DeviceClass),
@@ -65,7 +71,8 @@ impl ClusterChange {
             "InterPodAffinity" => {
                 matches!(self, NodeAdded | NodeUpdated | PodPlaced | PodGone | NamespaceUpdated)
             }
-            _ => matches!(self, NodeAdded | NodeUpdated | PodPlaced | PodGone),
+            // Topology spread, which does not count those that are being deleted, and extenders.
+            _ => matches!(self, NodeAdded | NodeUpdated | PodPlaced | PodGone | PodTerminating),
         }
     }
 }
@@ -89,6 +96,8 @@ pub struct Waiting {
     /// Order of arrival, for pods of equal priority.
     pub sequence: u64,
     rejected_by: Box<[&'static str]>,
+    /// What it asks for, while it waits for nothing but room.
+    want: Option<Arc<Want>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -169,9 +178,15 @@ pub struct Queue {
     promises: Promises,
     /// Unschedulable pods by the plugins that rejected them; by none where any change may help.
     rejected: BTreeMap<&'static str, BTreeSet<Arc<str>>>,
+    /// Single pods among them that wait for nothing but room.
+    wants: Wants,
+    /// Others that room may help, wherever it is: groups.
+    gathered: BTreeSet<Arc<str>>,
+    /// Those for which others are being evicted: whether something happened meanwhile for which they are to be tried.
+    evicting: HashMap<Arc<str>, bool>,
     /// UIDs of pods that are not tried while their claims of devices are not all there.
     held: BTreeSet<String>,
-    /// What happened since the pod in flight was taken.
+    /// What happened since the pod in flight was taken, or since all that was known was looked at for it.
     since_pop: BTreeSet<ClusterChange>,
     /// How many pods came to which part of it, and why.
     incoming: BTreeMap<(&'static str, &'static str), u64>,
@@ -209,6 +224,9 @@ impl Queue {
             next_sequence: 0,
             promises: Promises::new(),
             rejected: BTreeMap::new(),
+            wants: Wants::default(),
+            gathered: BTreeSet::new(),
+            evicting: HashMap::new(),
             held: BTreeSet::new(),
             since_pop: BTreeSet::new(),
             incoming: BTreeMap::new(),
@@ -263,6 +281,7 @@ impl Queue {
             tried: None,
             sequence: self.next_sequence,
             rejected_by: Box::default(),
+            want: None,
         }
     }
 
@@ -270,6 +289,10 @@ impl Queue {
         let next = match self.pods.get(&waiting.id).map(|entry| entry.1) {
             Some(Place::InFlight) => Place::InFlight,
             _ if held => Place::Gated,
+            Some(p @ Place::Unschedulable(_)) if self.evicting.contains_key(&waiting.id) => {
+                self.postpone(&waiting.id, changed);
+                p
+            }
             Some(p @ (Place::Backoff(_) | Place::Failed(_) | Place::Unschedulable(_))) if !changed => p,
             _ => Place::Active,
         };
@@ -315,6 +338,12 @@ impl Queue {
                 for plugin in reasons(&waiting.rejected_by) {
                     self.rejected.entry(plugin).or_default().insert(uid.clone());
                 }
+                if room::lacks_only_room(&waiting.rejected_by) {
+                    match waiting.pods.as_slice() {
+                        [pod] if !waiting.together => waiting.want = Some(self.wants.insert(pod)),
+                        _ => drop(self.gathered.insert(uid.clone())),
+                    }
+                }
             }
             Place::Gated | Place::InFlight => {}
         }
@@ -335,24 +364,24 @@ impl Queue {
     /// Forgets a pod that was bound or deleted, or a group of which none waits any more.
     pub fn remove(&mut self, id: &str) {
         self.promises.remove(id);
+        self.evicting.remove(id);
         self.held.remove(id);
         if let Some((waiting, _)) = self.take(id) {
             waiting.pods.iter().for_each(|p| self.promises.remove(&p.uid));
         }
     }
 
-    /// Forgets a pod that was bound to a node. Where it had been promised another, that has room for others again.
-    pub fn bound(&mut self, uid: &str, node: &str, now: Instant) {
-        let released = self.promises.of(uid).is_some_and(|promised| promised != node);
+    /// Forgets a pod that was bound to a node. Returns the other node that it had been promised, which has room for others
+    /// again.
+    pub fn bound(&mut self, uid: &str, node: &str) -> Option<String> {
+        let released = self.promises.of(uid).filter(|promised| *promised != node).map(str::to_owned);
         self.remove(uid);
-        if released {
-            self.changed(ClusterChange::PodGone, now);
-        }
+        released
     }
 
     /// Takes a pod out of everything but the promises.
     fn take(&mut self, uid: &str) -> Option<(Waiting, Place)> {
-        let (waiting, place) = *self.pods.remove(uid)?;
+        let (mut waiting, place) = *self.pods.remove(uid)?;
         match place {
             Place::Active => {
                 self.active.remove(&rank(&waiting));
@@ -374,6 +403,10 @@ impl Queue {
                             self.rejected.remove(plugin);
                         }
                     }
+                }
+                match waiting.want.take() {
+                    Some(want) => self.wants.remove(&want, uid),
+                    None => drop(self.gathered.remove(uid)),
                 }
             }
             Place::Gated | Place::InFlight => {}
@@ -427,6 +460,11 @@ impl Queue {
         }
     }
 
+    /// Says that all that is known is looked at now for what was taken: what happened before is no reason to try it again.
+    pub(crate) fn deciding(&mut self) {
+        self.since_pop.clear();
+    }
+
     /// Puts back a pod no node took. Waits for a change that may help, or for the back-off where one came meanwhile.
     pub fn unschedulable(&mut self, uid: &str, rejected_by: BTreeSet<&'static str>, now: Instant) {
         let Some((mut waiting, _)) = self.take(uid) else {
@@ -445,6 +483,7 @@ impl Queue {
 
     /// Puts back a pod whose binding failed.
     pub fn failed(&mut self, uid: &str, now: Instant) {
+        self.evicting.remove(uid);
         let Some((mut waiting, _)) = self.take(uid) else {
             return;
         };
@@ -488,14 +527,79 @@ impl Queue {
         self.retry(helped, ClusterChange::Devices.event(), now);
     }
 
+    /// The same for room that came to be on a node, which is on it in the snapshot already: of those that lack nothing but
+    /// room it moves whom it suffices, and who was promised the node. `profile` knows profiles by their names.
+    pub(crate) fn freed<'p>(
+        &mut self,
+        node: &str,
+        snapshot: &Snapshot,
+        profile: &dyn Fn(&str) -> Option<&'p Profile>,
+        now: Instant,
+    ) {
+        let change = ClusterChange::PodGone;
+        self.since_pop.insert(change);
+        let helps = |plugin: &str| plugin == ANY || (change.may_help(plugin) && !room::is_of_one_node(plugin));
+        let mut helped = self.wants.helped(node, snapshot, &self.promises, profile);
+        helped.extend(self.rejected.iter().filter(|(p, _)| helps(p)).flat_map(|(_, uids)| uids).cloned());
+        helped.extend(self.gathered.iter().cloned());
+        helped.extend(self.promises.on(node).map(|pod| pod.uid.clone()));
+        self.retry(helped, change.event(), now);
+    }
+
+    /// Moves a pod that nothing helped, because something of its own changed.
+    pub(crate) fn again(&mut self, uid: &str, now: Instant) {
+        self.retry([uid.into()].into(), event::UPDATED, now);
+    }
+
+    /// From now on others are being evicted for a pod that is unschedulable, or for a group. It is not tried before that
+    /// is done: it would evict more.
+    pub(crate) fn evicting(&mut self, id: &str) {
+        match self.pods.get(id).map(|entry| entry.1) {
+            Some(Place::Unschedulable(_)) => drop(self.evicting.insert(id.into(), false)),
+            // Something happened while it was decided on.
+            Some(Place::Backoff(_)) => {
+                if let Some((waiting, Place::Backoff(at))) = self.take(id) {
+                    let failed_at = at.checked_sub(self.backoff(waiting.attempts)).unwrap_or(at);
+                    self.set(waiting, Place::Unschedulable(failed_at + UNSCHEDULABLE_MAX), event::FAILED);
+                    self.evicting.insert(id.into(), true);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// The evictions were sent.
+    pub(crate) fn evicted(&mut self, id: &str, now: Instant) {
+        if self.evicting.remove(id) == Some(true) {
+            self.retry([id.into()].into(), ClusterChange::PodGone.event(), now);
+        }
+    }
+
+    /// What would be tried now is tried after the evictions.
+    fn postpone(&mut self, id: &str, changed: bool) {
+        if let Some(later) = self.evicting.get_mut(id) {
+            *later |= changed;
+        }
+    }
+
     fn retry(&mut self, uids: BTreeSet<Arc<str>>, event: &'static str, now: Instant) {
         for uid in uids {
-            let Some((waiting, Place::Unschedulable(expires))) = self.take(&uid) else { continue };
+            let Some(Place::Unschedulable(expires)) = self.pods.get(&uid).map(|entry| entry.1) else { continue };
+            if self.evicting.contains_key(&uid) {
+                self.postpone(&uid, true);
+                continue;
+            }
+            let Some((waiting, _)) = self.take(&uid) else { continue };
             let failed_at = expires.checked_sub(UNSCHEDULABLE_MAX).unwrap_or(now);
             let ready = failed_at + self.backoff(waiting.attempts);
             let next = if ready <= now { Place::Active } else { Place::Backoff(ready) };
             self.set(waiting, next, event);
         }
+    }
+
+    /// Whether a pod waits, or is being decided on.
+    pub(crate) fn holds(&self, uid: &str) -> bool {
+        self.pods.contains_key(uid)
     }
 
     /// Where a pod stands; `None` where it does not wait.
@@ -546,17 +650,16 @@ impl Queue {
         self.rejected.iter().filter(|(plugin, _)| **plugin != ANY).map(|(plugin, uids)| (*plugin, uids.len())).collect()
     }
 
-    /// Promises a node to a waiting pod, before its status says so; None where what that says holds again.
-    pub(crate) fn promise(&mut self, pod: &Arc<PodInfo>, node: Option<&str>, now: Instant) {
-        let Some(entry) = self.pods.get(&pod.uid) else { return };
+    /// Promises a node to a waiting pod, before its status says so; None where what that says holds again. Returns the node
+    /// that it had been promised and is not any more, which has room for others again.
+    #[must_use]
+    pub(crate) fn promise(&mut self, pod: &Arc<PodInfo>, node: Option<&str>) -> Option<String> {
+        let entry = self.pods.get(&pod.uid)?;
         // The latest that is known of it, where it was not let go.
         let pod = &entry.0.pods.first().unwrap_or(pod).clone();
         let before = self.promises.of(&pod.uid).map(str::to_owned);
         self.promises.decided(pod, node);
-        // Others may have the room that it does not get.
-        if before.is_some() && before.as_deref() != self.promises.of(&pod.uid) {
-            self.changed(ClusterChange::PodGone, now);
-        }
+        before.filter(|before| self.promises.of(&pod.uid) != Some(before))
     }
 
     /// Waiting pods that were promised a node.
@@ -567,143 +670,4 @@ impl Queue {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use gantry_api::k8s_openapi::api::core::v1::{Pod, PodSchedulingGate, PodSpec, PodStatus};
-
-    fn pod(uid: &str, priority: i32, gated: bool) -> Arc<PodInfo> {
-        let mut pod = Pod::default();
-        pod.metadata.uid = Some(uid.into());
-        pod.spec = Some(PodSpec {
-            priority: Some(priority),
-            scheduling_gates: gated.then(|| vec![PodSchedulingGate { name: "g".into() }]),
-            ..Default::default()
-        });
-        Arc::new(PodInfo::new(Arc::new(pod)))
-    }
-
-    fn promised(uid: &str, node: &str) -> Arc<PodInfo> {
-        let mut pod = (*pod(uid, 0, false).pod).clone();
-        pod.status = Some(PodStatus { nominated_node_name: Some(node.into()), ..Default::default() });
-        Arc::new(PodInfo::new(Arc::new(pod)))
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_promise_that_is_not_taken_up_is_room_for_others() {
-        for (node, helps) in [("n1", false), ("n2", true)] {
-            let mut q = Queue::new(Duration::from_secs(1), Duration::from_secs(10));
-            q.put(pod("waits", 0, false), false);
-            assert_eq!(popped(&mut q).as_deref(), Some("waits"));
-            q.unschedulable("waits", ["NodeResourcesFit"].into(), Instant::now());
-            q.put(promised("lucky", "n1"), false);
-            assert_eq!(popped(&mut q).as_deref(), Some("lucky"));
-            tokio::time::advance(Duration::from_secs(5)).await;
-            q.bound("lucky", node, Instant::now());
-            assert!(q.promises().is_empty());
-            assert_eq!(popped(&mut q).is_some(), helps, "{node}");
-        }
-    }
-
-    fn popped(q: &mut Queue) -> Option<String> {
-        q.pop(Instant::now()).map(|w| w.id.to_string())
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn by_priority_then_arrival() {
-        let mut q = Queue::new(Duration::from_secs(1), Duration::from_secs(10));
-        q.put(pod("a", 0, false), false);
-        q.put(pod("b", 5, false), false);
-        q.put(pod("c", 0, false), false);
-        q.put(pod("g", 9, true), false);
-        assert_eq!(
-            [popped(&mut q), popped(&mut q), popped(&mut q), popped(&mut q)],
-            [Some("b".into()), Some("a".into()), Some("c".into()), None]
-        );
-        q.put(pod("g", 9, false), true);
-        assert_eq!(popped(&mut q), Some("g".into()));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_group_is_one_entry() {
-        let mut q = Queue::new(Duration::from_secs(1), Duration::from_secs(10));
-        let (a, b) = (pod("a", 3, false), pod("b", 1, false));
-        q.put_group("g", vec![a.clone()], None, true, false);
-        q.put(pod("c", 2, false), false);
-        assert_eq!((popped(&mut q), q.depths()), (Some("c".into()), (1, 0, 0, 1)));
-        q.put_group("g", vec![a.clone(), b.clone()], None, false, false);
-        q.put(pod("d", 2, false), false);
-        // It is as urgent as its least urgent pod.
-        assert_eq!([popped(&mut q), popped(&mut q)], [Some("d".into()), Some("g".into())]);
-        q.unschedulable("g", BTreeSet::new(), Instant::now());
-        q.put_group("g", vec![a.clone(), b.clone()], None, false, false);
-        assert_eq!(popped(&mut q), None);
-        q.put_group("g", vec![a, b, pod("e", 1, false)], None, false, false);
-        let group = q.pop(Instant::now()).unwrap();
-        assert_eq!((group.pods.len(), group.together, group.attempts), (3, true, 1));
-        q.remove("g");
-        assert!(q.standing("g", Instant::now()).is_none());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn unschedulable_pods_wait_for_what_helps() {
-        let mut q = Queue::new(Duration::from_secs(1), Duration::from_secs(10));
-        q.put(pod("a", 0, false), false);
-        popped(&mut q);
-        q.unschedulable("a", ["TaintToleration"].into(), Instant::now());
-        q.changed(ClusterChange::PodGone, Instant::now());
-        assert_eq!((popped(&mut q), q.depths()), (None, (0, 0, 1, 0)));
-        q.changed(ClusterChange::NodeUpdated, Instant::now());
-        assert_eq!((q.depths(), popped(&mut q)), ((0, 1, 0, 0), Some("a".into())));
-        // A change while in flight is not lost.
-        q.changed(ClusterChange::NodeAdded, Instant::now());
-        q.unschedulable("a", ["TaintToleration"].into(), Instant::now());
-        assert_eq!(q.depths(), (0, 1, 0, 0));
-        tokio::time::advance(Duration::from_secs(2)).await;
-        assert_eq!(popped(&mut q), Some("a".into()));
-        q.unschedulable("a", ["TaintToleration"].into(), Instant::now());
-        tokio::time::advance(Duration::from_secs(301)).await;
-        assert_eq!(popped(&mut q), Some("a".into()));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_back_off_ends_early_where_nothing_else_is_to_be_tried() {
-        let mut q = Queue::new(Duration::from_secs(1), Duration::from_secs(10));
-        for (uid, priority) in [("a", 0), ("b", 0), ("urgent", 9), ("unbound", 9)] {
-            q.put(pod(uid, priority, false), false);
-        }
-        while popped(&mut q).is_some() {}
-        for uid in ["a", "b", "urgent"] {
-            q.unschedulable(uid, ["NodeResourcesFit"].into(), Instant::now());
-            tokio::time::advance(Duration::from_millis(1)).await;
-        }
-        q.failed("unbound", Instant::now());
-        q.put(pod("other", 0, false), false);
-        q.changed(ClusterChange::NodeAdded, Instant::now());
-        assert_eq!(q.depths(), (1, 4, 0, 0));
-        let order: Vec<_> = std::iter::from_fn(|| popped(&mut q)).collect();
-        assert_eq!((order, q.depths().1), (["other", "urgent", "a", "b"].map(str::to_owned).to_vec(), 1));
-        assert_eq!(q.incoming()[&("active", "PopFromBackoffQ")], 3);
-        tokio::time::advance(Duration::from_secs(2)).await;
-        assert_eq!(popped(&mut q), Some("unbound".into()), "what failed waits its time");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_pod_that_waits_for_long_is_found_again() {
-        let known = Arc::new(parking_lot::Mutex::new(Some(pod("a", 0, false))));
-        let there = known.clone();
-        let queue = Queue::new(Duration::from_secs(1), Duration::from_secs(10));
-        let mut q = queue.finding(move |_| there.lock().clone());
-        q.put(known.lock().clone().unwrap(), false);
-        popped(&mut q);
-        q.unschedulable("a", ["NodeAffinity"].into(), Instant::now());
-        assert_eq!(known.lock().as_ref().map(Arc::strong_count), Some(1));
-        q.changed(ClusterChange::NodeUpdated, Instant::now());
-        tokio::time::advance(Duration::from_secs(2)).await;
-        assert_eq!(&*q.pop(Instant::now()).unwrap().pods[0].uid, "a");
-        q.unschedulable("a", ["NodeAffinity"].into(), Instant::now());
-        *known.lock() = None;
-        q.changed(ClusterChange::NodeUpdated, Instant::now());
-        tokio::time::advance(Duration::from_secs(5)).await;
-        assert_eq!((popped(&mut q), q.depths()), (None, (0, 0, 0, 0)));
-    }
-}
+mod tests;

@@ -199,6 +199,37 @@ pub async fn run(client: Client, informers: &Informers, config: SchedulerConfig,
     scheduler.work(&cancel).await;
 }
 
+impl State {
+    /// There is more room on a node; the snapshot shows it already.
+    pub(crate) fn freed(&mut self, node: &str, now: Instant) {
+        let Self { snapshot, queue, deciders, .. } = self;
+        queue.freed(node, snapshot, &|name| deciders.get(name).map(|decider| &**decider.profile()), now);
+    }
+
+    /// A waiting pod is not promised `node` any more. Others may have the room; it must look elsewhere, unless it was
+    /// promised another.
+    fn released(&mut self, uid: &str, node: &str, now: Instant) {
+        self.freed(node, now);
+        if self.queue.promises().of(uid).is_none() {
+            self.queue.again(uid, now);
+        }
+    }
+
+    /// Promises a node to a waiting pod, before its status says so; None where what that says holds again.
+    pub(crate) fn promise(&mut self, pod: &Arc<PodInfo>, node: Option<&str>, now: Instant) {
+        if let Some(before) = self.queue.promise(pod, node) {
+            self.released(&pod.uid, &before, now);
+        }
+    }
+
+    /// A pod is bound to a node.
+    pub(crate) fn bound(&mut self, uid: &str, node: &str, now: Instant) {
+        if let Some(promised) = self.queue.bound(uid, node) {
+            self.freed(&promised, now);
+        }
+    }
+}
+
 impl Scheduler {
     fn node_changed(&self, change: &Change<Node>) {
         let mut state = self.state.lock();
@@ -298,11 +329,13 @@ impl Scheduler {
         if gone {
             state.assumed.remove(&info.uid);
             state.decided.forget(&info.uid);
-            let was_promised = state.queue.promises().of(&info.uid).is_some();
+            let promised = state.queue.promises().of(&info.uid).map(str::to_owned);
             state.queue.remove(&info.uid);
             state.left_group(&info);
-            if state.snapshot.displace(&info.uid).is_some() || was_promised {
-                state.queue.changed(ClusterChange::PodGone, now);
+            let left = state.snapshot.row_of_pod(&info.uid).map(|row| state.snapshot.names[row].clone());
+            state.snapshot.displace(&info.uid);
+            for node in left.iter().chain(promised.as_ref().filter(|node| left.as_ref() != Some(*node))) {
+                state.freed(node, now);
                 self.wake.notify_one();
             }
             return;
@@ -311,12 +344,11 @@ impl Scheduler {
             let node = node.to_owned();
             let was_assumed = state.assumed.remove(&info.uid).is_some();
             state.decided.forget(&info.uid);
-            state.queue.bound(&info.uid, &node, now);
+            state.bound(&info.uid, &node, now);
             let before = state.snapshot.placed(&info.uid);
             let new_here = before.is_none();
-            let shrank = before.is_some_and(|before| {
-                before.requests != info.requests || (info.is_terminating() && !before.is_terminating())
-            });
+            let shrank = before.is_some_and(|before| before.requests != info.requests);
+            let goes = before.is_some_and(|before| info.is_terminating() && !before.is_terminating());
             let relabelled = before.is_some_and(|before| before.labels() != info.labels());
             let occupant = Arc::new(state.shapes.of(&info));
             state.snapshot.place(occupant.clone(), &node);
@@ -326,7 +358,10 @@ impl Scheduler {
                 state.sync_group(&group.id, new_here && !was_assumed);
             }
             if shrank {
-                state.queue.changed(ClusterChange::PodGone, now);
+                state.freed(&node, now);
+            }
+            if goes {
+                state.queue.changed(ClusterChange::PodTerminating, now);
             }
             if new_here || was_assumed || relabelled {
                 state.queue.changed(ClusterChange::PodPlaced, now);
@@ -341,8 +376,13 @@ impl Scheduler {
             return;
         }
         if info.is_terminating() {
+            let promised = state.queue.promises().of(&info.uid).map(str::to_owned);
             state.queue.remove(&info.uid);
             state.left_group(&info);
+            if let Some(node) = promised {
+                state.freed(&node, now);
+                self.wake.notify_one();
+            }
             return;
         }
         // Our own status patches come back as changes; only what a person or controller changed is a reason to retry.
@@ -357,9 +397,9 @@ impl Scheduler {
             state.queue.hold(&uid, self.devices.hold(&info).is_some());
             let promised = state.queue.promises().of(&uid).map(str::to_owned);
             state.queue.put(info, changed);
-            if promised.is_some() && promised.as_deref() != state.queue.promises().of(&uid) {
-                // Others may have the room that it was promised before.
-                state.queue.changed(ClusterChange::PodGone, now);
+            let promises = state.queue.promises().of(&uid);
+            if let Some(before) = promised.filter(|before| promises != Some(before)) {
+                state.released(&uid, &before, now);
             }
         }
         self.wake.notify_one();
@@ -404,7 +444,11 @@ impl Scheduler {
         let began = Instant::now();
         let attempt = Attempt { began, first: waiting.tried.unwrap_or(began), number: waiting.attempts + 1 };
         if waiting.together {
-            let outcome = self.decide_group(&mut self.state.lock(), &waiting);
+            let outcome = {
+                let mut state = self.state.lock();
+                state.queue.deciding();
+                self.decide_group(&mut state, &waiting)
+            };
             tokio::spawn(async move {
                 scheduler.bind_group(outcome, attempt).await;
                 drop(permit);
@@ -416,8 +460,11 @@ impl Scheduler {
         let decision = {
             let mut state = self.state.lock();
             // While others were asked the pod may have gone.
-            if state.queue.standing(&pod.uid, Instant::now()).is_none() {
+            if !state.queue.holds(&pod.uid) {
                 return;
+            }
+            if matches!(asked, Ok(None)) {
+                state.queue.deciding();
             }
             let decision = match asked {
                 Ok(asked) => self.decide(&mut state, &pod, asked.as_ref()),
@@ -446,7 +493,8 @@ impl Scheduler {
                     let now = Instant::now();
                     state.queue.unschedulable(&pod.uid, failure.diagnosis.plugins(), now);
                     if let Some(preemption) = &failure.preemption {
-                        state.queue.promise(&pod, Some(&preemption.node), now);
+                        state.promise(&pod, Some(&preemption.node), now);
+                        state.queue.evicting(&pod.uid);
                     }
                 }
             }

@@ -20,14 +20,45 @@ pub fn fits(
 ) -> Result<(), Rejection> {
     let mut reasons: Vec<Cow<'static, str>> = Vec::new();
     let mut unresolvable = false;
+    shortages(allocatable, requested, pod, backed, profile, |resource, even_empty| {
+        reasons.push(resource.map_or("Too many pods".into(), |name| format!("Insufficient {name}").into()));
+        unresolvable |= even_empty;
+    });
+    if reasons.is_empty() {
+        return Ok(());
+    }
+    Err(Rejection { plugin: "NodeResourcesFit", reasons: Reasons::Several(reasons), unresolvable })
+}
+
+/// The same where nobody asks why.
+#[must_use]
+pub fn has_room(
+    allocatable: &Amounts,
+    requested: &Amounts,
+    pod: &Amounts,
+    backed: &BTreeSet<String>,
+    profile: &Profile,
+) -> bool {
+    let mut short = false;
+    shortages(allocatable, requested, pod, backed, profile, |_, _| short = true);
+    !short
+}
+
+/// Tells of every resource there is too little of (None: of pods), and whether even the empty node has too little.
+fn shortages(
+    allocatable: &Amounts,
+    requested: &Amounts,
+    pod: &Amounts,
+    backed: &BTreeSet<String>,
+    profile: &Profile,
+    mut short: impl FnMut(Option<&str>, bool),
+) {
     if requested.pods + 1 > allocatable.pods {
-        reasons.push("Too many pods".into());
-        unresolvable |= allocatable.pods < 1;
+        short(None, allocatable.pods < 1);
     }
     let mut check = |name: &str, want: i64, have: i64, taken: i64| {
         if want > 0 && want > have - taken {
-            reasons.push(format!("Insufficient {name}").into());
-            unresolvable |= want > have;
+            short(Some(name), want > have);
         }
     };
     check("cpu", pod.cpu_milli, allocatable.cpu_milli, requested.cpu_milli);
@@ -39,10 +70,6 @@ pub fn fits(
             check(name, *want, of(allocatable), of(requested));
         }
     }
-    if reasons.is_empty() {
-        return Ok(());
-    }
-    Err(Rejection { plugin: "NodeResourcesFit", reasons: Reasons::Several(reasons), unresolvable })
 }
 
 #[cfg(test)]

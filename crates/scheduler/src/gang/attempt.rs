@@ -162,6 +162,7 @@ impl Scheduler {
         } else {
             state.sync_group(id, false);
             state.queue.unschedulable(id, plugins, Instant::now());
+            state.hold_for_evictions(id, &failed);
         }
         GroupOutcome { placed, failed, sentence: None }
     }
@@ -213,6 +214,10 @@ impl Scheduler {
         for (pod, failure) in failed {
             self.tried(&pod, failure.outcome(), attempt);
             self.report(&pod, failure).await;
+        }
+        if let Some(group) = &id {
+            self.state.lock().queue.evicted(&group.id, Instant::now());
+            self.wake.notify_one();
         }
     }
 }
@@ -288,7 +293,15 @@ impl State {
         let failed: Vec<(Arc<PodInfo>, Failure)> = failed.collect();
         self.groups.said(id, Some(sentence.clone()));
         self.queue.unschedulable(id, plugins, Instant::now());
+        self.hold_for_evictions(id, &failed);
         GroupOutcome { placed: Vec::new(), failed, sentence: Some(sentence) }
+    }
+
+    /// Where others are to be evicted for a group it is not tried before that is done.
+    fn hold_for_evictions(&mut self, id: &str, failed: &[(Arc<PodInfo>, Failure)]) {
+        if failed.iter().any(|(_, failure)| failure.preemption.is_some()) {
+            self.queue.evicting(id);
+        }
     }
 
     /// Nothing can be decided on the group as its pods are.
