@@ -237,7 +237,11 @@ pub fn unverified_tls() -> Result<ClientConfig, ConfigError> {
     Ok(unverified()?.with_no_client_auth())
 }
 
-fn tls_config(config: &HttpsConfig) -> Result<ClientConfig, ConfigError> {
+/// TLS as `config` says, for HTTP/2 and HTTP/1.1.
+///
+/// # Errors
+/// Where a certificate or a key cannot be read.
+pub fn tls_config(config: &HttpsConfig) -> Result<ClientConfig, ConfigError> {
     let builder = if config.insecure_skip_tls_verify {
         unverified()?
     } else {

@@ -34,7 +34,9 @@ pub async fn run(bench: &Bench) -> Result<Vec<Measurement>> {
     let seconds = bench.scaled(20, 5);
     // The first second is not counted: connections, caches and the classes of pods are new then.
     let (ignored, count) = (PER_SECOND, PER_SECOND * (seconds + 1));
-    let version = workload::version(&cell.clients[0], PODS).await?;
+    // Several requests at once on each connection, so that none waits in the client.
+    let senders = gantry.clients(workload::fillers()).await?;
+    let version = workload::version(&cell.client, PODS).await?;
     let mut events = Events::watch(&gantry.client()?, PODS, &version).await?;
     let before = gantry.cpu()?;
     let began = Instant::now();
@@ -56,7 +58,7 @@ pub async fn run(bench: &Bench) -> Result<Vec<Measurement>> {
     let mut sending = tokio::task::JoinSet::new();
     for number in 0..count {
         tokio::time::sleep_until((began + due(number)).into()).await;
-        let client = cell.clients[usize::try_from(number).unwrap_or(0) % cell.clients.len()].clone();
+        let client = senders[usize::try_from(number).unwrap_or(0) % senders.len()].clone();
         sending.spawn(async move {
             let late = began.elapsed().saturating_sub(due(number));
             workload::create(&client, PODS, &workload::pod(&name(number), "1m")).await?;

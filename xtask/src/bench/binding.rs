@@ -39,13 +39,13 @@ pub async fn run(bench: &Bench) -> Result<Vec<Measurement>> {
 const URGENT: &str = "bench-urgent";
 
 /// Gives every node one pod of low priority that takes all of it and goes at once when told to.
-async fn occupy(clients: &[Client], nodes: u64) -> Result<()> {
+async fn occupy(fillers: &[Client], nodes: u64) -> Result<()> {
     let class = json!({
         "apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", "metadata": { "name": URGENT }, "value": 1000,
     });
     let path = "/apis/scheduling.k8s.io/v1/priorityclasses";
-    clients[0].call(Method::POST, path, Some("application/json"), Bytes::from(class.to_string())).await?;
-    workload::fill(clients, PODS, nodes, |n| {
+    fillers[0].call(Method::POST, path, Some("application/json"), Bytes::from(class.to_string())).await?;
+    workload::fill(fillers, PODS, nodes, |n| {
         let mut filler = workload::pod(&format!("filler-{n:05}"), "32");
         filler["spec"]["terminationGracePeriodSeconds"] = json!(0);
         filler["spec"]["nodeName"] = json!(name(n));
@@ -74,8 +74,10 @@ pub fn pod(number: u64, shape: Shape) -> Value {
 
 /// Nodes without agents, whose objects and leases are kept up as long as the value lives.
 pub struct Hollow {
+    /// One that may ask for everything.
+    pub client: Client,
     /// Who filled the server, to fill it further.
-    pub clients: Vec<Client>,
+    pub fillers: Vec<Client>,
     _heartbeats: tokio::task::JoinSet<()>,
 }
 
@@ -85,15 +87,15 @@ impl Hollow {
     /// # Errors
     /// Where they cannot be made or do not become ready.
     pub async fn new(gantry: &Gantry, nodes: u64, shape: Shape) -> Result<Self> {
-        let clients = gantry.clients(workload::fillers()).await?;
-        let client = clients[0].clone();
+        let fillers = gantry.load_clients(workload::fillers()).await?;
+        let client = gantry.client()?;
         workload::namespace(&client).await?;
-        workload::fill(&clients, NODES, nodes, move |n| node(n, shape)).await?;
-        workload::fill(&clients, LEASES, nodes, lease).await?;
+        workload::fill(&fillers, NODES, nodes, move |n| node(n, shape)).await?;
+        workload::fill(&fillers, LEASES, nodes, lease).await?;
         let mut beating = tokio::task::JoinSet::new();
         beating.spawn(heartbeats(gantry.client()?, nodes));
         untainted(&client, nodes).await?;
-        Ok(Self { clients, _heartbeats: beating })
+        Ok(Self { client, fillers, _heartbeats: beating })
     }
 }
 
@@ -133,10 +135,8 @@ pub async fn all_bound(
 pub async fn bound(bench: &Bench, id: &'static str, nodes: u64, shape: Shape) -> Result<Measurement> {
     let gantry = Gantry::server(bench).await?;
     let cell = Hollow::new(&gantry, nodes, shape).await?;
-    let clients = cell.clients.clone();
-    let client = clients[0].clone();
     if shape == Shape::Preempting {
-        occupy(&clients, nodes).await?;
+        occupy(&cell.fillers, nodes).await?;
     }
     gantry.settle().await?;
 
@@ -144,12 +144,12 @@ pub async fn bound(bench: &Bench, id: &'static str, nodes: u64, shape: Shape) ->
     if matches!(shape, Shape::Preempting) {
         count = count.min(nodes);
     }
-    let version = workload::version(&client, PODS).await?;
+    let version = workload::version(&cell.client, PODS).await?;
     let events = Events::watch(&gantry.client()?, PODS, &version).await?;
     let before = gantry.cpu()?;
     let began = Instant::now();
     let watching = tokio::spawn(all_bound(events, count, began, BOUND_WITHIN, Arc::default()));
-    let created = workload::fill(&clients, PODS, count, move |n| pod(n, shape)).await?;
+    let created = workload::fill(&cell.fillers, PODS, count, move |n| pod(n, shape)).await?;
     let (first, last) = watching.await.context("the watcher panicked")??;
     let used = gantry.cpu()? - before;
     let detail = json!({

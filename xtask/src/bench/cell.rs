@@ -31,15 +31,15 @@ pub async fn run(bench: &Bench) -> Result<Vec<Measurement>> {
     let (registered, with_nodes) = (began.elapsed(), gantry.memory()?);
     eprintln!("  {nodes} nodes after {:.0} s: {:.0} MB", registered.as_secs_f64(), with_nodes as f64 / MB);
 
-    let version = workload::version(&cell.clients[0], PODS).await?;
+    let version = workload::version(&cell.client, PODS).await?;
     let events = Events::watch(&gantry.client()?, PODS, &version).await?;
     let before = gantry.cpu()?;
     let began = Instant::now();
     let seen = Arc::new(AtomicU64::new(0));
     let mut watching = tokio::spawn(binding::all_bound(events, count, began, BOUND_WITHIN, seen.clone()));
-    let clients = cell.clients.clone();
+    let fillers = cell.fillers.clone();
     let mut filling = tokio::spawn(async move {
-        workload::fill(&clients, PODS, count, |n| binding::pod(n, Shape::Plain)).await.map(|load| load.rate())
+        workload::fill(&fillers, PODS, count, |n| binding::pod(n, Shape::Plain)).await.map(|load| load.rate())
     });
     let (mut course, mut next, mut created) = (Vec::new(), tokio::time::interval(NOTED_EVERY), None);
     let (first, last) = loop {
@@ -54,11 +54,11 @@ pub async fn run(bench: &Bench) -> Result<Vec<Measurement>> {
     let used = gantry.cpu()? - before;
     let at_once = gantry.memory()?;
     course.push(note(&gantry, began, before, count)?);
-    let waiting = workload::get(&cell.clients[0], &format!("{PODS}?fieldSelector=spec.nodeName%3D&limit=1")).await?;
+    let waiting = workload::get(&cell.client, &format!("{PODS}?fieldSelector=spec.nodeName%3D&limit=1")).await?;
     ensure!(waiting["items"].as_array().is_some_and(Vec::is_empty), "a pod is not bound: {waiting}");
     gantry.settle().await?;
     bench.rest().await;
-    let held = workload::get(&cell.clients[0], &format!("{PODS}?limit=1")).await?;
+    let held = workload::get(&cell.client, &format!("{PODS}?limit=1")).await?;
     let held = held["metadata"]["remainingItemCount"].as_u64().unwrap_or(0) + 1;
     ensure!(held == count, "{held} of {count} pods are left");
     let megabytes = |name: &str| process::size(gantry.pid(), "smaps_rollup", name).map(|bytes| bytes as f64 / MB);

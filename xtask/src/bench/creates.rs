@@ -11,10 +11,10 @@ use std::time::Duration;
 
 const CLIENTS: [(usize, &str); 3] = [(1, "creates_1"), (16, "creates_16"), (64, "creates_64")];
 
-/// Every client has an HTTP/2 connection of its own and one request in flight.
+/// Every client has a connection of its own and one request in flight.
 pub async fn run(bench: &Bench) -> Result<Vec<Measurement>> {
     let gantry = Gantry::server(bench).await?;
-    let clients = gantry.clients(64).await?;
+    let clients = gantry.load_clients(64).await?;
     workload::namespace(&clients[0]).await?;
     let mut found = Vec::new();
     for (count, id) in CLIENTS {

@@ -1,8 +1,9 @@
 //! The process under test: `gantry up` or `gantry server` on a data directory of its own.
 
+use super::keep_alive::KeepAlive;
 use super::{Bench, process};
 use anyhow::{Context, Result, bail};
-use gantry_client::{Client, Credentials, Https, Kubeconfig, TokenSource};
+use gantry_client::{Client, Credentials, Https, HttpsConfig, Kubeconfig, TokenSource};
 use std::io::{BufRead, BufReader, Read};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -25,6 +26,7 @@ pub struct Gantry {
     binary: PathBuf,
     data: tempfile::TempDir,
     node: bool,
+    http2: bool,
     spawned: Instant,
     output: watch::Receiver<Lines>,
 }
@@ -86,7 +88,7 @@ impl Gantry {
         if let Some(stderr) = child.stderr.take() {
             follow(stderr, sender);
         }
-        Ok(Self { child, binary: bench.binary.clone(), data, node: role == "up", spawned, output })
+        Ok(Self { child, binary: bench.binary.clone(), data, node: role == "up", http2: bench.http2, spawned, output })
     }
 
     /// When the process was started.
@@ -125,10 +127,14 @@ impl Gantry {
         self.client_as(None)
     }
 
+    fn config(&self) -> Result<HttpsConfig> {
+        let kubeconfig = Kubeconfig::read(&self.data.path().join("kubeconfig"))?;
+        Ok(kubeconfig.https(None, self.data.path())?)
+    }
+
     /// The administrator's, or where there is a token, its owner's.
     fn client_as(&self, token: Option<&str>) -> Result<Client> {
-        let kubeconfig = Kubeconfig::read(&self.data.path().join("kubeconfig"))?;
-        let mut config = kubeconfig.https(None, self.data.path())?;
+        let mut config = self.config()?;
         if let Some(token) = token {
             config.credentials = Credentials::Token(TokenSource::Fixed(token.to_owned()));
         }
@@ -149,13 +155,20 @@ impl Gantry {
     /// # Errors
     /// Where the server cannot be reached.
     pub async fn clients(&self, count: usize) -> Result<Vec<Client>> {
-        let mut clients = Vec::with_capacity(count);
-        for _ in 0..count {
-            let client = self.client()?;
-            client.call(http::Method::GET, "/readyz", None, bytes::Bytes::new()).await?;
-            clients.push(client);
+        connected(count, || self.client()).await
+    }
+
+    /// The same for load: each sends one request at a time and reads short answers (see [`KeepAlive`]), unless
+    /// `--http2` asks for clients like others.
+    ///
+    /// # Errors
+    /// Where the server cannot be reached.
+    pub async fn load_clients(&self, count: usize) -> Result<Vec<Client>> {
+        if self.http2 {
+            return self.clients(count).await;
         }
-        Ok(clients)
+        let config = self.config()?;
+        connected(count, || Ok(Client::new(Arc::new(KeepAlive::new(&config)?), "gantry-bench"))).await
     }
 
     /// The main process.
@@ -257,6 +270,16 @@ impl Drop for Gantry {
             }
         }
     }
+}
+
+async fn connected(count: usize, client: impl Fn() -> Result<Client>) -> Result<Vec<Client>> {
+    let mut clients = Vec::with_capacity(count);
+    for _ in 0..count {
+        let client = client()?;
+        client.call(http::Method::GET, "/readyz", None, bytes::Bytes::new()).await?;
+        clients.push(client);
+    }
+    Ok(clients)
 }
 
 /// Reads lines, with the time each came, until the stream ends.

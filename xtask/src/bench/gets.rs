@@ -13,10 +13,10 @@ use std::time::Duration;
 
 const OBJECTS: u64 = 1_000;
 
-/// Every client has an HTTP/2 connection of its own and one request in flight.
+/// Every client has a connection of its own and one request in flight.
 pub async fn run(bench: &Bench) -> Result<Vec<Measurement>> {
     let gantry = Gantry::server(bench).await?;
-    let clients = gantry.clients(64).await?;
+    let clients = gantry.load_clients(64).await?;
     workload::namespace(&clients[0]).await?;
     workload::fill(&clients, CONFIG_MAPS, OBJECTS, |n| workload::config_map(&format!("cm-{n}"), n)).await?;
     let (mut rates, mut latencies, mut cpu) = (Vec::new(), Vec::new(), Vec::new());

@@ -18,6 +18,7 @@ mod gantry;
 mod gets;
 mod hostile;
 mod idle;
+mod keep_alive;
 mod list;
 mod list_memory;
 mod load;
@@ -67,6 +68,9 @@ pub struct Options {
     /// Nodes of `cell`, which has ten pods for each
     #[arg(long, value_name = "N", default_value_t = 50_000)]
     nodes: u64,
+    /// Load comes over HTTP/2 from the client library that Gantry itself uses, not over HTTP/1.1 from a cheaper client
+    #[arg(long)]
+    http2: bool,
     /// Set where this process runs inside the namespace already
     #[arg(long, hide = true)]
     inside: bool,
@@ -82,6 +86,8 @@ pub struct Bench {
     pub quick: bool,
     /// Nodes of the cell.
     pub nodes: u64,
+    /// Load comes from the client library.
+    pub http2: bool,
 }
 
 impl Bench {
@@ -165,7 +171,13 @@ pub fn main(options: &Options) -> Result<ExitCode> {
     }
     if options.inside {
         let binary = options.binary.clone().context("--inside needs --binary")?;
-        let bench = Bench { binary, directory: options.directory.clone(), quick: options.quick, nodes: options.nodes };
+        let bench = Bench {
+            binary,
+            directory: options.directory.clone(),
+            quick: options.quick,
+            nodes: options.nodes,
+            http2: options.http2,
+        };
         raise_file_limit();
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("no runtime")?;
         return runtime.block_on(async {

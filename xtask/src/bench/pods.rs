@@ -15,10 +15,10 @@ const PLUGINS: &str = "AlwaysAdmit,NamespaceAutoProvision,NamespaceExists,LimitP
     PodNodeSelector,PodTolerationRestriction,ExtendedResourceToleration,OwnerReferencesPermissionEnforcement,\
     DenyServiceExternalIPs";
 
-/// Every client has an HTTP/2 connection of its own and one request in flight. The scheduler leaves the pods alone.
+/// Every client has a connection of its own and one request in flight. The scheduler leaves the pods alone.
 pub async fn run(bench: &Bench) -> Result<Vec<Measurement>> {
     let gantry = Gantry::server_with(bench, &["--enable-admission-plugins", PLUGINS]).await?;
-    let clients = gantry.clients(64).await?;
+    let clients = gantry.load_clients(64).await?;
     workload::namespace(&clients[0]).await?;
     let mut detail = Map::new();
     let mut rate = 0.0;
