@@ -45,7 +45,7 @@ pub async fn run(command: ImageCommand) -> Result<()> {
                 .pull(&image, &auth, None)
                 .await
                 .with_context(|| format!("cannot pull {image}"))?;
-            println!("pulled {} ({})", display_name(&pulled), short(&pulled.id));
+            println!("pulled {image} ({})", short(&pulled.id));
         }
     }
     Ok(())

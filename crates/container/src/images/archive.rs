@@ -33,8 +33,13 @@ impl Index {
         let length = file.metadata().map_err(corrupted)?.len();
         {
             let mut tar = tar::Archive::new(&file);
-            for entry in tar.entries_with_seek().map_err(corrupted)? {
-                let entry = entry.map_err(corrupted)?;
+            for (number, entry) in tar.entries_with_seek().map_err(corrupted)?.enumerate() {
+                let entry = match entry {
+                    Ok(entry) => entry,
+                    // The library quotes what it could not read, which is anything at all.
+                    Err(_) if number == 0 => return Err(Error::invalid_image(archive, "not a tar archive")),
+                    Err(error) => return Err(corrupted(error)),
+                };
                 let clean = |bytes: &[u8]| {
                     let text = String::from_utf8_lossy(bytes).into_owned();
                     text.trim_start_matches("./").trim_start_matches('/').to_string()
