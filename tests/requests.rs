@@ -287,6 +287,16 @@ const MEASURED: &[Metric] = &[
     ("process_cpu_seconds_total", "counter", &[]),
 ];
 
+/// Metrics that upstream has not.
+const OWN: &[Metric] = &[
+    ("gantry_turns_duration_seconds_total", "counter", &["priority_level"]),
+    ("gantry_turns_shares", "gauge", &["priority_level"]),
+    ("gantry_turns_total", "counter", &["priority_level"]),
+    ("gantry_turns_users", "gauge", &["priority_level"]),
+    ("gantry_turns_waiting", "gauge", &["priority_level"]),
+    ("gantry_watch_cache_bytes", "gauge", &["resource"]),
+];
+
 /// What `/metrics/slis` tells, in the same way.
 const INDICATORS: &[Metric] = &[
     ("kubernetes_healthcheck", "gauge", &["name", "type"]),
@@ -314,6 +324,7 @@ fn measurements(api: &Api<'_>) {
     let text = &answer.text;
     assert!(!text.contains("# EOF"));
     tells(text, MEASURED);
+    tells(text, OWN);
     let indicators = api.try_get("/metrics/slis").text;
     tells(&indicators, INDICATORS);
     let well = "kubernetes_healthcheck{name=\"ping\",type=\"readyz\"} 1";

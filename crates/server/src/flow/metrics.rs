@@ -2,6 +2,7 @@
 
 use super::Flow;
 use super::queue_set::Request;
+use super::turns::Figures;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
@@ -87,17 +88,47 @@ impl FlowMetrics {
     }
 }
 
+fn family(
+    out: &mut String,
+    (name, kind): (&str, &str),
+    help: &str,
+    samples: impl Iterator<Item = (String, String)>,
+) -> std::fmt::Result {
+    // OpenMetrics describes counters without what their samples end in.
+    let described = name.strip_suffix("_total").unwrap_or(name);
+    writeln!(out, "# HELP {described} {help}.\n# TYPE {described} {kind}")?;
+    for (labels, value) in samples {
+        writeln!(out, "{name}{{{labels}}} {value}")?;
+    }
+    Ok(())
+}
+
 fn gauge(
     out: &mut String,
     name: &str,
     help: &str,
     samples: impl Iterator<Item = (String, String)>,
 ) -> std::fmt::Result {
-    writeln!(out, "# HELP apiserver_flowcontrol_{name} {help}.\n# TYPE apiserver_flowcontrol_{name} gauge")?;
-    for (labels, value) in samples {
-        writeln!(out, "apiserver_flowcontrol_{name}{{{labels}}} {value}")?;
-    }
-    Ok(())
+    family(out, (&format!("apiserver_flowcontrol_{name}"), "gauge"), help, samples)
+}
+
+/// Writes what was measured of turns, which are not upstream's.
+fn turns(out: &mut String, figures: &[Figures]) -> std::fmt::Result {
+    let of = |what: fn(&Figures) -> String| {
+        figures.iter().map(move |figures| (format!("priority_level=\"{}\"", figures.level), what(figures)))
+    };
+    let told = "Turns that users had where all of them share the processors, by priority level; empty for those that have \
+                asked for no resource yet";
+    family(out, ("gantry_turns_total", "counter"), told, of(|f| f.turns.to_string()))?;
+    let told = "How long turns lasted together";
+    let lasted = of(|f| f.lasted.as_secs_f64().to_string());
+    family(out, ("gantry_turns_duration_seconds_total", "counter"), told, lasted)?;
+    let told = "Shares of the time that a priority level has where others want it";
+    family(out, ("gantry_turns_shares", "gauge"), told, of(|f| f.shares.to_string()))?;
+    let told = "Work that waits for its turn now";
+    family(out, ("gantry_turns_waiting", "gauge"), told, of(|f| f.waiting.to_string()))?;
+    let told = "Users, and addresses that have not said whose they are, with connections now";
+    family(out, ("gantry_turns_users", "gauge"), told, of(|f| f.users.to_string()))
 }
 
 impl Flow {
@@ -110,6 +141,7 @@ impl Flow {
         encode(&mut counted, &self.metrics.registry)?;
         out.push_str(counted.trim_end().trim_end_matches("# EOF"));
 
+        turns(out, &self.turns.figures())?;
         let state = self.state.lock();
         let levels = || state.levels.iter().map(|(name, level)| (format!("priority_level=\"{name}\""), level));
         let seats = |what: fn(&super::Level) -> f64| levels().map(move |(l, level)| (l, what(level).to_string()));

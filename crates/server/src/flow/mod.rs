@@ -34,6 +34,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
+use turns::{LevelId, Turns};
 
 /// How long a request may wait for its turn: a quarter of the time a request may take, as upstream.
 const QUEUE_WAIT: Duration = Duration::from_secs(15);
@@ -152,13 +153,16 @@ struct Level {
     most: u32,
     current: u32,
     refusals: Refusals,
+    /// What it is called where its users take turns.
+    turns: LevelId,
 }
 
 impl Level {
     fn new(config: PriorityLevelConfiguration, now: Instant) -> Self {
         let refusals = Refusals { seconds: VecDeque::new(), retry_after: 1, raised: 0 };
         let set = QueueSet::new(Some(0), Queuing::default(), now);
-        Self { config, set, quiescing: false, nominal: 0, least: 0, most: 0, current: 0, refusals }
+        let turns = LevelId::UNKNOWN;
+        Self { config, set, quiescing: false, nominal: 0, least: 0, most: 0, current: 0, refusals, turns }
     }
 
     fn is_exempt(&self) -> bool {
@@ -219,6 +223,7 @@ pub struct Flow {
     wait: Duration,
     clock: Clock,
     metrics: FlowMetrics,
+    turns: Arc<Turns>,
     state: Mutex<State>,
 }
 
@@ -241,9 +246,16 @@ impl Flow {
 
     fn with(seats: u32, wait: Duration, clock: Clock) -> Arc<Self> {
         let state = State { schemas: Vec::new(), levels: BTreeMap::new(), moved: Instant::now(), next_id: 0 };
-        let flow = Self { seats, wait, clock, metrics: FlowMetrics::default(), state: Mutex::new(state) };
+        let (metrics, turns) = (FlowMetrics::default(), Turns::new());
+        let flow = Self { seats, wait, clock, metrics, turns, state: Mutex::new(state) };
         flow.digest(Vec::new(), Vec::new());
         Arc::new(flow)
+    }
+
+    /// Where users take turns, in the same levels.
+    #[must_use]
+    pub fn turns(&self) -> &Arc<Turns> {
+        &self.turns
     }
 
     /// Takes over the objects there are. What is mandatory and missing is imagined; schemas without their level are left
@@ -300,6 +312,16 @@ impl Flow {
             let nominal = level.nominal;
             level.allot(nominal, now);
         }
+        // What never waits for a seat has no shares of its own. Turns have to be shared, and it has as many of them as who has
+        // most of the others: nodes must not wait for an administrator without measure.
+        let shares = |level: &Level| u32::try_from(level.shares()).unwrap_or(0);
+        let most = state.levels.values().filter(|level| !level.is_exempt()).map(shares).max().unwrap_or(0);
+        let least = |level: &Level| if level.is_exempt() { most } else { 0 };
+        let parts: Vec<_> = state.levels.iter().map(|(name, l)| (name.as_str(), shares(l).max(least(l)))).collect();
+        let ids = self.turns.divide(&parts);
+        for (level, id) in state.levels.values_mut().zip(ids) {
+            level.turns = id;
+        }
     }
 
     /// Moves seats to where they are wanted, where the last move was long enough ago.
@@ -344,8 +366,9 @@ impl Flow {
         }
     }
 
-    /// Waits for the request's turn. `objects` is how many objects it may read. None where requests of this sort take no
-    /// seat: those that last as long as their client likes, except for the beginning of watches.
+    /// Waits for the request's turn. `objects` is how many objects it may read; `belongs_to` is told the level, where it is a
+    /// request for a resource: of others, even those of nobody may be exempt, for their path. None where requests of this sort
+    /// take no seat: those that last as long as their client likes, except for the beginning of watches.
     ///
     /// # Errors
     /// Where it must come back later.
@@ -354,10 +377,8 @@ impl Flow {
         info: &RequestInfo,
         user: &UserInfo,
         objects: impl FnOnce() -> usize,
+        belongs_to: impl FnOnce(LevelId),
     ) -> Result<Option<Seats>, Refused> {
-        if is_long_running(info) && info.verb != "watch" {
-            return Ok(None);
-        }
         let objects = if matches!(info.verb.as_str(), "list" | "watch") { objects() } else { 0 };
         let arrived = Instant::now();
         let (started, seats) = {
@@ -370,6 +391,12 @@ impl Flow {
             let Some(schema) = schema else { return Ok(None) };
             let name = &schema.spec.priority_level_configuration.name;
             let Some(level) = state.levels.get_mut(name) else { return Ok(None) };
+            if info.is_resource {
+                belongs_to(level.turns);
+            }
+            if is_long_running(info) && info.verb != "watch" {
+                return Ok(None);
+            }
             state.next_id += 1;
             let distinguisher = matching::distinguisher(&schema.spec, info, user);
             let hash = flow_hash(&schema.name, &distinguisher);

@@ -31,7 +31,7 @@ fn get() -> RequestInfo {
 }
 
 async fn admit(flow: &Arc<Flow>, info: &RequestInfo, user: &str) -> Result<Option<Seats>, Refused> {
-    flow.admit(info, &UserInfo::new(user, &[]), || 0).await
+    flow.admit(info, &UserInfo::new(user, &[]), || 0, |_| {}).await
 }
 
 #[tokio::test(start_paused = true)]
@@ -49,7 +49,7 @@ async fn a_level_that_rejects_refuses_and_others_do_not_notice() {
     assert!(admit(&flow, &get(), "joe").await.unwrap().is_some(), "the catch-all level has seats of its own");
     let exec = RequestInfo { subresource: "exec".into(), ..get() };
     assert!(admit(&flow, &exec, "jane").await.unwrap().is_none(), "streams take no seats");
-    assert!(flow.admit(&get(), &UserInfo::new("x", &["system:masters"]), || 0).await.unwrap().is_some());
+    assert!(flow.admit(&get(), &UserInfo::new("x", &["system:masters"]), || 0, |_| {}).await.unwrap().is_some());
     drop(held);
     assert!(admit(&flow, &get(), "jane").await.is_ok());
     let mut text = String::new();
@@ -121,6 +121,45 @@ async fn seats_are_lent_to_who_wants_them_and_come_back() {
     drop(admit(&flow, &get(), "b").await);
     assert_eq!(seats("idle"), 40, "its own are its own when it wants them");
     wanted.into_iter().for_each(|w| w.abort());
+}
+
+#[tokio::test(start_paused = true)]
+async fn turns_are_taken_in_the_level_of_requests_for_resources() {
+    let levels = vec![level("small", 7, 0, queue(1, 1)), level("large", 70, 0, queue(1, 1))];
+    let flow = flow(100, vec![schema("jane", "small", "jane"), schema("joe", "large", "joe")], levels);
+    let told = async |info: &RequestInfo, user: UserInfo| {
+        let told = std::cell::Cell::new(None);
+        let seats = flow.admit(info, &user, || 0, |level| told.set(Some(level))).await;
+        (told.take(), seats.ok().flatten().is_some())
+    };
+    let user = |name: &str| UserInfo::new(name, &[]);
+    let (jane, seated) = told(&get(), user("jane")).await;
+    assert!(jane.is_some() && seated);
+    let exec = RequestInfo { subresource: "exec".into(), ..get() };
+    assert_eq!(told(&exec, user("jane")).await, (jane, false), "streams take turns, though no seats");
+    let (joe, _) = told(&get(), user("joe")).await;
+    assert!(joe.is_some() && joe != jane);
+    let administrator = || UserInfo::new("x", &["system:masters"]);
+    assert_ne!(told(&get(), administrator()).await.0, None);
+    let path = RequestInfo { verb: "get".into(), path: "/livez".into(), ..Default::default() };
+    assert_eq!(told(&path, administrator()).await, (None, true), "a path makes nobody's work urgent");
+
+    let shares = |flow: &Flow| -> Vec<_> { flow.turns().figures().into_iter().map(|f| (f.level, f.shares)).collect() };
+    let of = |name: &str, shares: u32| (name.to_owned(), shares);
+    // What is exempt counts as much as the greatest of the others.
+    let mut now = shares(&flow);
+    now.sort();
+    assert_eq!(now, [of("", 20), of("catch-all", 5), of("exempt", 70), of("large", 70), of("small", 7)]);
+    flow.digest(vec![], vec![]);
+    let mut now = shares(&flow);
+    now.sort();
+    assert_eq!(now, [of("", 20), of("catch-all", 5), of("exempt", 5)]);
+    let mut text = String::new();
+    flow.render(&mut text).unwrap();
+    assert!(
+        text.contains("# TYPE gantry_turns counter")
+            && text.contains("gantry_turns_total{priority_level=\"exempt\"} 0")
+    );
 }
 
 #[tokio::test(start_paused = true)]

@@ -171,7 +171,10 @@ async fn steps(
     seats: &mut Option<Seats>,
 ) -> Result<Response, ApiError> {
     // Who asks?
-    let in_process = matches!(caller, Caller::Component(_));
+    let connection = match &caller {
+        Caller::Remote(connection) => Some(connection.clone()),
+        Caller::Component(_) => None,
+    };
     cx.user = match caller {
         Caller::Component(user) => {
             if cx.info.verb == "watch" {
@@ -210,8 +213,9 @@ async fn steps(
     }
 
     // Is there room?
-    if !in_process {
-        let admitted = server.flow.admit(&cx.info, &cx.user, || objects_read(server, &cx));
+    if let Some(connection) = connection {
+        let belongs_to = |level| connection.spawner.belongs_to(level);
+        let admitted = server.flow.admit(&cx.info, &cx.user, || objects_read(server, &cx), belongs_to);
         match audit::timed(Part::QueueWait, admitted).await {
             Ok(admitted) => *seats = admitted,
             Err(refused) => return Ok(respond::too_many_requests(&refused)),

@@ -51,7 +51,8 @@ impl Server {
         let trust = Arc::new(ClientTrust::new(&self.config)?);
         let acceptor = TlsAcceptor::from(Arc::new(tls_config(self, &trust)?));
         let connections = Arc::new(GracefulShutdown::new());
-        let turns = Turns::start();
+        let turns = self.flow.turns().clone();
+        turns.start();
         let accepting: Vec<_> = listeners
             .into_iter()
             .map(|listener| {

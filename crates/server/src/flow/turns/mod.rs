@@ -3,21 +3,26 @@
 //! Seats bound how much is under way. They do not bound what it costs: a thousand short requests over a few connections
 //! find seats one after the other, and whoever else asks waits behind them at every step, from the first byte to the
 //! last. Here all work for clients over the network (handshakes, connections, requests and their answers) belongs to an
-//! account: that of the user whom its connection speaks for, or of the address as long as that is not known. The account
-//! that used the least time goes next, by start-time fair queuing: those who want more than their part share evenly what
-//! the others leave.
+//! account: that of the user whom its connection speaks for, or of the address as long as that is not known, in the priority
+//! level of the last request for a resource. Levels share the time as they share seats ([`levels`]), and in a level the
+//! account that used the least time goes next ([`line`]): those who want more than their part share evenly what the others
+//! leave.
 //!
 //! Work is a future. It has a turn when it was woken, and what it takes is what its turn lasted: nobody is charged for
 //! waiting, for the disk or for another server, and nobody holds anything meanwhile that others wait for. A turn is not
 //! cut short, so one may have to wait for as many as there are processors. The work of one account is done in the order
 //! in which it was woken.
 
+mod levels;
+mod line;
+
 use crate::authn::{ANONYMOUS, UserInfo};
+pub use levels::{Figures, LevelId};
+use levels::{Levels, Place};
+use line::Payer;
 use parking_lot::Mutex;
 use std::cell::Cell;
-use std::cmp::Reverse;
-use std::collections::binary_heap::PeekMut;
-use std::collections::{BinaryHeap, HashMap, VecDeque};
+use std::collections::HashMap;
 use std::future::Future;
 use std::net::IpAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -30,15 +35,6 @@ use tokio::runtime::Handle;
 use tokio::task::{coop, yield_now};
 use tokio::time::Instant;
 
-/// What a turn is charged when it begins; the difference is settled when it ends.
-const GUESS: u64 = nanoseconds(Duration::from_micros(30));
-/// What a turn costs besides its work.
-const TURN: u64 = nanoseconds(Duration::from_micros(2));
-/// How much of what it did not use an account may catch up on.
-const CREDIT: u64 = nanoseconds(Duration::from_millis(10));
-/// An account with more than this in line pays double: it shares the machine with those who wait for each answer, and part of
-/// what its many requests cost (in the kernel, and in a client on the same machine) is not seen here.
-const CROWD: usize = 32;
 /// For how long, and how many times, a worker takes turns before others that share its thread have theirs.
 const SLICE: Duration = Duration::from_micros(100);
 const SLICE_TURNS: usize = 64;
@@ -46,131 +42,8 @@ const SLICE_TURNS: usize = 64;
 /// request at a time would wait for that.
 const SLICES_BLIND: u32 = 4;
 
-const fn nanoseconds(time: Duration) -> u64 {
-    // No turn lasts for centuries.
-    time.as_nanos() as u64
-}
-
-/// Who answers for some work.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum Payer {
-    /// Whoever connects from there and has not said who it is, or is nobody.
-    Address(IpAddr),
-    User(String),
-}
-
-struct Account<T> {
-    payer: Option<Payer>,
-    /// Connections that belong to it.
-    connections: usize,
-    waiting: VecDeque<T>,
-    /// Nanoseconds used, on the scale of [`Line::now`].
-    used: u64,
-}
-
-/// Who waits for a turn.
-struct Line<T> {
-    /// By number; those without a payer are free.
-    accounts: Vec<Account<T>>,
-    free: Vec<usize>,
-    numbers: HashMap<Payer, usize>,
-    /// Accounts with something that waits, by what they had used (or were thought to use) when they were last looked at.
-    ready: BinaryHeap<Reverse<(u64, usize)>>,
-    waiting: usize,
-    /// What the account used that had the last turn: who wants nothing for a while does not fall behind.
-    now: u64,
-}
-
-impl<T> Line<T> {
-    fn new() -> Self {
-        let (accounts, free, numbers) = (Vec::new(), Vec::new(), HashMap::new());
-        Self { accounts, free, numbers, ready: BinaryHeap::new(), waiting: 0, now: 0 }
-    }
-
-    /// The account of `payer`, which has one more connection now.
-    fn join(&mut self, payer: Payer) -> usize {
-        if let Some(number) = self.numbers.get(&payer) {
-            self.accounts[*number].connections += 1;
-            return *number;
-        }
-        let number = self.free.pop().unwrap_or(self.accounts.len());
-        let account = Account { payer: Some(payer.clone()), connections: 1, waiting: VecDeque::new(), used: self.now };
-        match self.accounts.get_mut(number) {
-            Some(place) => *place = account,
-            None => self.accounts.push(account),
-        }
-        self.numbers.insert(payer, number);
-        number
-    }
-
-    /// Takes a connection out of an account, which is forgotten with its last.
-    fn leave(&mut self, number: usize) {
-        let account = &mut self.accounts[number];
-        account.connections -= 1;
-        // What waits holds its connection, but may have been put in line under the account it had before.
-        if account.connections == 0 && account.waiting.is_empty() {
-            self.forget(number);
-        }
-    }
-
-    fn forget(&mut self, number: usize) {
-        if let Some(payer) = self.accounts[number].payer.take() {
-            self.numbers.remove(&payer);
-            self.free.push(number);
-        }
-    }
-
-    /// Puts something in line.
-    fn push(&mut self, number: usize, item: T) {
-        let account = &mut self.accounts[number];
-        if account.waiting.is_empty() {
-            account.used = account.used.max(self.now.saturating_sub(CREDIT));
-            self.ready.push(Reverse((account.used, number)));
-        }
-        account.waiting.push_back(item);
-        self.waiting += 1;
-    }
-
-    /// What is next, and the account that pays for it: see [`Line::settle`].
-    fn pop(&mut self) -> Option<(usize, T)> {
-        loop {
-            let mut first = self.ready.peek_mut()?;
-            let Reverse((thought, number)) = *first;
-            let account = &mut self.accounts[number];
-            if thought < account.used {
-                // It used more than it was charged for in advance.
-                *first = Reverse((account.used, number));
-                continue;
-            }
-            let item = account.waiting.pop_front();
-            self.now = self.now.max(account.used);
-            account.used += GUESS;
-            if account.waiting.is_empty() {
-                PeekMut::pop(first);
-                if account.connections == 0 {
-                    self.forget(number);
-                }
-            } else {
-                *first = Reverse((account.used, number));
-                drop(first);
-            }
-            if let Some(item) = item {
-                self.waiting -= 1;
-                return Some((number, item));
-            }
-        }
-    }
-
-    /// Says how long the turn lasted for which an account paid.
-    fn settle(&mut self, number: usize, lasted: Duration) {
-        let account = &mut self.accounts[number];
-        let price = if account.waiting.len() > CROWD { 2 } else { 1 };
-        account.used = (account.used + price * (TURN + nanoseconds(lasted))).saturating_sub(GUESS);
-    }
-}
-
 struct State {
-    line: Line<Arc<Task>>,
+    line: Levels<Arc<Task>>,
     /// All work that is not done, so that it can be given up.
     tasks: HashMap<u64, Arc<Task>>,
     last_task: u64,
@@ -189,9 +62,9 @@ impl State {
 
     /// Puts a task in line. Returns who is to be woken for it.
     fn put(&mut self, task: Arc<Task>) -> Option<(usize, Waker)> {
-        self.line.push(task.connected.account.load(Ordering::Relaxed), task);
+        self.line.push(task.connected.place(), task);
         // Whoever is at work here comes to it next.
-        if self.line.waiting == 1 && AT_WORK.get() { None } else { self.sleeping.pop() }
+        if self.line.waiting() == 1 && AT_WORK.get() { None } else { self.sleeping.pop() }
     }
 }
 
@@ -208,34 +81,47 @@ thread_local! {
 }
 
 impl Turns {
-    /// Begins to work, with as many workers as the runtime has threads, until it is [closed](Turns::close).
+    /// Nothing to do, and nobody who would do it.
     #[must_use]
-    pub fn start() -> Arc<Self> {
-        let (turns, workers) = Self::with(Handle::current().metrics().num_workers());
-        for worker in workers {
-            tokio::spawn(worker);
-        }
-        turns
-    }
-
-    fn with(workers: usize) -> (Arc<Self>, Vec<Worker>) {
-        let turns = Arc::new(Self(Mutex::new(State {
-            line: Line::new(),
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self(Mutex::new(State {
+            line: Levels::new(),
             tasks: HashMap::new(),
             last_task: 0,
             sleeping: Vec::new(),
             closed: false,
             abandoned: false,
-        })));
-        let workers = (0..workers).map(|number| Worker { turns: turns.clone(), number, slices: 0 }).collect();
-        (turns, workers)
+        })))
+    }
+
+    /// Begins to work, with as many workers as the runtime has threads, until it is [closed](Turns::close).
+    pub fn start(self: &Arc<Self>) {
+        for worker in self.workers(Handle::current().metrics().num_workers()) {
+            tokio::spawn(worker);
+        }
+    }
+
+    fn workers(self: &Arc<Self>, count: usize) -> Vec<Worker> {
+        (0..count).map(|number| Worker { turns: self.clone(), number, slices: 0 }).collect()
+    }
+
+    /// From now on there are these priority levels: their names and shares. Returns what they are called here.
+    pub fn divide(&self, levels: &[(&str, u32)]) -> Vec<LevelId> {
+        self.0.lock().line.divide(levels)
+    }
+
+    /// What was measured of each level.
+    #[must_use]
+    pub fn figures(&self) -> Vec<Figures> {
+        self.0.lock().line.figures()
     }
 
     /// What runs the work of a connection from this address.
     #[must_use]
     pub fn connection(self: &Arc<Self>, from: IpAddr) -> Spawner {
-        let account = AtomicUsize::new(self.0.lock().line.join(Payer::Address(from)));
-        Spawner(Arc::new(Connected { turns: self.clone(), from, account }))
+        let place = self.0.lock().line.join(LevelId::UNKNOWN, Payer::Address(from));
+        let (level, account) = (AtomicUsize::new(place.level), AtomicUsize::new(place.account));
+        Spawner(Arc::new(Connected { turns: self.clone(), from, level, account }))
     }
 
     /// Stops when all work is done.
@@ -262,7 +148,7 @@ impl Turns {
         let (line, tasks) = {
             let mut state = self.0.lock();
             state.abandoned = true;
-            (std::mem::replace(&mut state.line, Line::new()), std::mem::take(&mut state.tasks))
+            (std::mem::replace(&mut state.line, Levels::new()), std::mem::take(&mut state.tasks))
         };
         drop(line);
         for task in tasks.into_values() {
@@ -276,15 +162,32 @@ impl Turns {
 struct Connected {
     turns: Arc<Turns>,
     from: IpAddr,
-    /// Changed under the lock of the line.
+    /// Where its work is put in line. Changed, and read as one, under the lock of the line.
+    level: AtomicUsize,
     account: AtomicUsize,
+}
+
+impl Connected {
+    fn place(&self) -> Place {
+        Place { level: self.level.load(Ordering::Relaxed), account: self.account.load(Ordering::Relaxed) }
+    }
+
+    /// Belongs to the account of `payer` in a level instead.
+    fn move_to(&self, line: &mut Levels<Arc<Task>>, level: LevelId, payer: Payer) {
+        let before = self.place();
+        let after = line.join(level, payer);
+        self.level.store(after.level, Ordering::Relaxed);
+        self.account.store(after.account, Ordering::Relaxed);
+        line.leave(before);
+    }
 }
 
 impl Drop for Connected {
     fn drop(&mut self) {
         let mut state = self.turns.0.lock();
         if !state.abandoned {
-            state.line.leave(self.account.load(Ordering::Relaxed));
+            let place = self.place();
+            state.line.leave(place);
         }
     }
 }
@@ -294,25 +197,38 @@ impl Drop for Connected {
 pub struct Spawner(Arc<Connected>);
 
 impl Spawner {
-    /// The connection speaks for `user` from now on.
+    /// The connection speaks for `user` from now on, of whose level nothing is known where it is another.
     pub fn speaks_for(&self, user: &UserInfo) {
         let connected = &*self.0;
         let mut state = connected.turns.0.lock();
-        let before = connected.account.load(Ordering::Relaxed);
         let is_same = |payer: &Payer| match payer {
             Payer::Address(_) => user.username == ANONYMOUS,
             Payer::User(name) => *name == user.username,
         };
-        if state.abandoned || state.line.accounts[before].payer.as_ref().is_some_and(is_same) {
+        if state.abandoned || state.line.payer(connected.place()).is_some_and(is_same) {
             return;
         }
         let payer = match user.username.as_str() {
             ANONYMOUS => Payer::Address(connected.from),
             name => Payer::User(name.to_owned()),
         };
-        let after = state.line.join(payer);
-        connected.account.store(after, Ordering::Relaxed);
-        state.line.leave(before);
+        connected.move_to(&mut state.line, LevelId::UNKNOWN, payer);
+    }
+
+    /// The connection's work belongs to this priority level from now on.
+    pub fn belongs_to(&self, level: LevelId) {
+        let connected = &*self.0;
+        // Nearly always it does already, and nobody has to be asked.
+        if connected.level.load(Ordering::Relaxed) == level.0 {
+            return;
+        }
+        let mut state = connected.turns.0.lock();
+        if state.abandoned {
+            return;
+        }
+        if let Some(payer) = state.line.payer(connected.place()).cloned() {
+            connected.move_to(&mut state.line, level, payer);
+        }
     }
 
     /// Runs `work` to its end.
@@ -433,7 +349,7 @@ impl Worker {
     fn slice(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let began = Instant::now();
         let mut now = began;
-        let mut last: Option<(usize, Arc<Task>, u8, Duration)> = None;
+        let mut last: Option<(Place, Arc<Task>, u8, Duration)> = None;
         for turn in 0.. {
             // Dropped after the lock, which a connection takes when it goes.
             let mut done = None;
@@ -441,12 +357,13 @@ impl Worker {
             if turn == 0 {
                 state.sleeping.retain(|(number, _)| *number != self.number);
             }
-            if let Some((account, task, phase, lasted)) = last.take() {
+            if let Some((place, task, phase, lasted)) = last.take() {
+                let after = task.connected.place();
                 if !state.abandoned {
-                    state.line.settle(account, lasted);
+                    state.line.settle(place, after, lasted);
                 }
                 if phase == IN_LINE && !state.abandoned {
-                    state.line.push(task.connected.account.load(Ordering::Relaxed), task);
+                    state.line.push(after, task);
                 } else {
                     let whole = (phase == DONE).then(|| state.tasks.remove(&task.id));
                     done = Some((task, whole));
@@ -459,7 +376,7 @@ impl Worker {
                 return Poll::Ready(());
             }
             let is_long = turn >= SLICE_TURNS || now.duration_since(began) >= SLICE || !coop::has_budget_remaining();
-            if is_long && state.line.waiting > 0 {
+            if is_long && state.line.waiting() > 0 {
                 let helper = state.sleeping.pop();
                 drop(state);
                 wake(helper);
@@ -470,7 +387,7 @@ impl Worker {
                 }
                 return Poll::Pending;
             }
-            let Some((account, task)) = state.line.pop() else {
+            let Some((place, task)) = state.line.pop() else {
                 state.sleeping.push((self.number, cx.waker().clone()));
                 return Poll::Pending;
             };
@@ -478,7 +395,7 @@ impl Worker {
             drop(done);
             let phase = task.run();
             let end = Instant::now();
-            last = Some((account, task, phase, end.duration_since(now)));
+            last = Some((place, task, phase, end.duration_since(now)));
             now = end;
         }
         Poll::Pending
@@ -493,8 +410,10 @@ mod tests {
 
     const HOME: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
-    fn user(name: &str) -> Payer {
-        Payer::User(name.to_owned())
+    fn started() -> Arc<Turns> {
+        let turns = Turns::new();
+        turns.start();
+        turns
     }
 
     fn connected(turns: &Arc<Turns>, name: &str) -> Spawner {
@@ -534,7 +453,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn who_wants_little_does_not_wait_for_who_wants_a_lot() {
-        let turns = Turns::start();
+        let turns = started();
         let (flood, other) = (connected(&turns, "flood"), connected(&turns, "other"));
         let log = Log::default();
         for _ in 0..1000 {
@@ -552,87 +471,93 @@ mod tests {
         assert_eq!(log.len(), 3 * 1008);
         let last = log.iter().rposition(|who| *who == "other").unwrap();
         assert!(last <= 2 * 24, "24 turns come among as many of the other's: {last}");
-        assert!(turns.0.lock().line.numbers.is_empty(), "accounts go with their connections");
+        assert!(users(&turns).is_empty(), "accounts go with their connections");
     }
 
-    #[test]
-    fn time_is_what_counts_and_rest_is_not_saved_up() {
-        let mut line = Line::new();
-        let (heavy, light) = (line.join(user("heavy")), line.join(user("light")));
-        let turns = |line: &mut Line<usize>, heavy_for: u64, count: usize| {
-            let mut took = [0, 0];
-            for _ in 0..count {
-                let (id, of) = line.pop().unwrap();
-                assert_eq!(id, of);
-                let micros = if id == heavy { heavy_for } else { 50 };
-                took[usize::from(id != heavy)] += micros;
-                line.settle(id, Duration::from_micros(micros));
-                line.push(id, id);
-            }
-            took
-        };
-        for id in [heavy, heavy, light] {
-            line.push(id, id);
-        }
-        let [by_heavy, by_light] = turns(&mut line, 1000, 2100);
-        assert!(by_heavy.abs_diff(by_light) <= by_light / 10, "{by_heavy} and {by_light} µs");
-
-        // A second later: what it did not use of it is gone but for the credit.
-        while let Some((id, _)) = line.pop().filter(|(id, _)| *id != light) {
-            line.settle(id, Duration::from_millis(1));
-            line.push(id, id);
-        }
-        turns(&mut line, 1000, 1000);
-        line.push(light, light);
-        let [by_heavy, by_light] = turns(&mut line, 1000, 2100);
-        let ahead = Duration::from_micros(by_light.saturating_sub(by_heavy));
-        assert!(ahead <= Duration::from_nanos(CREDIT) + Duration::from_millis(2), "{ahead:?}");
-        assert!(ahead >= Duration::from_nanos(CREDIT) / 2, "{ahead:?}");
-        let late = line.join(user("late"));
-        assert_eq!(line.accounts[late].used, line.now, "whoever comes anew has nothing to catch up on");
+    /// Users by level.
+    fn users(turns: &Turns) -> Vec<(String, usize)> {
+        let figures = turns.figures().into_iter().filter(|f| f.users > 0);
+        figures.map(|f| (f.level, f.users)).collect()
     }
 
-    #[test]
-    fn a_crowd_pays_double() {
-        let mut line = Line::new();
-        let (crowd, single) = (line.join(user("crowd")), line.join(user("single")));
-        for id in std::iter::repeat_n(crowd, 1000).chain([single, single]) {
-            line.push(id, id);
+    #[tokio::test(start_paused = true)]
+    async fn a_node_does_not_wait_for_a_crowd_of_users() {
+        let turns = started();
+        let ids = turns.divide(&[("nodes", 40), ("low", 100)]);
+        let log = Log::default();
+        let crowd: Vec<Spawner> = (0..1000).map(|n| connected(&turns, &format!("user-{n}"))).collect();
+        for one in &crowd {
+            one.belongs_to(ids[1]);
+            one.spawn(work(20, log.clone(), "crowd"));
         }
-        let mut turns = [0, 0];
-        for _ in 0..3000 {
-            let (id, _) = line.pop().unwrap();
-            turns[usize::from(id == single)] += 1;
-            line.settle(id, Duration::from_micros(50));
-            line.push(id, id);
+        let node = connected(&turns, "node");
+        node.belongs_to(ids[0]);
+        for _ in 0..20 {
+            node.spawn(work(5, log.clone(), "node"));
         }
-        assert!((950..=1050).contains(&turns[0]), "{turns:?}");
+        assert_eq!(users(&turns), [("nodes".to_owned(), 1), ("low".to_owned(), 1000)]);
+        while !turns.0.lock().tasks.is_empty() {
+            yield_now().await;
+        }
+        let log = log.taken();
+        assert_eq!(log.len(), 1000 * 20 + 100);
+        let last = log.iter().rposition(|who| *who == "node").unwrap();
+        assert!(last <= 350 + 10, "100 turns come among two and a half times as many of the others': {last}");
+        let figures = turns.figures();
+        assert_eq!(figures.iter().map(|f| (f.turns, f.waiting)).collect::<Vec<_>>(), [(0, 0), (100, 0), (20_000, 0)]);
     }
 
     #[test]
     fn accounts_are_of_users_and_of_addresses() {
-        let (turns, workers) = Turns::with(1);
-        let accounts = || turns.0.lock().line.numbers.len();
-        let account = |spawner: &Spawner| spawner.0.account.load(Ordering::Relaxed);
+        let turns = Turns::new();
+        let workers = turns.workers(1);
+        let level = turns.divide(&[("level", 10)])[0];
+        let accounts = || users(&turns).iter().map(|(_, count)| count).sum::<usize>();
         let (one, two) = (turns.connection(HOME), turns.connection(HOME));
-        assert_eq!((accounts(), account(&one)), (1, account(&two)));
+        assert_eq!((accounts(), one.0.place()), (1, two.0.place()));
         one.speaks_for(&UserInfo::anonymous());
         assert_eq!(accounts(), 1, "nobody is not a user");
         one.speaks_for(&UserInfo::new("jane", &[]));
-        assert!(accounts() == 2 && account(&one) != account(&two));
+        assert!(accounts() == 2 && one.0.place() != two.0.place());
         two.speaks_for(&UserInfo::new("jane", &[]));
-        assert_eq!((accounts(), account(&one)), (1, account(&two)));
+        assert_eq!((accounts(), one.0.place()), (1, two.0.place()));
+        one.belongs_to(level);
+        assert_eq!(users(&turns), [(String::new(), 1), ("level".to_owned(), 1)]);
+        one.speaks_for(&UserInfo::new("jane", &[]));
+        two.belongs_to(level);
+        assert_eq!(users(&turns), [("level".to_owned(), 1)]);
+        one.speaks_for(&UserInfo::new("joe", &[]));
+        assert_eq!(users(&turns), [(String::new(), 1), ("level".to_owned(), 1)], "it is another's level");
+        drop(one);
         two.spawn(std::future::pending());
         let held = two.clone();
-        drop((one, two));
+        drop(two);
         assert_eq!(accounts(), 1);
         drop((held, workers));
         assert!(accounts() == 0 && turns.0.lock().tasks.is_empty(), "nobody works any more");
     }
 
     #[tokio::test(start_paused = true)]
+    async fn who_speaks_for_another_in_its_turn_pays_as_that() {
+        let turns = started();
+        let level = turns.divide(&[("level", 10)])[0];
+        let one = connected(&turns, "one");
+        let (inner, (done, is_done)) = (one.clone(), oneshot::channel());
+        one.spawn(async move {
+            inner.speaks_for(&UserInfo::new("other", &[]));
+            inner.belongs_to(level);
+            done.send(()).unwrap();
+        });
+        is_done.await.unwrap();
+        while !turns.0.lock().tasks.is_empty() {
+            yield_now().await;
+        }
+        assert_eq!(turns.figures().iter().map(|f| f.turns).collect::<Vec<_>>(), [0, 1]);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn work_of_one_account_is_done_in_order_and_woken_from_anywhere() {
-        let turns = Turns::start();
+        let turns = started();
         let one = connected(&turns, "one");
         let log = Log::default();
         let (wake, woken) = oneshot::channel::<()>();
@@ -659,7 +584,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_ends_abnormally_ends_alone() {
-        let turns = Turns::start();
+        let turns = started();
         let one = connected(&turns, "one");
         let (gone, is_gone) = oneshot::channel::<()>();
         one.spawn(async move {
@@ -677,7 +602,7 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let held = Arc::new(());
         let turns = runtime.block_on(async {
-            let turns = Turns::start();
+            let turns = started();
             let one = connected(&turns, "one");
             for _ in 0..10 {
                 let held = held.clone();
@@ -703,7 +628,7 @@ mod tests {
     fn no_wake_is_lost() {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_all().build().unwrap();
         runtime.block_on(async {
-            let turns = Turns::start();
+            let turns = started();
             let mut ends = Vec::new();
             for pair in 0..64 {
                 let one = connected(&turns, &format!("user-{}", pair % 5));
