@@ -24,7 +24,6 @@ mod ops;
 mod parser;
 mod plan;
 mod program;
-mod regex;
 mod schema;
 mod stack;
 mod time;

@@ -241,7 +241,7 @@ impl Planner<'_> {
                 }
             }
             ("matches" | "find" | "findAll", [_, Step::Const(Value::String(pattern)), ..]) => {
-                crate::regex::compile(pattern)?;
+                gantry_api::meta::regex::compile(pattern).map_err(EvalError::new)?;
             }
             _ => {}
         }

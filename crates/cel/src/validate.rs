@@ -39,7 +39,7 @@ impl Validator<'_> {
             ("duration", Value::String(text)) => Duration::parse(text).is_some(),
             ("timestamp", Value::String(text)) => Timestamp::parse(text).is_some(),
             ("timestamp", Value::Int(seconds)) => Timestamp::new(*seconds, 0).is_ok(),
-            ("matches", Value::String(pattern)) => crate::regex::compile(pattern).is_ok(),
+            ("matches", Value::String(pattern)) => gantry_api::meta::regex::compile(pattern).is_ok(),
             _ => true,
         };
         if !valid {

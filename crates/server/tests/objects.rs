@@ -97,7 +97,8 @@ async fn bad_requests_are_named() {
             CONFIG_MAPS,
             json!({ "kind": "ConfigMap", "apiVersion": "v2" }),
             400,
-            "does not match the expected API version (v1)",
+            "ConfigMap in version \"v2\" cannot be handled as a ConfigMap: no kind \"ConfigMap\" is registered for version \"v2\" \
+             in scheme",
         ),
         (
             "POST",
@@ -169,6 +170,18 @@ async fn bad_requests_are_named() {
         let message = got.1["message"].as_str().unwrap_or_default();
         assert!(got.0 == code && message.contains(text), "{method} {uri}: {} {}", got.0, got.1);
     }
+    // What is no JSON says neither what it is nor, unless it may be JSON, what it looks like.
+    for (body, text) in [
+        ("", "couldn't get version/kind; json parse error: unexpected end of JSON input (<empty>)"),
+        ("[1]", "json: cannot unmarshal array into Go value of type struct"),
+        ("x", "json parse error: invalid character 'x' looking for beginning of value (78)"),
+        ("{\"apiVersion\":\"a/b/c\"}", "unexpected GroupVersion string: a/b/c ({"),
+    ] {
+        let (code, status) = h.call_with("POST", CONFIG_MAPS, &[], body).await;
+        let message = status["message"].as_str().unwrap();
+        assert!(code == 400 && message.contains(text), "{body}: {message}");
+        assert!(message.starts_with("the object provided is unrecognized (must be of type ConfigMap): "), "{message}");
+    }
     let huge = "x".repeat(4 << 20);
     assert_eq!(reason(&h.call_with("POST", CONFIG_MAPS, &[], huge).await), (413, "RequestEntityTooLarge"));
     let (code, status) = h.call_with("POST", CONFIG_MAPS, &[], "{").await;
@@ -191,6 +204,104 @@ async fn unknown_fields_are_refused_warned_of_or_dropped() {
     }
     let bad = h.call("POST", &format!("{CONFIG_MAPS}?fieldValidation=Maybe"), Some(body("b"))).await;
     assert_eq!(reason(&bad), (422, "Invalid"));
+}
+
+/// The texts of `Warning` headers.
+fn warnings<B>(response: &http::Response<B>) -> Vec<String> {
+    response.headers().get_all("warning").iter().map(|v| v.to_str().unwrap().to_owned()).collect()
+}
+
+#[tokio::test]
+async fn what_there_was_to_warn_of_goes_with_a_failure() {
+    let h = Harness::start().await;
+    h.call("POST", CONFIG_MAPS, Some(config_map("x"))).await;
+    let unknown = r#"299 - "unknown field \"foo\"""#;
+    for (method, uri, content_type, body, code) in [
+        ("POST", CONFIG_MAPS.to_owned(), "application/json", json!({"metadata": {"name": "A"}, "foo": 1}), 422),
+        ("POST", CONFIG_MAPS.to_owned(), "application/json", json!({"metadata": {"name": "x"}, "foo": 1}), 409),
+        ("PUT", format!("{CONFIG_MAPS}/y"), "application/json", json!({"metadata": {"name": "y"}, "foo": 1}), 404),
+        (
+            "PATCH",
+            format!("{CONFIG_MAPS}/x"),
+            "application/merge-patch+json",
+            json!({"metadata": {"labels": {"a": "-"}}, "foo": 1}),
+            422,
+        ),
+    ] {
+        let response = h.raw(method, &uri, &[("content-type", content_type)], body.to_string()).await;
+        assert_eq!(response.status(), code, "{method} {uri}");
+        assert_eq!(warnings(&response), [unknown], "{method} {uri}");
+    }
+    let deprecated = r#"299 - "v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice""#;
+    let endpoints = "/api/v1/namespaces/default/endpoints";
+    let missing = h.raw("GET", &format!("{endpoints}/none"), &[], "").await;
+    assert_eq!((missing.status().as_u16(), warnings(&missing)), (404, vec![deprecated.to_owned()]));
+    let made = json!({"metadata": {"name": "e"}, "foo": 1}).to_string();
+    let made = h.raw("POST", endpoints, &[("content-type", "application/json")], made).await;
+    assert_eq!((made.status().as_u16(), warnings(&made)), (201, vec![deprecated.to_owned(), unknown.to_owned()]));
+}
+
+#[tokio::test]
+async fn patches_that_make_no_object_are_shown_as_they_are_read() {
+    let h = Harness::start().await;
+    h.call("POST", CONFIG_MAPS, Some(config_map("x"))).await;
+    let path = format!("{CONFIG_MAPS}/x?fieldManager=me");
+    let strategic = "application/strategic-merge-patch+json";
+    for (content_type, body, code, text) in [
+        (
+            strategic,
+            r#"{"data":[]}"#,
+            422,
+            " \"\" is invalid: patch: Invalid value: \"map[data:[]]\": cannot restore map from slice",
+        ),
+        (
+            strategic,
+            r#"{"data":{"a":1}}"#,
+            422,
+            " \"\" is invalid: patch: Invalid value: \"map[data:map[a:1]]\": cannot convert int64 to string",
+        ),
+        ("application/merge-patch+json", r#"{"data":[]}"#, 422, "\\\"data\\\":[]"),
+        (
+            "application/merge-patch+json",
+            r#"{"kind":"Secret"}"#,
+            422,
+            ": converting (v1.Secret) to (core.ConfigMap): unknown conversion",
+        ),
+        ("application/merge-patch+json", "{", 400, "invalid JSON patch"),
+        ("application/json-patch+json", "[", 400, "invalid JSON patch"),
+        (
+            "application/merge-patch+json",
+            "[]",
+            400,
+            "error decoding patch: json: cannot unmarshal array into Go value of type map[string]interface {}",
+        ),
+        (
+            "application/apply-patch+yaml",
+            "a: b: c",
+            400,
+            "error encoding patch: yaml: mapping values are not allowed in this context",
+        ),
+        (
+            "application/apply-patch+yaml",
+            "[]",
+            400,
+            "error decoding patch: error unmarshaling JSON: while decoding JSON: json: cannot unmarshal array",
+        ),
+        (
+            "application/apply-patch+yaml",
+            r#"{"apiVersion":"v2","kind":"ConfigMap","metadata":{"name":"x"}}"#,
+            400,
+            "invalid object type: /v2, Kind=ConfigMap",
+        ),
+    ] {
+        let (got, status) = h.call_with("PATCH", &path, &[("content-type", content_type)], body).await;
+        let message = status["message"].as_str().unwrap();
+        assert!(got == code && message.contains(text), "{content_type} {body}: {got} {message}");
+    }
+    // A strategic merge patch changes no type.
+    let other = r#"{"kind":"Secret","apiVersion":"v2","data":{"b":"2"}}"#;
+    let (code, kept) = h.call_with("PATCH", &path, &[("content-type", strategic)], other).await;
+    assert_eq!((code, &kept["kind"], &kept["data"]["b"]), (200, &json!("ConfigMap"), &json!("2")));
 }
 
 #[tokio::test]

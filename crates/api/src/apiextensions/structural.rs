@@ -5,11 +5,10 @@
 
 use super::{additional_schema, item_schema};
 use crate::meta::field::{ErrorList, Path};
-use crate::meta::text;
+use crate::meta::{regex, text};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
     JSONSchemaProps, JSONSchemaPropsOrArray, JSONSchemaPropsOrBool,
 };
-use regex::Regex;
 
 #[derive(Clone, Copy, PartialEq)]
 enum Level {
@@ -169,7 +168,7 @@ fn value(s: &JSONSchemaProps, skip_any: bool, skip_all: bool, level: Level, path
         nested(n, false, level, &path.child("not"), e);
     }
     let pattern = text(&s.pattern);
-    if let Err(why) = Regex::new(pattern) {
+    if let Err(why) = regex::compile(pattern) {
         let detail = format!("must be a valid regular expression, but isn't: {why}");
         e.invalid(&path.child("pattern"), pattern, &detail);
     }
@@ -292,9 +291,8 @@ mod tests {
                 "s.anyOf[0].properties[b].default: Forbidden: must be undefined to be structural",
                 "s.anyOf[0].type: Forbidden: must be empty to be structural",
                 "s.not.description: Forbidden: must be empty to be structural",
-                "s.properties[a].pattern: Invalid value: \"(\": must be a valid regular expression, but isn't: regex \
-                 parse \
-                 error:",
+                "s.properties[a].pattern: Invalid value: \"(\": must be a valid regular expression, but isn't: error \
+                 parsing regexp: missing closing ): `(`",
                 "s.properties[b]: Required value: because it is defined in s.anyOf[0].properties[b]",
             ]
         );

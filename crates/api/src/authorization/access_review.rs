@@ -3,6 +3,8 @@
 use crate::ObjectMeta;
 use crate::kind::{Kind, ResourceInfo, Verb};
 use crate::meta::field::{ErrorList, Path};
+use crate::meta::labels::validate_label_key;
+use crate::meta::names;
 use k8s_openapi::api::authorization::v1::{
     LocalSubjectAccessReview, NonResourceAttributes, ResourceAttributes, SelfSubjectAccessReview, SubjectAccessReview,
     SubjectAccessReviewSpec,
@@ -25,7 +27,7 @@ fn attributes(
 ) {
     match (resource, path) {
         (Some(_), Some(p)) => {
-            let shown = json!({"path": p.path, "verb": p.verb});
+            let shown = shown(p);
             let detail = "cannot be specified in combination with resourceAttributes";
             e.invalid(&at.child("nonResourceAttributes"), shown, detail);
         }
@@ -35,6 +37,64 @@ fn attributes(
         }
         _ => {}
     }
+    let Some(resource) = resource else { return };
+    let at = at.child("resourceAttributes");
+    if let Some(selector) = &resource.field_selector {
+        let (at, terms) = (at.child("fieldSelector"), selector.requirements.as_deref().unwrap_or_default());
+        raw_or_not(selector.raw_selector.as_deref(), terms.is_empty(), &at, e);
+        for (i, term) in terms.iter().enumerate() {
+            let at = at.child("requirements").index(i);
+            if term.key.is_empty() {
+                e.required(&at.child("key"), "must be specified");
+            }
+            operands(&term.operator, term.values.as_deref().unwrap_or_default(), &at, e);
+        }
+    }
+    if let Some(selector) = &resource.label_selector {
+        let (at, terms) = (at.child("labelSelector"), selector.requirements.as_deref().unwrap_or_default());
+        raw_or_not(selector.raw_selector.as_deref(), terms.is_empty(), &at, e);
+        for (i, term) in terms.iter().enumerate() {
+            let at = at.child("requirements").index(i);
+            let values = term.values.as_deref().unwrap_or_default();
+            operands(&term.operator, values, &at, e);
+            validate_label_key(&term.key, &at.child("key"), e);
+            for (i, value) in values.iter().enumerate() {
+                names::push_invalid(e, &at.child("values").index(i), value, &names::label_value(value));
+            }
+        }
+    }
+}
+
+/// A selector is said in one way, and not left out.
+fn raw_or_not(raw: Option<&str>, no_terms: bool, at: &Path, e: &mut ErrorList) {
+    match (raw.unwrap_or_default(), no_terms) {
+        ("", true) => {
+            let detail = format!("when {} is specified, requirements or rawSelector is required", at.as_str());
+            e.required(&at.child("requirements"), &detail);
+        }
+        (raw, false) if !raw.is_empty() => {
+            e.invalid(&at.child("rawSelector"), raw, "may not specified at the same time as requirements");
+        }
+        _ => {}
+    }
+}
+
+/// What an operator takes. Those that nobody here knows may come from a newer client, and only narrow what is asked.
+fn operands(operator: &str, values: &[String], at: &Path, e: &mut ErrorList) {
+    match operator {
+        "In" | "NotIn" if values.is_empty() => {
+            e.required(&at.child("values"), "must be specified when `operator` is 'In' or 'NotIn'");
+        }
+        "Exists" | "DoesNotExist" if !values.is_empty() => {
+            e.forbidden(&at.child("values"), "may not be specified when `operator` is 'Exists' or 'DoesNotExist'");
+        }
+        _ => {}
+    }
+}
+
+/// As upstream's internal type is shown, whose fields have no other names.
+fn shown(path: &NonResourceAttributes) -> serde_json::Value {
+    json!({"Path": path.path.as_deref().unwrap_or_default(), "Verb": path.verb.as_deref().unwrap_or_default()})
 }
 
 fn spec(s: &SubjectAccessReviewSpec, e: &mut ErrorList) {
@@ -88,9 +148,8 @@ impl Kind for LocalSubjectAccessReview {
             }
         }
         if let Some(p) = &self.spec.non_resource_attributes {
-            let shown = json!({"path": p.path, "verb": p.verb});
             let at = Path::new("spec").child("nonResourceAttributes");
-            e.invalid(&at, shown, "disallowed on this kind of request");
+            e.invalid(&at, shown(p), "disallowed on this kind of request");
         }
         e
     }
@@ -130,6 +189,40 @@ mod tests {
             let r = SubjectAccessReview::from_value(json!({"metadata": {}, "spec": spec})).unwrap();
             let fields: Vec<String> = r.validate().0.into_iter().map(|e| e.field).collect();
             assert_eq!(fields, want, "{spec}");
+        }
+    }
+
+    #[test]
+    fn selectors_are_said_once_and_whole() {
+        for (selectors, want) in [
+            (json!({"fieldSelector": {"rawSelector": "a=b"}, "labelSelector": {"rawSelector": "a"}}), vec![]),
+            (
+                json!({"fieldSelector": {"rawSelector": "a=b", "requirements": [{"key": "", "operator": "X"}]}}),
+                vec![
+                    "spec.resourceAttributes.fieldSelector.rawSelector: Invalid value: \"a=b\": may not specified at the \
+                     same time as requirements",
+                    "spec.resourceAttributes.fieldSelector.requirements[0].key: Required value: must be specified",
+                ],
+            ),
+            (
+                json!({"labelSelector": {}}),
+                vec![
+                    "spec.resourceAttributes.labelSelector.requirements: Required value: when \
+                     spec.resourceAttributes.labelSelector is specified, requirements or rawSelector is required",
+                ],
+            ),
+            (
+                json!({"labelSelector": {"requirements": [{"key": "a", "operator": "In"}]}}),
+                vec![
+                    "spec.resourceAttributes.labelSelector.requirements[0].values: Required value: must be specified \
+                     when `operator` is 'In' or 'NotIn'",
+                ],
+            ),
+        ] {
+            let spec = json!({"resourceAttributes": selectors});
+            let review = SelfSubjectAccessReview::from_value(json!({"metadata": {}, "spec": spec})).unwrap();
+            let texts: Vec<String> = review.validate().0.iter().map(ToString::to_string).collect();
+            assert_eq!(texts, want, "{spec}");
         }
     }
 

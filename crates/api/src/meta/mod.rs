@@ -9,6 +9,7 @@ pub mod labels;
 pub mod names;
 pub mod object;
 pub mod quantity;
+pub mod regex;
 pub mod status;
 pub mod table;
 pub(crate) mod webhook;

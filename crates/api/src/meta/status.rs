@@ -17,6 +17,8 @@ pub struct ApiError {
     pub message: String,
     /// Group, kind (or resource), name, causes, retry-after.
     pub details: Option<Box<StatusDetails>>,
+    /// What there was to warn of before it failed: texts for `Warning` headers.
+    pub warnings: Vec<String>,
 }
 
 /// Every reason upstream defines, so that parsed ones can be held as static text.
@@ -69,13 +71,20 @@ impl ApiError {
     /// A failure without details.
     #[must_use]
     pub fn new(code: u16, reason: &'static str, message: impl Into<String>) -> Self {
-        Self { code, reason, message: message.into(), details: None }
+        Self { code, reason, message: message.into(), details: None, warnings: Vec::new() }
+    }
+
+    /// The same failure, with what there was to warn of before it.
+    #[must_use]
+    pub fn after_warnings(mut self, warnings: Vec<String>) -> Self {
+        self.warnings = warnings;
+        self
     }
 
     fn of(code: u16, reason: &'static str, group: &str, kind: &str, name: &str, message: String) -> Self {
         let some = |s: &str| (!s.is_empty()).then(|| s.to_owned());
         let details = StatusDetails { group: some(group), kind: some(kind), name: some(name), ..Default::default() };
-        Self { code, reason, message, details: Some(Box::new(details)) }
+        Self { code, reason, message, details: Some(Box::new(details)), warnings: Vec::new() }
     }
 
     fn qualified(group: &str, resource: &str) -> String {
@@ -252,7 +261,8 @@ impl ApiError {
     pub fn from_status(code: u16, s: Status) -> Self {
         let code = s.code.and_then(|c| u16::try_from(c).ok()).unwrap_or(code);
         let reason = s.reason.as_deref().map_or("", static_reason);
-        Self { code, reason, message: s.message.unwrap_or_default(), details: s.details.map(Box::new) }
+        let (message, details) = (s.message.unwrap_or_default(), s.details.map(Box::new));
+        Self { code, reason, message, details, warnings: Vec::new() }
     }
 
     /// Whether the reason is `reason`.

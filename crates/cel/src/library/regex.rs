@@ -8,7 +8,7 @@ use crate::value::{EvalError, Value};
 type Result<T> = std::result::Result<T, EvalError>;
 
 fn compiled(pattern: &str) -> Result<std::sync::Arc<regex::Regex>> {
-    crate::regex::compile(pattern).or_else(|error| fail(format!("Illegal regex: {error}")))
+    gantry_api::meta::regex::compile(pattern).or_else(|error| fail(format!("Illegal regex: {error}")))
 }
 
 fn find(args: &[Value]) -> Result<Value> {

@@ -175,7 +175,8 @@ fn strings() -> Vec<Function> {
             vec![global("matches", &pair, Type::Bool), member("matches_string", &pair, Type::Bool)],
             |args| match args {
                 [Value::String(text), Value::String(pattern)] => {
-                    Ok(Value::Bool(crate::regex::compile(pattern)?.is_match(text)))
+                    let compiled = gantry_api::meta::regex::compile(pattern).map_err(EvalError::new)?;
+                    Ok(Value::Bool(compiled.is_match(text)))
                 }
                 _ => fail("no such overload"),
             },

@@ -19,22 +19,22 @@ pub const COPY_BYTES_MAX: usize = 3 << 20;
 /// [`OPERATIONS_MAX`] of them, [`PatchError::Rejected`] for an operation that does not apply.
 pub fn json_patch(document: &Value, patch: &[u8]) -> Result<Patched, PatchError> {
     let bad = |text: String| PatchError::BadRequest(format!("error decoding patch: {text}"));
-    let decoded = strict::decode_json(patch, None).map_err(|error| bad(error.to_string()))?;
+    let decoded = strict::decode_json(patch, None).map_err(|_| super::no_json())?;
     let Value::Array(operations) = decoded.value else {
-        let found = kind(&decoded.value);
+        let found = strict::kind_of(&decoded.value);
         return Err(bad(format!("json: cannot unmarshal {found} into Go value of type []handlers.jsonPatchOp")));
     };
     let mut strict_errors: Vec<String> =
         decoded.strict_errors.into_iter().map(|error| format!("json patch {error}")).collect();
     for (index, operation) in operations.iter().enumerate() {
         let Value::Object(members) = operation else {
-            let found = kind(operation);
+            let found = strict::kind_of(operation);
             return Err(bad(format!("json: cannot unmarshal {found} into Go value of type handlers.jsonPatchOp")));
         };
         for (name, value) in members {
             match name.as_str() {
                 "op" | "path" | "from" if !value.is_string() && !value.is_null() => {
-                    let found = kind(value);
+                    let found = strict::kind_of(value);
                     let text = format!(
                         "json: cannot unmarshal {found} into Go struct field jsonPatchOp.{name} of type string"
                     );
@@ -60,17 +60,6 @@ pub fn json_patch(document: &Value, patch: &[u8]) -> Result<Patched, PatchError>
         apply(&mut value, operation, &mut copied_bytes).map_err(|why| PatchError::Rejected { why })?;
     }
     Ok(Patched { value, strict_errors })
-}
-
-fn kind(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "bool",
-        Value::Number(_) => "number",
-        Value::String(_) => "string",
-        Value::Array(_) => "array",
-        Value::Object(_) => "object",
-    }
 }
 
 fn apply(document: &mut Value, operation: &Value, copied_bytes: &mut usize) -> Result<(), String> {

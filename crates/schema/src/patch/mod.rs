@@ -26,7 +26,7 @@ use serde_json::{Map, Value};
 pub use json::{COPY_BYTES_MAX, OPERATIONS_MAX, json_patch};
 pub use strategic::{merge as strategic_merge, strategic_merge_patch};
 
-use crate::strict;
+use crate::{go_text, strict};
 
 /// A patched document.
 #[derive(Debug, Clone, PartialEq)]
@@ -63,14 +63,32 @@ pub enum PatchError {
 /// # Errors
 /// [`PatchError::BadRequest`] for a patch that is not a JSON object.
 pub fn merge_patch(document: &Value, patch: &[u8]) -> Result<Patched, PatchError> {
-    let decoded = strict::decode_json(patch, None)
-        .map_err(|error| PatchError::BadRequest(format!("error decoding patch: {error}")))?;
-    let Value::Object(changes) = decoded.value else {
-        return Err(PatchError::BadRequest("Invalid JSON Patch".to_owned()));
+    let decoded = strict::decode_json(patch, None).map_err(|_| no_json())?;
+    let changes = match decoded.value {
+        Value::Object(changes) => changes,
+        Value::Null => return Err(PatchError::BadRequest("Invalid JSON Patch".to_owned())),
+        other => return Err(PatchError::BadRequest(format!("error decoding patch: {}", no_map(&other)))),
     };
     let mut value = document.clone();
     merge_object(&mut value, changes);
     Ok(Patched { value, strict_errors: decoded.strict_errors })
+}
+
+/// A patch that is no JSON at all is refused before anything is done with it, so that audit events hold JSON.
+fn no_json() -> PatchError {
+    PatchError::BadRequest("invalid JSON patch".to_owned())
+}
+
+/// What is said of a patch that is another value than a map.
+#[must_use]
+pub fn no_map(found: &Value) -> String {
+    format!("json: cannot unmarshal {} into Go value of type map[string]interface {{}}", strict::kind_of(found))
+}
+
+/// A strategic merge patch as errors show it: a tree as Go prints it. Other patches are shown by what came of them.
+#[must_use]
+pub fn shown(patch: &[u8]) -> String {
+    strict::decode_json(patch, None).map_or_else(|_| String::new(), |decoded| go_text::format(&decoded.value))
 }
 
 fn merge_object(target: &mut Value, changes: Map<String, Value>) {

@@ -34,20 +34,11 @@ const BAD_PRIMITIVE_LIST: &str = "invalid patch format of primitive list";
 /// merge key and what else upstream answers with 500, [`PatchError::Rejected`] for lists of lists and unknown
 /// directives.
 pub fn strategic_merge_patch(document: &Value, patch: &[u8], schema: Schema<'_>) -> Result<Patched, PatchError> {
-    let decoded = strict::decode_json(patch, None).map_err(|error| PatchError::BadRequest(error.to_string()))?;
-    let Value::Object(patch) = decoded.value else {
-        let found = match decoded.value {
-            Value::Array(_) => "array",
-            Value::String(_) => "string",
-            Value::Bool(_) => "bool",
-            Value::Number(_) => "number",
-            _ => {
-                return Ok(Patched { value: document.clone(), strict_errors: decoded.strict_errors });
-            }
-        };
-        return Err(PatchError::BadRequest(format!(
-            "json: cannot unmarshal {found} into Go value of type map[string]interface {{}}"
-        )));
+    let decoded = strict::decode_json(patch, None).map_err(|_| super::no_json())?;
+    let patch = match decoded.value {
+        Value::Object(patch) => patch,
+        Value::Null => return Ok(Patched { value: document.clone(), strict_errors: decoded.strict_errors }),
+        other => return Err(PatchError::BadRequest(super::no_map(&other))),
     };
     let value = merge(document.clone(), patch, schema)?;
     Ok(Patched { value, strict_errors: decoded.strict_errors })

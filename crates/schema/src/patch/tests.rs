@@ -88,7 +88,13 @@ fn merge_patch_objects() {
     let patched =
         merge_patch(&document, br#"{"a": {"b": null, "c": [2], "e": {"f": null, "g": 1}}, "d": {"x": 1}}"#).unwrap();
     assert_eq!(patched.value, json!({"a": {"c": [2], "e": {"g": 1}}, "d": {"x": 1}}));
-    assert_eq!(merge_patch(&document, b"[]").unwrap_err(), PatchError::BadRequest("Invalid JSON Patch".into()));
+    for (patch, message) in [
+        ("null", "Invalid JSON Patch"),
+        ("[]", "error decoding patch: json: cannot unmarshal array into Go value of type map[string]interface {}"),
+        ("{", "invalid JSON patch"),
+    ] {
+        assert_eq!(merge_patch(&document, patch.as_bytes()).unwrap_err(), PatchError::BadRequest(message.into()));
+    }
 }
 
 /// Applies a strategic patch and compares.

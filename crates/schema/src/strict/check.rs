@@ -34,7 +34,7 @@ impl Found<'_> {
 }
 
 /// Name of a value's type in error texts.
-pub(super) fn kind_of(value: &Value) -> &'static str {
+pub(crate) fn kind_of(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
         Value::Bool(_) => "bool",

@@ -26,6 +26,7 @@
 mod check;
 mod json;
 mod literal;
+mod restore;
 #[cfg(test)]
 mod tests;
 mod yaml;
@@ -34,6 +35,9 @@ use serde_json::Value;
 
 use crate::schema::{Rest, Schema, Shape};
 use check::Checker;
+
+pub(crate) use check::kind_of;
+pub use restore::restore_error;
 
 /// Deepest nesting of objects and lists a body may have. The JSON readers of stored objects stop at 128 levels, and
 /// the recursive walks over a value stay well inside a worker thread's stack.
@@ -130,24 +134,31 @@ pub fn cannot_be_handled(kind: &str, version: &str, into_kind: &str, cause: &str
 /// The text of the 400 for a body that does not say its kind, with the beginning of the body.
 pub fn unrecognized(into_kind: &str, cause: &str, body: &[u8]) -> String {
     const SHOWN_BYTES: usize = 30;
-    let text = String::from_utf8_lossy(body);
-    let summary = if body.is_empty() {
-        "<empty>".to_owned()
-    } else if let Ok(whole) = std::str::from_utf8(body)
-        && whole.len() <= SHOWN_BYTES
-    {
-        whole.to_owned()
-    } else if std::str::from_utf8(body).is_ok() {
-        let mut end = SHOWN_BYTES;
-        while !text.is_char_boundary(end) {
-            end -= 1;
-        }
-        format!("{} ...", &text[..end])
-    } else {
-        body.iter().take(SHOWN_BYTES).map(|byte| format!("{byte:02x}")).collect()
+    let shown = &body[..body.len().min(SHOWN_BYTES)];
+    let text: String = match body.first() {
+        None => "<empty>".to_owned(),
+        // What may be JSON is shown as it is.
+        Some(b'{') => String::from_utf8_lossy(shown).into_owned(),
+        Some(_) => shown.iter().map(|byte| format!("{byte:02x}")).collect(),
     };
-    format!("the object provided is unrecognized (must be of type {into_kind}): {cause} ({summary})")
+    let more = if body.len() > SHOWN_BYTES { " ..." } else { "" };
+    format!("the object provided is unrecognized (must be of type {into_kind}): {cause} ({text}{more})")
 }
+
+/// Why a body whose syntax is wrong (`error`, of [`decode_json`] or [`decode_yaml`]) does not say what it is.
+#[must_use]
+pub fn no_type_meta(error: &str, yaml: bool) -> String {
+    if yaml { yaml_cause(error).to_owned() } else { format!("couldn't get version/kind; json parse error: {error}") }
+}
+
+/// The YAML reader's own words in an error of [`decode_yaml`].
+#[must_use]
+pub fn yaml_cause(error: &str) -> &str {
+    error.strip_prefix(NOT_YAML).unwrap_or(error)
+}
+
+/// How an error begins where text that is no YAML was to be read.
+const NOT_YAML: &str = "error converting YAML to JSON: ";
 
 /// The value of a decoded `apiVersion` and `kind`, for choosing the schema before the whole body is decoded.
 ///

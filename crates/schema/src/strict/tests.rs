@@ -168,7 +168,9 @@ fn yaml_as_the_api_server_reads_it() {
         assert_eq!(decode_yaml(text.as_bytes(), None).unwrap().value, expected, "{text}");
     }
     let error = decode_yaml(b"a: b: c\n", None).unwrap_err().to_string();
-    assert!(error.starts_with("error converting YAML to JSON: yaml: line 1:"), "{error}");
+    assert_eq!(error, "error converting YAML to JSON: yaml: mapping values are not allowed in this context");
+    let error = decode_yaml(b"a: 1\nb: c: d\n", None).unwrap_err().to_string();
+    assert_eq!(error, "error converting YAML to JSON: yaml: line 2: mapping values are not allowed in this context");
     assert!(decode_yaml("[".repeat(10_000).as_bytes(), None).is_err());
 }
 
@@ -205,6 +207,8 @@ fn body_without_kind() {
         "the object provided is unrecognized (must be of type Pod): unexpected end of JSON input \
          ({\"a\": \"01234567890123456789012 ...)"
     );
+    assert!(unrecognized("Pod", "x", b"").ends_with("x (<empty>)"));
+    assert!(unrecognized("Pod", "x", b"[1]").ends_with("x (5b315d)"));
     assert_eq!(type_meta(b"kind: Pod\napiVersion: v1\n", true).unwrap(), ("v1".into(), "Pod".into()));
     assert!(
         type_meta(b"[]", false).unwrap_err().to_string().starts_with("couldn't get version/kind; json parse error")

@@ -11,7 +11,7 @@ use serde_saphyr::options::DuplicateKeyPolicy;
 
 use super::check::{Checker, Expected, Found};
 use super::json::float;
-use super::{DEPTH_MAX, DecodeError};
+use super::{DEPTH_MAX, DecodeError, NOT_YAML};
 use crate::schema::Schema;
 
 pub(super) fn parse<'a>(
@@ -26,9 +26,12 @@ pub(super) fn parse<'a>(
         // A stream that has nothing in it is null, as an empty document is.
         Err(_) if text.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#')) => Tree::Null,
         Err(error) => {
-            let line = error.location().map(|location| format!("line {}: ", location.line())).unwrap_or_default();
-            let reason = error.without_snippet().to_string();
-            return Err(DecodeError::Syntax(format!("error converting YAML to JSON: yaml: {line}{reason}")));
+            // Go's reader leaves the first line unsaid, and never says the column.
+            let line = error.location().map(|location| location.line()).filter(|line| *line > 1);
+            let line = line.map(|line| format!("line {line}: ")).unwrap_or_default();
+            let told = error.without_snippet().to_string();
+            let reason = told.rsplit_once(" at line ").map_or(told.as_str(), |(reason, _)| reason);
+            return Err(DecodeError::Syntax(format!("{NOT_YAML}yaml: {line}{reason}")));
         }
     };
     let mut duplicates = Vec::new();

@@ -20,4 +20,4 @@ pub use controller::{Controller, mark_for_deletion};
 pub use conversion::Recalled;
 pub use resource::{CustomResource, ScalePaths, custom, validate_defaults};
 pub use rules::Scope;
-pub use version::{envelope, version_order};
+pub use version::{VersionSchema, version_order};

@@ -1,6 +1,6 @@
 //! The schema of one version of a custom resource, read once: what pruning, defaulting and validation walk along.
 
-use regex::Regex;
+use gantry_api::meta::regex;
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::sync::{Arc, LazyLock, OnceLock};
@@ -36,13 +36,13 @@ pub enum Additional {
 pub struct Pattern {
     /// The text.
     pub text: String,
-    compiled: OnceLock<Result<Regex, String>>,
+    compiled: OnceLock<Result<Arc<::regex::Regex>, String>>,
 }
 
 impl Pattern {
     /// What it compiles to; the error where it is none.
-    pub fn regex(&self) -> &Result<Regex, String> {
-        self.compiled.get_or_init(|| Regex::new(&self.text).map_err(|e| e.to_string()))
+    pub fn regex(&self) -> &Result<Arc<::regex::Regex>, String> {
+        self.compiled.get_or_init(|| regex::compile(&self.text))
     }
 }
 

@@ -1,6 +1,7 @@
 //! What happens to a custom object before it is judged: unknown fields go, defaults come.
 
 use super::schema::{Additional, Node};
+use gantry_api::meta::field::{ErrorList, Path};
 use gantry_schema::{Definitions, strict};
 use serde_json::Value;
 use std::fmt::Write as _;
@@ -9,13 +10,79 @@ use std::sync::Arc;
 const OBJECT_META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta";
 const META_FIELDS: [&str; 3] = ["apiVersion", "kind", "metadata"];
 
-/// Drops what the schema does not know. Returns the paths of what was dropped, sorted. The top is an object with
-/// apiVersion, kind and metadata where `resource` says so; those are not looked into.
+/// What an object has that its schema does not know, as paths.
+#[derive(Default)]
+struct Unknown {
+    fields: Vec<String>,
+    /// In the metadata of embedded objects.
+    metadata: Vec<String>,
+}
+
+/// Drops what the schema does not know. Returns the paths of what was dropped: sorted, and those in the metadata of
+/// embedded objects behind the others. The top is an object with apiVersion, kind and metadata where `resource` says so;
+/// those are not looked into.
 pub fn prune(value: &mut Value, schema: &Node, resource: bool) -> Vec<String> {
-    let mut unknown = Vec::new();
+    let mut unknown = Unknown::default();
     walk(value, Some(schema), resource, true, &mut String::new(), &mut unknown);
-    unknown.sort();
-    unknown
+    let Unknown { mut fields, mut metadata } = unknown;
+    fields.sort();
+    metadata.sort();
+    fields.append(&mut metadata);
+    fields
+}
+
+/// What is not what it must be in an object that is embedded in this one, so that it is not decoded.
+pub fn malformed(value: &Value, schema: &Node) -> Option<String> {
+    let found = malformed_below(value, schema)?;
+    let mut errors = ErrorList::default();
+    errors.invalid(&Path::new(found.path.trim_start_matches('.')), found.value.clone(), &found.why);
+    errors.0.first().map(ToString::to_string)
+}
+
+struct Malformed<'v> {
+    /// From where one is to the value: `.spec.template.metadata`.
+    path: String,
+    value: &'v Value,
+    why: String,
+}
+
+fn malformed_below<'v>(value: &'v Value, schema: &Node) -> Option<Malformed<'v>> {
+    // Paths are put together on the way back: hardly ever is there anything to say.
+    let below = |step: &dyn Fn() -> String, child: &'v Value, schema: &Node| {
+        let found = malformed_below(child, schema)?;
+        Some(Malformed { path: step() + &found.path, ..found })
+    };
+    match value {
+        Value::Object(map) => map.iter().find_map(|(name, child)| {
+            if schema.embedded
+                && let Some(why) = malformed_part(name, child)
+            {
+                return Some(Malformed { path: format!(".{name}"), value: child, why });
+            }
+            match (schema.properties.get(name), &schema.additional) {
+                (Some(node), _) => below(&|| format!(".{name}"), child, node),
+                (None, Additional::Values(node)) => below(&|| format!("[{name}]"), child, node),
+                _ => None,
+            }
+        }),
+        Value::Array(items) => {
+            let node = schema.items.as_deref()?;
+            items.iter().enumerate().find_map(|(i, item)| below(&|| format!("[{i}]"), item, node))
+        }
+        _ => None,
+    }
+}
+
+/// What is wrong with this field of an embedded object.
+fn malformed_part(name: &str, value: &Value) -> Option<String> {
+    match name {
+        "apiVersion" | "kind" => (!value.is_string()).then(|| "must be a string".to_owned()),
+        "metadata" => {
+            let schema = Definitions::builtin().definition(OBJECT_META)?;
+            strict::check(value, schema).err().map(|error| error.to_string())
+        }
+        _ => None,
+    }
 }
 
 /// Calls `visit` below a step of the path, and takes the step back.
@@ -37,14 +104,7 @@ fn index(path: &mut String, i: usize, visit: impl FnOnce(&mut String)) {
     path.truncate(length);
 }
 
-fn walk(
-    value: &mut Value,
-    schema: Option<&Node>,
-    embedded: bool,
-    top: bool,
-    path: &mut String,
-    unknown: &mut Vec<String>,
-) {
+fn walk(value: &mut Value, schema: Option<&Node>, embedded: bool, top: bool, path: &mut String, unknown: &mut Unknown) {
     let keeps = schema.is_some_and(|s| s.preserve);
     match value {
         Value::Object(map) => {
@@ -53,7 +113,7 @@ fn walk(
                 if embedded && META_FIELDS.contains(&name.as_str()) {
                     // The object's own metadata was looked at when it was decoded.
                     if let (false, "metadata", Some(metadata)) = (top, name.as_str(), map.get_mut(&name)) {
-                        step(path, &name, |p| prune_metadata(metadata, p, unknown));
+                        step(path, &name, |p| prune_metadata(metadata, p, &mut unknown.metadata));
                     }
                     continue;
                 }
@@ -68,7 +128,7 @@ fn walk(
                     if !keeps {
                         map.remove(&name);
                         if !top || !META_FIELDS.contains(&name.as_str()) {
-                            step(path, &name, |p| unknown.push(p.clone()));
+                            step(path, &name, |p| unknown.fields.push(p.clone()));
                         }
                     }
                     continue;
@@ -198,10 +258,10 @@ mod tests {
                 "spec.free.strict.y",
                 "spec.list[0].q",
                 "spec.map.m.z",
-                "spec.pod.metadata.odd",
                 "spec.pod.spec.c",
                 "spec.pod.status",
-                "top"
+                "top",
+                "spec.pod.metadata.odd"
             ]
         );
         assert_eq!(
@@ -210,6 +270,18 @@ mod tests {
                 "pod": {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": {}}})
         );
         assert_eq!(value["metadata"], json!({"name": "n"}));
+    }
+
+    #[test]
+    fn embedded_objects_are_objects() {
+        let pod = |pod: Value| malformed(&json!({"spec": {"pod": pod}}), &schema());
+        assert_eq!(pod(json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"}, "spec": {}})), None);
+        assert_eq!(pod(json!({"kind": 1})).unwrap(), "spec.pod.kind: Invalid value: 1: must be a string");
+        assert_eq!(
+            pod(json!({"metadata": {"labels": {"a": 1}}})).unwrap(),
+            "spec.pod.metadata: Invalid value: {\"labels\":{\"a\":1}}: json: cannot unmarshal number into Go struct \
+             field ObjectMeta.labels of type string"
+        );
     }
 
     #[test]

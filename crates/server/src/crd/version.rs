@@ -14,7 +14,7 @@ use gantry_schema::apply::Versions;
 use gantry_schema::{Definitions, Schema};
 use serde_json::{Value, json};
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 
 /// What one version of a definition says of its objects.
 pub struct VersionSchema {
@@ -48,17 +48,6 @@ pub struct State {
 /// The schema of anything.
 fn anything() -> Value {
     json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true})
-}
-
-/// A type that knows metadata and lets all else pass: what custom objects are decoded by.
-#[must_use]
-pub fn envelope() -> Option<Schema<'static>> {
-    const KIND: (&str, &str, &str) = ("custom", "v1", "Object");
-    static ENVELOPE: LazyLock<Definitions> = LazyLock::new(|| {
-        let (group, version, kind) = KIND;
-        Definitions::for_custom_resource(group, version, kind, &anything()).expect("the schema of anything is one")
-    });
-    ENVELOPE.schema_for(KIND.0, KIND.1, KIND.2)
 }
 
 /// The schemas of a definition's versions.
@@ -116,6 +105,12 @@ impl VersionSchema {
     pub fn prune(&self, value: &mut Value) -> Vec<String> {
         let unknown = shape::prune(value, &self.node, true);
         unknown.into_iter().map(|path| format!("unknown field {path:?}")).collect()
+    }
+
+    /// What is wrong with an object embedded in this one so that the whole cannot be decoded.
+    #[must_use]
+    pub fn malformed(&self, value: &Value) -> Option<String> {
+        shape::malformed(value, &self.node)
     }
 
     /// Fills in defaults.

@@ -88,7 +88,7 @@ pub async fn resource(server: &Arc<Server>, mut cx: RequestContext, body: Bytes)
         return Err(ApiError::method_not_allowed());
     }
     let call = Call { server, cx: &cx, resource };
-    let mut response = match (verb, info.subresource.as_str()) {
+    let answer = match (verb, info.subresource.as_str()) {
         (Verb::Get | Verb::List, _) if resource.info().virtual_only => {
             crate::component_status::answer(server, &cx, resource, verb)
         }
@@ -100,13 +100,23 @@ pub async fn resource(server: &Arc<Server>, mut cx: RequestContext, body: Bytes)
         (Verb::Create | Verb::Update | Verb::Patch, _) => call.write(verb, body).await,
         (Verb::Delete, _) => call.delete(&body).await,
         (Verb::DeleteCollection, _) => call.delete_collection(&body).await,
-    }?;
+    };
     let deprecation = resource.info().deprecation;
-    if !deprecation.is_empty() {
-        server.metrics.deprecated(&info);
-        respond::add_warnings(&mut response, &[deprecation.to_owned()]);
+    if deprecation.is_empty() {
+        return answer;
     }
-    Ok(response)
+    server.metrics.deprecated(&info);
+    // The first to warn of, whatever comes of the request.
+    match answer {
+        Ok(mut response) => {
+            respond::lead_with_warning(&mut response, deprecation.to_owned());
+            Ok(response)
+        }
+        Err(mut refused) => {
+            refused.warnings.insert(0, deprecation.to_owned());
+            Err(refused)
+        }
+    }
 }
 
 /// Whether a group is part of the API whatever is defined in the cluster; what is not found in it is told by a `Status`.
@@ -191,13 +201,10 @@ impl Call<'_> {
             return Err(negotiate::not_acceptable_stream());
         }
         let mut query = self.cx.query.clone();
-        if !self.cx.info.name.is_empty() && self.cx.param("fieldSelector").is_none() {
-            // The deprecated /watch/…/name path.
-            query.push(("fieldSelector".into(), format!("metadata.name={}", self.cx.info.name)));
-        }
         query.push(("watch".into(), "true".into()));
         options::check_version_of_watch(&query, self.resource.info())?;
-        let options = ListOptions::parse(&query)?;
+        let mut options = ListOptions::parse(&query)?;
+        options.select_name(&self.cx.info.name)?;
         let body = self.server.registry.watch(self.resource, self.namespace(), &options, accepted.form).await?;
         let is_protobuf = accepted.media == Media::Protobuf;
         let mut body = if is_protobuf { body.into_protobuf() } else { body };

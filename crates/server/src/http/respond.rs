@@ -60,6 +60,7 @@ pub fn error(e: &ApiError, accepted: &Accepted) -> Response {
     if let Some(seconds) = e.details.as_ref().and_then(|d| d.retry_after_seconds).filter(|s| *s > 0) {
         response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
     }
+    add_warnings(&mut response, &e.warnings);
     response
 }
 
@@ -126,6 +127,16 @@ pub fn add_warnings(response: &mut Response, warnings: &[String]) {
         if let Ok(value) = HeaderValue::from_bytes(format!("299 - \"{quoted}\"").as_bytes()) {
             response.headers_mut().append(WARNING, value);
         }
+    }
+}
+
+/// Adds such a header before those that are there.
+pub fn lead_with_warning(response: &mut Response, warning: String) {
+    let others: Vec<HeaderValue> = response.headers().get_all(WARNING).iter().cloned().collect();
+    response.headers_mut().remove(WARNING);
+    add_warnings(response, &[warning]);
+    for other in others {
+        response.headers_mut().append(WARNING, other);
     }
 }
 

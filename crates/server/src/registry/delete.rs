@@ -202,8 +202,10 @@ impl Registry {
             rounds: Rounds::default(),
             held: Vec::new(),
         };
-        self.admission().run(&mut attributes, &self.cluster()).await?;
-        Ok(attributes.warnings)
+        match self.admission().run(&mut attributes, &self.cluster()).await {
+            Ok(()) => Ok(attributes.warnings),
+            Err(refused) => Err(refused.after_warnings(attributes.warnings)),
+        }
     }
 
     fn decide(&self, resource: &dyn Resource, present: &dyn Object, options: &DeleteOptions) -> Verdict {

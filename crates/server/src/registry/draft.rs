@@ -2,14 +2,15 @@
 //! record of who manages which fields.
 
 use super::Registry;
+use super::custom_body;
 use super::options::FieldValidation;
 use super::versions::BuiltIn;
 use super::write::Target;
-use crate::crd::{Recalled, envelope};
+use crate::crd::Recalled;
 use bytes::Bytes;
 use gantry_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::{FieldsV1, ManagedFieldsEntry, StatusCause};
-use gantry_api::kind::{Object, Resource};
-use gantry_api::meta::object::Meta;
+use gantry_api::kind::{Object, Resource, ResourceInfo};
+use gantry_api::meta::object::{Meta, split_api_version};
 use gantry_api::meta::status::ApiError;
 use gantry_schema::apply::{self, ApplyError, FieldManager, FieldSet};
 use gantry_schema::patch::{self, PatchError};
@@ -78,28 +79,23 @@ pub enum Change {
     Edit(Edit),
 }
 
-/// The object a write asks for, with defaults and managed fields.
-pub struct Draft {
-    /// The object.
-    pub object: Box<dyn Object>,
-    /// Texts for `Warning` headers.
-    pub warnings: Vec<String>,
-}
-
 impl Registry {
-    /// Makes the object that `change` asks for, given the present one.
+    /// Makes the object that `change` asks for, with defaults and managed fields, given the present one. What there is to
+    /// warn of is added to `warnings`, whether it can be made or not.
     pub(super) async fn draft(
         &self,
         target: &Target<'_>,
         change: &Change,
         old: Option<&dyn Object>,
-    ) -> Result<Draft, ApiError> {
+        warnings: &mut Vec<String>,
+    ) -> Result<Box<dyn Object>, ApiError> {
         let Some(custom) = crate::crd::custom(target.resource) else {
-            return self.draft_of_built_in(target, change, old);
+            return self.draft_of_built_in(target, change, old, warnings);
         };
         let mut versions = Recalled::new(custom.state());
         loop {
-            let draft = self.draft_of_custom(target, change, old, &versions);
+            warnings.clear();
+            let draft = self.draft_of_custom(target, change, old, &versions, warnings);
             // Fields may have owners that know other versions of the object only.
             if !versions.ask(&self.cluster()).await? {
                 return draft;
@@ -112,24 +108,24 @@ impl Registry {
         target: &Target<'_>,
         change: &Change,
         old: Option<&dyn Object>,
-    ) -> Result<Draft, ApiError> {
+        warnings: &mut Vec<String>,
+    ) -> Result<Box<dyn Object>, ApiError> {
         let info = target.resource.info();
         let schema = Definitions::builtin().schema_for(info.group, info.version, info.kind);
-        let mut warnings = Vec::new();
         let live = || old.map(Object::to_value).ok_or_else(|| target.not_found(target.name));
         let now = self.clock.time().0.to_string();
         if let Change::Patch(PatchType::Apply, body) = change {
-            return self.draft_of_apply(target, body, old, schema, None, &now);
+            return self.draft_of_apply(target, body, old, schema, None, &now, warnings);
         }
         let (mut value, live) = match change {
-            Change::Create(body) => (decode(target, body, schema, &mut warnings)?, None),
+            Change::Create(body) => (decode(target, body, schema, warnings)?, None),
             Change::Update(body) => {
-                let value = decode(target, body, schema, &mut warnings)?;
+                let value = decode(target, body, schema, warnings)?;
                 (value, old.map(Object::to_value))
             }
             Change::Patch(kind, body) => {
                 let live = live()?;
-                (patched(target, *kind, &live, body, schema, None, &mut warnings)?, Some(live))
+                (patched(target, *kind, &live, body, schema, None, warnings)?, Some(live))
             }
             Change::Edit(edit) => {
                 let live = live()?;
@@ -157,9 +153,10 @@ impl Registry {
         if let Some(mut managed) = managed {
             set_managed_fields(object.as_mut(), take_entries(&mut managed))?;
         }
-        Ok(Draft { object, warnings })
+        Ok(object)
     }
 
+    #[allow(clippy::too_many_arguments, reason = "what an apply goes by")]
     fn draft_of_apply(
         &self,
         target: &Target<'_>,
@@ -168,16 +165,22 @@ impl Registry {
         schema: Option<Schema<'_>>,
         custom: Option<&Recalled>,
         now: &str,
-    ) -> Result<Draft, ApiError> {
-        let mut warnings = Vec::new();
+        warnings: &mut Vec<String>,
+    ) -> Result<Box<dyn Object>, ApiError> {
         if old.is_none() && !target.subresource.is_empty() {
             return Err(target.not_found(target.name));
         }
-        let read_as = if custom.is_some() { envelope() } else { schema };
-        let decoded = strict::decode_yaml(body, read_as)
-            .map_err(|e| ApiError::bad_request(format!("error decoding YAML: {e}")))?;
+        // Types are the field manager's to check.
+        let decoded = strict::decode_yaml(body, None).map_err(|e| {
+            ApiError::bad_request(format!("error encoding patch: {}", strict::yaml_cause(&e.to_string())))
+        })?;
         let config = decoded.value;
-        check_type(target.resource, &config, body)?;
+        if !config.is_object() && !config.is_null() {
+            return Err(ApiError::bad_request(format!(
+                "error decoding patch: error unmarshaling JSON: while decoding JSON: {}",
+                patch::no_map(&config)
+            )));
+        }
         let live = old.map(Object::to_value);
         let options = target.options;
         let applied = with_manager(target, schema, custom, |manager| {
@@ -189,7 +192,7 @@ impl Registry {
             })?
             .map_err(apply_error)?;
         // Unknown fields are the field manager's to refuse; that a key stands there twice only the text tells.
-        repeated_keys(target, &decoded.strict_errors, &mut warnings)?;
+        repeated_keys(target, &decoded.strict_errors, warnings)?;
         let mut object = match (merged, old) {
             (Some(mut merged), _) => {
                 let entries = take_entries(&mut merged);
@@ -205,7 +208,7 @@ impl Registry {
         };
         check_identity(target, object.as_mut(), false)?;
         target.resource.set_defaults(object.as_mut());
-        Ok(Draft { object, warnings })
+        Ok(object)
     }
 
     /// As [`Registry::draft`] for a custom resource, whose schema prunes but does not type.
@@ -215,28 +218,24 @@ impl Registry {
         change: &Change,
         old: Option<&dyn Object>,
         versions: &Recalled,
-    ) -> Result<Draft, ApiError> {
+        warnings: &mut Vec<String>,
+    ) -> Result<Box<dyn Object>, ApiError> {
         let custom = versions.state();
-        let mut warnings = Vec::new();
         let live = || old.map(Object::to_value).ok_or_else(|| target.not_found(target.name));
         let now = self.clock.time().0.to_string();
         let schema = custom.own.schema();
-        let read = |body: &Body, warnings: &mut Vec<String>| -> Result<Value, ApiError> {
-            let mut decoded = decode_body(target.resource, body, envelope())?;
-            decoded.strict_errors.extend(custom.own.prune(&mut decoded.value));
-            unknown_fields(target, decoded.strict_errors, warnings)?;
-            Ok(decoded.value)
-        };
         let (value, live) = match change {
             Change::Patch(PatchType::Apply, body) => {
-                return self.draft_of_apply(target, body, old, schema, Some(versions), &now);
+                return self.draft_of_apply(target, body, old, schema, Some(versions), &now, warnings);
             }
-            Change::Create(body) => (read(body, &mut warnings)?, None),
-            Change::Update(body) => (read(body, &mut warnings)?, old.map(Object::to_value)),
+            Change::Create(body) => (custom_body::read(target, &custom.own, body, warnings)?, None),
+            Change::Update(body) => {
+                (custom_body::read(target, &custom.own, body, warnings)?, old.map(Object::to_value))
+            }
             Change::Patch(PatchType::Strategic, _) => return Err(no_strategic_merge()),
             Change::Patch(kind, body) => {
                 let live = live()?;
-                (patched(target, *kind, &live, body, envelope(), Some(versions), &mut warnings)?, Some(live))
+                (patched(target, *kind, &live, body, None, Some(versions), warnings)?, Some(live))
             }
             Change::Edit(edit) => {
                 let live = live()?;
@@ -260,7 +259,7 @@ impl Registry {
         if let Some(mut managed) = managed {
             set_managed_fields(object.as_mut(), take_entries(&mut managed))?;
         }
-        Ok(Draft { object, warnings })
+        Ok(object)
     }
 }
 
@@ -330,67 +329,115 @@ fn decode(
     schema: Option<Schema<'_>>,
     warnings: &mut Vec<String>,
 ) -> Result<Value, ApiError> {
-    let decoded = decode_body(target.resource, body, schema)?;
+    let decoded = decode_body(target.resource.info(), body, schema)?;
     unknown_fields(target, decoded.strict_errors, warnings)?;
     Ok(decoded.value)
 }
 
-/// Decodes a body that is to be an object of `resource`, checking its apiVersion and kind.
+/// Decodes a body that is to be an object of this kind, checking its apiVersion and kind.
 ///
 /// # Errors
 /// 400 with upstream's sentence.
-pub fn decode_body(resource: &dyn Resource, body: &Body, schema: Option<Schema<'_>>) -> Result<Decoded, ApiError> {
+pub fn decode_body(info: &ResourceInfo, body: &Body, schema: Option<Schema<'_>>) -> Result<Decoded, ApiError> {
+    let mut decoded = decode_text(info, body, schema)?;
+    match &decoded.value {
+        // Nothing, which is no mistake: an object without fields.
+        Value::Null => decoded.value = Value::Object(serde_json::Map::new()),
+        Value::Object(_) => {}
+        _ => {
+            let cause = "json: cannot unmarshal non-object value into Go value of type map[string]interface {}";
+            return Err(ApiError::bad_request(strict::unrecognized(info.kind, cause, &body.bytes)));
+        }
+    }
+    check_type(info, &decoded.value, &body.bytes)?;
+    Ok(decoded)
+}
+
+/// Decodes a body that should be an object of this kind.
+///
+/// # Errors
+/// 400 with upstream's sentence.
+pub(crate) fn decode_text(info: &ResourceInfo, body: &Body, schema: Option<Schema<'_>>) -> Result<Decoded, ApiError> {
+    let yaml = body.encoding == Encoding::Yaml;
     let result = match body.encoding {
         Encoding::Json => strict::decode_json(&body.bytes, schema),
         Encoding::Yaml => strict::decode_yaml(&body.bytes, schema),
     };
-    let decoded = match result {
-        Ok(decoded) => decoded,
-        Err(DecodeError::Syntax(cause)) => {
-            return Err(ApiError::bad_request(strict::unrecognized(resource.info().kind, &cause, &body.bytes)));
-        }
-        Err(DecodeError::Type(cause)) => {
-            // The wrong type may come from reading another kind with this kind's schema; say that first.
-            if let Ok(untyped) = strict::decode_yaml(&body.bytes, None) {
-                check_type(resource, &untyped.value, &body.bytes)?;
+    let unrecognized = |cause: &str| ApiError::bad_request(strict::unrecognized(info.kind, cause, &body.bytes));
+    result.map_err(|error| match error {
+        DecodeError::Syntax(cause) => unrecognized(&strict::no_type_meta(&cause, yaml)),
+        DecodeError::Type(cause) => {
+            // The wrong type may be that of the apiVersion or the kind, or come from reading another kind with this
+            // kind's schema; say that first.
+            if let Err(error) = strict::type_meta(&body.bytes, yaml) {
+                return unrecognized(&error.to_string());
             }
-            let i = resource.info();
-            return Err(ApiError::bad_request(strict::cannot_be_handled(i.kind, i.version, i.kind, &cause)));
+            let other = strict::decode_yaml(&body.bytes, None)
+                .ok()
+                .and_then(|untyped| check_type(info, &untyped.value, &body.bytes).err());
+            let own = || strict::cannot_be_handled(info.kind, info.version, info.kind, &cause);
+            other.unwrap_or_else(|| ApiError::bad_request(own()))
         }
-    };
-    check_type(resource, &decoded.value, &body.bytes)?;
-    Ok(decoded)
+    })
 }
 
 /// Refuses a body of another apiVersion or kind. Absent ones mean the resource's own.
-fn check_type(resource: &dyn Resource, value: &Value, body: &[u8]) -> Result<(), ApiError> {
-    let info = resource.info();
-    let Value::Object(map) = value else {
-        let cause = "json: cannot unmarshal non-object value into Go value of type map[string]interface {}";
-        return Err(ApiError::bad_request(strict::unrecognized(info.kind, cause, body)));
-    };
-    let text = |key: &str| map.get(key).and_then(Value::as_str).unwrap_or_default();
-    let (own, version, kind) = (info.api_version(), text("apiVersion"), text("kind"));
-    if !kind.is_empty() && kind != info.kind {
-        let given = if version.is_empty() { own.as_str() } else { version };
-        let (group, version) = gantry_api::meta::object::split_api_version(given);
+fn check_type(info: &ResourceInfo, value: &Value, body: &[u8]) -> Result<(), ApiError> {
+    match OtherType::of(info, value) {
+        None => Ok(()),
+        Some(OtherType::Unheard(cause)) => Err(ApiError::bad_request(strict::unrecognized(info.kind, &cause, body))),
+        Some(OtherType::Unfit { kind, version, cause }) => {
+            Err(ApiError::bad_request(strict::cannot_be_handled(kind, version, info.kind, &cause)))
+        }
+        Some(OtherType::Version(given)) => Err(ApiError::bad_request(format!(
+            "the API version in the data ({given}) does not match the expected API version ({})",
+            info.api_version()
+        ))),
+    }
+}
+
+/// Why a value is no object of a kind, by its apiVersion and kind alone.
+enum OtherType<'v> {
+    /// The apiVersion is none: the cause.
+    Unheard(String),
+    /// There is no such kind, or it is none that becomes this one.
+    Unfit { kind: &'v str, version: &'v str, cause: String },
+    /// Another version of the same kind.
+    Version(&'v str),
+}
+
+impl<'v> OtherType<'v> {
+    fn of(info: &ResourceInfo, value: &'v Value) -> Option<OtherType<'v>> {
+        let text = |key: &str| value.get(key).and_then(Value::as_str).unwrap_or_default();
+        let (given, kind) = (text("apiVersion"), text("kind"));
+        let own = info.api_version();
+        if (given.is_empty() || given == own) && (kind.is_empty() || kind == info.kind) {
+            return None;
+        }
+        if given.matches('/').count() > 1 {
+            return Some(OtherType::Unheard(format!("unexpected GroupVersion string: {given}")));
+        }
+        let (group, version) = if given.is_empty() { (info.group, info.version) } else { split_api_version(given) };
+        let kind = if kind.is_empty() { info.kind } else { kind };
         let known = Definitions::builtin().schema_for(group, version, kind).is_some();
+        if kind == info.kind && (known || version.contains("alpha") || version.contains("beta")) {
+            return Some(OtherType::Version(given));
+        }
         let cause = if known {
-            let package = group.split('.').next().filter(|g| !g.is_empty()).unwrap_or("core");
-            format!("converting (v1.{kind}) to ({package}.{}): unknown conversion", info.kind)
+            // Packages of internal types are named for the first part of the group.
+            let package = match info.group {
+                "" | "events.k8s.io" => "core",
+                group => group.split('.').next().unwrap_or_default(),
+            };
+            format!("converting ({version}.{kind}) to ({package}.{}): unknown conversion", info.kind)
         } else {
+            let given = if given.is_empty() { own.as_str() } else { given };
             format!(
                 "no kind {kind:?} is registered for version {given:?} in scheme \"pkg/api/legacyscheme/scheme.go:30\""
             )
         };
-        return Err(ApiError::bad_request(strict::cannot_be_handled(kind, version, info.kind, &cause)));
+        Some(OtherType::Unfit { kind, version, cause })
     }
-    if !version.is_empty() && version != own {
-        return Err(ApiError::bad_request(format!(
-            "the API version in the data ({version}) does not match the expected API version ({own})"
-        )));
-    }
-    Ok(())
 }
 
 /// How the reader of YAML begins to say that a key stands there twice.
@@ -403,7 +450,7 @@ fn repeated_keys(target: &Target<'_>, errors: &[String], warnings: &mut Vec<Stri
         FieldValidation::Strict if !lines.is_empty() => {
             let all = lines.join("\n  ");
             Err(ApiError::bad_request(format!(
-                "error strict decoding YAML: error converting YAML to JSON: {TWICE}\n  {all}"
+                "error strict decoding patch: error converting YAML to JSON: {TWICE}\n  {all}"
             )))
         }
         FieldValidation::Warn => {
@@ -414,7 +461,12 @@ fn repeated_keys(target: &Target<'_>, errors: &[String], warnings: &mut Vec<Stri
     }
 }
 
-fn unknown_fields(target: &Target<'_>, errors: Vec<String>, warnings: &mut Vec<String>) -> Result<(), ApiError> {
+/// Refuses unknown and duplicate fields, warns of them, or lets them be, as the client asked.
+pub(super) fn unknown_fields(
+    target: &Target<'_>,
+    errors: Vec<String>,
+    warnings: &mut Vec<String>,
+) -> Result<(), ApiError> {
     if errors.is_empty() {
         return Ok(());
     }
@@ -448,17 +500,34 @@ fn patched(
         (PatchType::Merge | PatchType::Apply, _) => patch::merge_patch(live, body),
     };
     let patch::Patched { mut value, strict_errors: mut errors } = result.map_err(patch_error)?;
-    check_type(target.resource, &value, body)?;
+    let strategic = kind == PatchType::Strategic;
+    let refused = |value: &Value, why: &str| {
+        patch_unprocessable(if strategic { patch::shown(body) } else { value.to_string() }, why)
+    };
+    let info = target.resource.info();
+    if strategic {
+        // The object is made anew from the result, and of this kind whatever that says.
+        value["apiVersion"] = info.api_version().into();
+        value["kind"] = info.kind.into();
+    } else if custom.is_none() {
+        match OtherType::of(info, &value) {
+            Some(OtherType::Unheard(cause) | OtherType::Unfit { cause, .. }) => return Err(refused(&value, &cause)),
+            _ => check_type(info, &value, body)?,
+        }
+    }
     if let Some(schema) = schema {
-        let found = strict::check(&value, schema).map_err(|e| patch_unprocessable(body, &e.to_string()))?;
+        if let Some(why) = strict::restore_error(&value, schema).filter(|_| strategic) {
+            return Err(refused(&value, &why));
+        }
+        let found = strict::check(&value, schema).map_err(|e| refused(&value, &e.to_string()))?;
         // The present object was clean, so whatever is unknown came with the patch.
         errors.extend(found.into_iter().filter(|f| !errors.contains(f)).collect::<Vec<_>>());
     }
     if let Some(custom) = custom {
-        errors.extend(custom.state().own.prune(&mut value));
+        errors.extend(custom_body::patched(target, &custom.state().own, &mut value)?);
     }
     if target.options.validation == FieldValidation::Strict && !errors.is_empty() {
-        return Err(patch_unprocessable(body, &strict::strict_error_message(&errors)));
+        return Err(refused(&value, &strict::strict_error_message(&errors)));
     }
     unknown_fields(target, errors, warnings)?;
     Ok(value)
@@ -480,10 +549,10 @@ pub(super) fn patch_error(error: PatchError) -> ApiError {
     }
 }
 
-fn patch_unprocessable(body: &[u8], why: &str) -> ApiError {
+/// 422 for a patch whose result, as `shown`, is no such object.
+pub(super) fn patch_unprocessable(shown: String, why: &str) -> ApiError {
     let mut errors = gantry_api::meta::field::ErrorList::default();
-    let text = String::from_utf8_lossy(body).into_owned();
-    errors.invalid(&gantry_api::meta::field::Path::new("patch"), text, why);
+    errors.invalid(&gantry_api::meta::field::Path::new("patch"), shown, why);
     ApiError::invalid("", "", "", &errors)
 }
 

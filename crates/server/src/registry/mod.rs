@@ -1,6 +1,7 @@
 //! The generic registry: reads from watch caches, writes through one ordered function, deletion with finalizers and grace.
 
 mod conversion;
+mod custom_body;
 mod decoded;
 pub mod delete;
 mod device_access;

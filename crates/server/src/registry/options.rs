@@ -3,7 +3,7 @@
 use gantry_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::DeleteOptions;
 use gantry_api::kind::ResourceInfo;
 use gantry_api::meta::field::{ErrorList, Path};
-use gantry_api::meta::fields::FieldSelector;
+use gantry_api::meta::fields::{FieldSelector, Term};
 use gantry_api::meta::labels::Selector;
 use gantry_api::meta::status::ApiError;
 
@@ -115,6 +115,23 @@ impl ListOptions {
         }
         o.check(match_text)?;
         Ok(o)
+    }
+
+    /// Selects the one object of this name, which a selector beside it (on the deprecated `/watch/…/name` path) must
+    /// name as well. None where the name is empty.
+    ///
+    /// # Errors
+    /// 400 for a selector that does not name it.
+    pub fn select_name(&mut self, name: &str) -> Result<(), ApiError> {
+        const NAME: &str = "metadata.name";
+        if name.is_empty() || self.fields.requires_exact_match(NAME) == Some(name) {
+            return Ok(());
+        }
+        if !self.fields.is_empty() {
+            return Err(ApiError::bad_request("fieldSelector metadata.name doesn't match requested name"));
+        }
+        self.fields = FieldSelector(vec![Term { field: NAME.to_owned(), value: name.to_owned(), equal: true }]);
+        Ok(())
     }
 
     fn check(&mut self, match_text: &str) -> Result<(), ApiError> {
@@ -353,6 +370,23 @@ mod tests {
             ("18446744073709551616", "value out of range"),
         ] {
             assert_eq!(version(text), Err(format!("strconv.ParseUint: parsing {text:?}: {why}")));
+        }
+    }
+
+    #[test]
+    fn a_selector_beside_a_name_names_it() {
+        let named = |selector: &str| {
+            let mut options = ListOptions::parse(&[("fieldSelector".to_owned(), selector.to_owned())]).unwrap();
+            options.select_name("a").map(|()| options.fields.requires_exact_match("metadata.name").map(str::to_owned))
+        };
+        assert_eq!(named("").unwrap().as_deref(), Some("a"));
+        assert_eq!(named("metadata.name=a,x=y").unwrap().as_deref(), Some("a"));
+        for other in ["metadata.name=b", "metadata.name!=b", "x=y"] {
+            let refused = named(other).unwrap_err();
+            assert_eq!(
+                (refused.code, refused.message.as_str()),
+                (400, "fieldSelector metadata.name doesn't match requested name")
+            );
         }
     }
 

@@ -7,7 +7,7 @@ use crate::admission::{Attributes, Operation};
 use crate::audit::{self, Part};
 use crate::authn::UserInfo;
 use crate::authz::{self, Authorizer, Decision};
-use crate::registry::draft::{Change, Draft};
+use crate::registry::draft::Change;
 use crate::watch_cache::dispatch::Announced;
 use crate::watch_cache::{Selectable, fresh};
 use bytes::Bytes;
@@ -103,8 +103,22 @@ impl Registry {
     /// # Errors
     /// Whatever refuses the write, as the client is to read it.
     pub async fn write(&self, target: &Target<'_>, change: &Change) -> Result<Written, ApiError> {
+        let mut warnings = Vec::new();
+        match self.write_warning(target, change, &mut warnings).await {
+            Ok(written) => Ok(Written { warnings, ..written }),
+            Err(refused) => Err(refused.after_warnings(warnings)),
+        }
+    }
+
+    async fn write_warning(
+        &self,
+        target: &Target<'_>,
+        change: &Change,
+        warnings: &mut Vec<String>,
+    ) -> Result<Written, ApiError> {
         let info = target.resource.info();
         for attempt in 0.. {
+            warnings.clear();
             let stored = match change {
                 Change::Create(_) => None,
                 _ => self.stored(target.resource, target.namespace, target.name).await?,
@@ -112,7 +126,7 @@ impl Registry {
             let old = stored.as_ref().map(|s| s.object.as_ref());
 
             // decode (strict fields, warnings), defaults, managed fields
-            let Draft { mut object, mut warnings } = self.draft(target, change, old).await?;
+            let mut object = self.draft(target, change, old, warnings).await?;
             if old.is_none() && !matches!(change, Change::Create(_)) {
                 self.may_create(target).await?;
             }
@@ -124,11 +138,10 @@ impl Registry {
             }
 
             // mutating admission
-            let deadline = self.admit(target, object.as_mut(), old, &mut warnings).await?;
+            let deadline = self.admit(target, object.as_mut(), old, warnings).await?;
 
             // prepare: names, system metadata, generation, status reset
             let generated = self.prepare(target, object.as_mut(), old)?;
-            warnings.extend(target.resource.warnings(object.as_ref(), old));
             let hooked = target.subresource.is_empty();
             if hooked {
                 self.run_hooks(target, object.as_mut(), old).await?;
@@ -138,7 +151,7 @@ impl Registry {
             let verb = if matches!(change, Change::Patch(..)) { "patch" } else { "update" };
             let access = device_access::errors(target, verb, object.as_ref(), old, &self.cluster()).await;
             let checked =
-                self.check_and_store(target, object.as_mut(), stored.as_ref(), deadline, access, &mut warnings).await;
+                self.check_and_store(target, object.as_mut(), stored.as_ref(), deadline, access, warnings).await;
             let outcome = match checked {
                 Ok(Committed::At(revision, json)) => {
                     if hooked && !target.options.dry_run {
@@ -146,7 +159,7 @@ impl Registry {
                             hook.stored(object.as_ref(), old, &self.cluster()).await;
                         }
                     }
-                    return Ok(reply(target, object, json, revision, old.is_none(), warnings));
+                    return Ok(reply(target, object, json, revision, old.is_none()));
                 }
                 other => other,
             };
@@ -207,9 +220,9 @@ impl Registry {
     ) -> Result<Instant, ApiError> {
         let name = object.meta().name().to_owned();
         let mut attributes = attributes(target, &name, object, old);
-        self.admission().admit(&mut attributes, &self.cluster()).await?;
+        let admitted = self.admission().admit(&mut attributes, &self.cluster()).await;
         warnings.append(&mut attributes.warnings);
-        Ok(attributes.rounds.deadline)
+        admitted.map(|()| attributes.rounds.deadline)
     }
 
     /// Returns whether the name was generated.
@@ -283,12 +296,14 @@ impl Registry {
     ) -> Result<Committed, ApiError> {
         let old = stored.map(|s| s.object.as_ref());
         validate(target.resource, if target.writes_spec() { "" } else { target.subresource }, object, old, access)?;
+        warnings.extend(target.resource.warnings(object, old));
         let name = object.meta().name().to_owned();
         let mut attributes = attributes(target, &name, object, old);
         attributes.rounds = Rounds::until(deadline);
         let admission = self.admission();
-        admission.validate(&mut attributes, &self.cluster()).await?;
+        let admitted = admission.validate(&mut attributes, &self.cluster()).await;
         warnings.append(&mut attributes.warnings);
+        admitted?;
         let held = std::mem::take(&mut attributes.held);
         let outcome = self.commit(target.resource, object, stored.map(Before::of), target.options.dry_run).await;
         if !matches!(outcome, Ok(Committed::At(..))) {
@@ -608,14 +623,7 @@ pub(super) fn invalid_unless_empty(resource: &dyn Resource, name: &str, errors: 
     if errors.is_empty() { Ok(()) } else { Err(ApiError::invalid(info.group, info.kind, name, errors)) }
 }
 
-fn reply(
-    target: &Target<'_>,
-    mut object: Box<dyn Object>,
-    json: Bytes,
-    revision: u64,
-    created: bool,
-    warnings: Vec<String>,
-) -> Written {
+fn reply(target: &Target<'_>, mut object: Box<dyn Object>, json: Bytes, revision: u64, created: bool) -> Written {
     // A learned resource may be stored in another version than it is shown in.
     let json = if target.resource.learned().is_some() { Bytes::from(object.to_json()) } else { json };
     let json = if revision == 0 {
@@ -624,5 +632,5 @@ fn reply(
         object.meta_mut().resource_version = Some(revision.to_string());
         crate::watch_cache::with_version(&json, revision, target.resource)
     };
-    Written { object, json, created, warnings }
+    Written { object, json, created, warnings: Vec::new() }
 }

@@ -11,8 +11,11 @@ use gantry_api::k8s_openapi::api::authorization::v1::{
     ResourceAttributes, SelfSubjectAccessReview, SubjectAccessReview, SubjectAccessReviewSpec,
     SubjectAccessReviewStatus,
 };
-use gantry_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+use gantry_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::{
+    FieldSelectorRequirement, LabelSelector, LabelSelectorRequirement,
+};
 use gantry_api::kind::Kind;
+use gantry_api::meta::fields::FieldSelector;
 use gantry_api::meta::labels::Selector;
 use gantry_api::meta::status::ApiError;
 
@@ -24,37 +27,55 @@ fn text(field: &Option<String>) -> String {
     field.clone().unwrap_or_default()
 }
 
-/// A field selector as a query string has it.
-fn field_selector(s: &FieldSelectorAttributes) -> Option<String> {
-    if let Some(raw) = s.raw_selector.clone().filter(|r| !r.is_empty()) {
-        return Some(raw);
-    }
-    let terms: Vec<String> = s
-        .requirements
-        .iter()
-        .flatten()
-        .filter_map(|r| {
-            // Field selectors know equality only; what else is asked for narrows nothing.
-            let value = match r.values.as_deref() {
-                Some([one]) => one.clone(),
-                _ => return None,
-            };
-            match r.operator.as_str() {
-                "In" => Some(format!("{}={value}", r.key)),
-                "NotIn" => Some(format!("{}!={value}", r.key)),
-                _ => None,
-            }
-        })
-        .collect();
-    (!terms.is_empty()).then(|| terms.join(","))
+/// A selector as a query string has it, and whether there was more to it that nobody here can read. What is left out
+/// narrows nothing.
+struct Read {
+    text: Option<String>,
+    unread: bool,
 }
 
-fn label_selector(s: &LabelSelectorAttributes) -> Option<String> {
-    if let Some(raw) = s.raw_selector.clone().filter(|r| !r.is_empty()) {
-        return Some(raw);
+impl Read {
+    fn new(terms: &[String], all: usize) -> Read {
+        Read { text: (!terms.is_empty()).then(|| terms.join(",")), unread: terms.len() < all }
     }
-    let selector = LabelSelector { match_expressions: s.requirements.clone(), match_labels: None };
-    Selector::from_label_selector(Some(&selector)).ok().map(|s| s.to_string()).filter(|s| !s.is_empty())
+
+    fn raw(text: &str, readable: bool) -> Read {
+        Read { text: readable.then(|| text.to_owned()).filter(|text| !text.is_empty()), unread: !readable }
+    }
+
+    /// What the answer says of it.
+    fn complaint(&self, field: &str) -> Option<String> {
+        let how_much = if self.text.is_some() { "partially ignored" } else { "ignored" };
+        self.unread.then(|| format!("spec.resourceAttributes.{field} {how_much} due to parse error"))
+    }
+}
+
+fn field_selector(s: &FieldSelectorAttributes) -> Read {
+    if let Some(raw) = s.raw_selector.as_deref().filter(|r| !r.is_empty()) {
+        return Read::raw(raw, FieldSelector::parse(raw).is_ok());
+    }
+    let all = s.requirements.as_deref().unwrap_or_default();
+    // Field selectors know equality only.
+    let term = |r: &FieldSelectorRequirement| match (r.operator.as_str(), r.values.as_deref()) {
+        ("In", Some([value])) => Some(format!("{}={value}", r.key)),
+        ("NotIn", Some([value])) => Some(format!("{}!={value}", r.key)),
+        _ => None,
+    };
+    let terms: Vec<String> = all.iter().filter_map(term).collect();
+    Read::new(&terms, all.len())
+}
+
+fn label_selector(s: &LabelSelectorAttributes) -> Read {
+    if let Some(raw) = s.raw_selector.as_deref().filter(|r| !r.is_empty()) {
+        return Read::raw(raw, Selector::parse(raw).is_ok());
+    }
+    let all = s.requirements.as_deref().unwrap_or_default();
+    let term = |r: &LabelSelectorRequirement| {
+        let selector = LabelSelector { match_expressions: Some(vec![r.clone()]), match_labels: None };
+        Selector::from_label_selector(Some(&selector)).ok().map(|s| s.to_string())
+    };
+    let terms: Vec<String> = all.iter().filter_map(term).collect();
+    Read::new(&terms, all.len())
 }
 
 fn question(user: UserInfo, resource: Option<&ResourceAttributes>, path: Option<&NonResourceAttributes>) -> Attributes {
@@ -68,8 +89,8 @@ fn question(user: UserInfo, resource: Option<&ResourceAttributes>, path: Option<
         out.resource = text(&r.resource);
         out.subresource = text(&r.subresource);
         out.name = text(&r.name);
-        out.field_selector = r.field_selector.as_ref().and_then(field_selector);
-        out.label_selector = r.label_selector.as_ref().and_then(label_selector);
+        out.field_selector = r.field_selector.as_ref().and_then(|s| field_selector(s).text);
+        out.label_selector = r.label_selector.as_ref().and_then(|s| label_selector(s).text);
     }
     if let Some(p) = path {
         out.verb = text(&p.verb);
@@ -87,18 +108,25 @@ fn subject(spec: &SubjectAccessReviewSpec) -> UserInfo {
     }
 }
 
-async fn decide(question: &Attributes, services: &Services) -> SubjectAccessReviewStatus {
+async fn decide(
+    question: &Attributes,
+    resource: Option<&ResourceAttributes>,
+    services: &Services,
+) -> SubjectAccessReviewStatus {
     let (allowed, denied, reason, error) = match services.authorizer.authorize(question).await {
         Decision::Allow(reason) => (true, false, reason, None),
         Decision::Deny(reason) => (false, true, reason, None),
         Decision::NoOpinion(reason) => (false, false, reason, None),
         Decision::Failed { denied, why } => (false, denied, String::new(), Some(why)),
     };
+    let fields = resource.and_then(|r| field_selector(r.field_selector.as_ref()?).complaint("fieldSelector"));
+    let labels = resource.and_then(|r| label_selector(r.label_selector.as_ref()?).complaint("labelSelector"));
+    let errors: Vec<String> = error.into_iter().chain(fields).chain(labels).collect();
     SubjectAccessReviewStatus {
         allowed,
         denied: denied.then_some(true),
         reason: (!reason.is_empty()).then_some(reason),
-        evaluation_error: error,
+        evaluation_error: (!errors.is_empty()).then(|| errors.join("; ")),
     }
 }
 
@@ -122,7 +150,7 @@ impl Handler for SubjectAccessReviews {
         valid(&review)?;
         let s = &review.spec;
         let asked = question(subject(s), s.resource_attributes.as_ref(), s.non_resource_attributes.as_ref());
-        review.status = Some(decide(&asked, services).await);
+        review.status = Some(decide(&asked, s.resource_attributes.as_ref(), services).await);
         body::created(&request, &review, &warnings)
     }
 }
@@ -146,7 +174,7 @@ impl Handler for LocalSubjectAccessReviews {
                 request.info.namespace
             )));
         }
-        review.status = Some(decide(&asked, services).await);
+        review.status = Some(decide(&asked, s.resource_attributes.as_ref(), services).await);
         body::created(&request, &review, &warnings)
     }
 }
@@ -163,7 +191,7 @@ impl Handler for SelfSubjectAccessReviews {
         valid(&review)?;
         let s = &review.spec;
         let asked = question(request.user.clone(), s.resource_attributes.as_ref(), s.non_resource_attributes.as_ref());
-        review.status = Some(decide(&asked, services).await);
+        review.status = Some(decide(&asked, s.resource_attributes.as_ref(), services).await);
         body::created(&request, &review, &warnings)
     }
 }

@@ -1,37 +1,29 @@
 //! Bodies of subresource requests and their answers.
 
 use crate::http::{negotiate, respond};
-use crate::registry::draft::Encoding;
+use crate::registry::draft::{self, Body, Encoding};
 use crate::request::{RequestContext, Response};
 use bytes::Bytes;
 use gantry_api::kind::Kind;
 use gantry_api::meta::status::ApiError;
 use gantry_schema::{Definitions, strict};
-use serde_json::{Value, json};
+use serde_json::json;
 
 /// The decoded body, and texts for `Warning` headers about unknown fields.
 ///
 /// # Errors
 /// 400 for what is no such object, or has unknown fields where the client asked to be strict; 415 for other encodings.
 pub(super) fn decode<K: Kind>(cx: &RequestContext, body: &Bytes) -> Result<(K, Vec<String>), ApiError> {
-    let info = K::INFO;
+    let info = &K::INFO;
     let schema = Definitions::builtin().schema_for(info.group, info.version, info.kind);
-    let decoded = match negotiate::body_encoding(&cx.parts.headers)? {
-        Encoding::Json => strict::decode_json(body, schema),
-        Encoding::Yaml => strict::decode_yaml(body, schema),
-    };
     let refused = |why: &str| ApiError::bad_request(strict::cannot_be_handled(info.kind, info.version, info.kind, why));
-    let decoded = decoded.map_err(|e| refused(&e.to_string()))?;
-    let kind = decoded.value.get("kind").and_then(Value::as_str).unwrap_or_default();
-    if !kind.is_empty() && kind != info.kind {
-        return Err(ApiError::bad_request(format!(
-            "{kind} in version {:?} cannot be handled as a {}",
-            info.version, info.kind
-        )));
-    }
+    let body = Body { bytes: body.clone(), encoding: negotiate::body_encoding(&cx.parts.headers)? };
+    let decoded = match draft::decode_body(info, &body, schema) {
+        Err(_) if is_former_eviction::<K>(&body) => Ok(draft::decode_text(info, &body, schema)?),
+        decoded => decoded,
+    }?;
     let mut value = decoded.value;
     if let Some(object) = value.as_object_mut() {
-        // The path says which version this is; `policy/v1beta1` evictions are read as `v1`, which they equal.
         object.insert("apiVersion".into(), info.api_version().into());
         object.insert("kind".into(), info.kind.into());
         object.entry("metadata").or_insert_with(|| json!({}));
@@ -40,10 +32,16 @@ pub(super) fn decode<K: Kind>(cx: &RequestContext, body: &Bytes) -> Result<(K, V
     object.set_defaults();
     let complaints = decoded.strict_errors;
     match cx.param("fieldValidation").unwrap_or("Warn") {
-        "Strict" if !complaints.is_empty() => Err(ApiError::bad_request(strict::strict_error_message(&complaints))),
+        "Strict" if !complaints.is_empty() => Err(refused(&strict::strict_error_message(&complaints))),
         "Ignore" => Ok((object, Vec::new())),
         _ => Ok((object, complaints)),
     }
+}
+
+/// Evictions of `policy/v1beta1` are read as those of `v1`, which they equal, as upstream accepts them.
+fn is_former_eviction<K: Kind>(body: &Body) -> bool {
+    let former = ("policy/v1beta1".to_owned(), "Eviction".to_owned());
+    K::INFO.kind == "Eviction" && strict::type_meta(&body.bytes, body.encoding == Encoding::Yaml) == Ok(former)
 }
 
 /// Whether `dryRun=All` was asked for.

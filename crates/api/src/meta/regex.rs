@@ -1,14 +1,12 @@
-//! Regular expressions in RE2's syntax, run by the `regex` crate.
+//! Regular expressions in RE2's syntax, as Go reads them, run by the `regex` crate.
 
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
 use regex::{Regex, RegexBuilder};
 
-use crate::value::EvalError;
-
 /// The most memory, in bytes, that one compiled expression may take.
-const SIZE_LIMIT: usize = 8 << 20;
+const SIZE_LIMIT: usize = 10 << 20;
 /// Compiled expressions that are kept; most policies use a handful again and again.
 const KEPT: usize = 256;
 /// The highest number of repetitions that RE2 accepts.
@@ -16,16 +14,16 @@ const MAX_REPEAT: u32 = 1000;
 
 static COMPILED: LazyLock<Mutex<HashMap<String, Arc<Regex>>>> = LazyLock::new(Mutex::default);
 
-/// The compiled expression.
+/// The compiled expression. Compiled ones are large: the last used are kept, and shared.
 ///
 /// # Errors
 /// `error parsing regexp: ...` as Go words it.
-pub(crate) fn compile(pattern: &str) -> Result<Arc<Regex>, EvalError> {
+pub fn compile(pattern: &str) -> Result<Arc<Regex>, String> {
     let mut compiled = COMPILED.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(found) = compiled.get(pattern) {
         return Ok(found.clone());
     }
-    let error = |message: String| EvalError::new(format!("error parsing regexp: {message}"));
+    let error = |message: String| format!("error parsing regexp: {message}");
     let translated = translate(pattern).map_err(error)?;
     let built = RegexBuilder::new(&translated)
         .size_limit(SIZE_LIMIT)
@@ -357,7 +355,7 @@ mod tests {
             ("(?=a)", "error parsing regexp: invalid or unsupported Perl syntax: `(?=`"),
             (r"\1", r"error parsing regexp: invalid escape sequence: `\1`"),
         ] {
-            assert_eq!(compile(pattern).unwrap_err().to_string(), message, "{pattern}");
+            assert_eq!(compile(pattern).unwrap_err(), message, "{pattern}");
         }
     }
 }
