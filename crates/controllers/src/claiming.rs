@@ -3,8 +3,8 @@
 use gantry_api::kind::Kind;
 use gantry_api::meta::object::Meta;
 use gantry_client::{Api, Client, PatchParams};
-use gantry_reconcile::Error;
 use gantry_reconcile::owner::{Claim, adoption, claim, release};
+use gantry_reconcile::{Error, Expectations};
 use std::sync::Arc;
 
 /// Those of `candidates` that belong to `owner`, after adopting what `matches` and releasing what no longer does.
@@ -24,10 +24,14 @@ pub async fn claim_all<O: Kind, T: Kind>(
     let what = T::INFO.singular;
     let (mut ours, mut errors, mut alive) = (Vec::new(), Vec::new(), false);
     for object in candidates {
+        let decision = claim(meta, object.meta(), matches(&object));
+        if decision == Claim::Keep {
+            ours.push(object);
+            continue;
+        }
         let (name, uid, key) = (object.meta().name(), object.meta().uid(), object.meta().key());
-        match claim(meta, object.meta(), matches(&object)) {
-            Claim::Ignore => {}
-            Claim::Keep => ours.push(object),
+        match decision {
+            Claim::Ignore | Claim::Keep => {}
             Claim::Adopt => {
                 if !alive {
                     ensure_alive(client, owner).await?;
@@ -71,4 +75,28 @@ pub async fn ensure_alive<O: Kind>(client: &Client, owner: &O) -> Result<(), Err
         Some(at) => Err(Error::Other(format!("{} has just been deleted at {}", meta.key(), at.0))),
         None => Ok(()),
     }
+}
+
+/// Before anything is made in the place of what an owner has lost: makes sure that the owner is there. What goes may go
+/// because its owner does, and caches of two kinds need not tell of both at once: the collector would take away what is
+/// made, over and over. `fewer` is whether there is less than the owner's status tells of.
+///
+/// # Errors
+/// As [`ensure_alive`].
+pub async fn ensure_alive_after_loss<O: Kind>(
+    client: &Client,
+    owner: &O,
+    expectations: &Expectations,
+    fewer: bool,
+) -> Result<(), Error> {
+    let key = owner.meta().key();
+    // Before the question: what goes after the answer is another loss.
+    if !expectations.take_lost(&key) && !fewer {
+        return Ok(());
+    }
+    let alive = ensure_alive(client, owner).await;
+    if alive.is_err() {
+        expectations.lost(&key);
+    }
+    alive
 }

@@ -5,6 +5,7 @@
 //! there is a pass every so often, as upstream's. A pod of which only finalizers are left has been dealt with.
 
 use crate::config::Setup;
+use crate::node_lifecycle::node_is_ready;
 use crate::pod_state;
 use crate::rules::{EVENTS, Rule};
 use async_trait::async_trait;
@@ -173,14 +174,9 @@ fn is_out_of_service(node: &Node) -> bool {
     node.spec.iter().flat_map(|s| s.taints.iter().flatten()).any(|t| t.key == OUT_OF_SERVICE)
 }
 
-fn is_ready(node: &Node) -> bool {
-    let conditions = node.status.iter().flat_map(|s| s.conditions.iter().flatten());
-    conditions.into_iter().any(|c| c.type_ == "Ready" && c.status == "True")
-}
-
 /// Out of service, and really down: pods that are to go wait in vain for its agent.
 fn is_down(node: &Node) -> bool {
-    is_out_of_service(node) && !is_ready(node)
+    is_out_of_service(node) && !node_is_ready(node)
 }
 
 /// Whether only finalizers hold the pod, which others take away: it has ended and was deleted without any grace.

@@ -3,13 +3,16 @@
 mod cluster;
 
 use cluster::Cluster;
+use gantry_api::kind::Kind;
 use gantry_api::meta::object::Meta;
-use gantry_client::{Api, DeleteParams};
-use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use gantry_client::{Api, DeleteParams, Patch, PatchParams, PostParams};
+use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet};
 use k8s_openapi::api::core::v1::{ConfigMap, Endpoints, Event, Namespace, Node, Pod, ReplicationController, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use serde_json::{Value, json};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 fn deployment(replicas: i32, image: &str) -> Value {
@@ -157,35 +160,6 @@ async fn deletion_background_foreground_and_orphan() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nothing_is_replaced_for_an_owner_that_goes() {
-    let c = Cluster::with_node().await;
-    let mut set = json!({"metadata": {"name": "web"}, "spec": {
-        "replicas": 3, "selector": {"matchLabels": {"app": "web"}},
-        "template": {"metadata": {"labels": {"app": "web"}}, "spec": {"containers": [{"name": "c", "image": "i"}]}},
-    }});
-    // The finalizer keeps in sight whatever there was.
-    set["spec"]["template"]["metadata"]["finalizers"] = json!(["example.com/wait"]);
-    c.create::<ReplicaSet>(set).await;
-    let pods = || async { c.list::<Pod>().await };
-    let is_ready = |s: &ReplicaSet| s.status.as_ref().is_some_and(|s| s.ready_replicas == Some(3));
-    c.until("three pods", || async { is_ready(&c.api::<ReplicaSet>().get("web").await.unwrap()) }).await;
-    let seen = || c.informers.get::<ReplicaSet>().get("n", "web").is_some_and(|s| is_ready(&s));
-    c.until("the cache has it", || async { seen() }).await;
-    c.stall_replica_sets.send(true).unwrap();
-    let params = DeleteParams { propagation_policy: Some("Foreground".into()), ..Default::default() };
-    c.api::<ReplicaSet>().delete("web", &params).await.unwrap();
-    let going = |p: &Pod| p.metadata.deletion_timestamp.is_some();
-    c.until("its pods are going", || async { pods().await.iter().all(going) }).await;
-    tokio::time::sleep(Duration::from_secs(60)).await;
-    assert_eq!(pods().await.len(), 3);
-    c.stall_replica_sets.send(false).unwrap();
-    for pod in pods().await {
-        c.patch::<Pod>(pod.metadata.name(), json!({"metadata": {"finalizers": null}})).await;
-    }
-    c.until("all is gone", || async { pods().await.is_empty() && c.list::<ReplicaSet>().await.is_empty() }).await;
-}
-
-#[tokio::test(start_paused = true)]
 async fn lost_pods_are_replaced_and_a_replication_controller_adopts() {
     let c = Cluster::with_node().await;
     c.create::<Pod>(json!({
@@ -218,6 +192,45 @@ async fn lost_pods_are_replaced_and_a_replication_controller_adopts() {
         pods.len() == 3 && free.metadata.controller_of().is_none()
     })
     .await;
+}
+
+/// Of a DaemonSet on so many nodes each look goes over all of them: what changes one after the other is seen together.
+#[tokio::test(start_paused = true)]
+async fn many_daemons_that_turn_ready_are_few_looks() {
+    const NODES: usize = 300;
+    let c = Cluster::furnished().await;
+    let nodes = Api::<Node>::all(c.admin.clone());
+    for n in 0..NODES {
+        let node = Node::from_value(json!({"metadata": {"name": format!("n{n}")}})).unwrap();
+        nodes.create(&PostParams::default(), &node).await.unwrap();
+        let ready = json!({"status": {"conditions": [{"type": "Ready", "status": "True", "reason": "KubeletReady"}]}});
+        nodes.patch_status(&format!("n{n}"), &PatchParams::default(), &Patch::Strategic(ready)).await.unwrap();
+    }
+    c.create::<DaemonSet>(json!({"metadata": {"name": "web"}, "spec": {
+        "selector": {"matchLabels": {"app": "web"}},
+        "template": {"metadata": {"labels": {"app": "web"}}, "spec": {"containers": [{"name": "c", "image": "i"}]}},
+    }}))
+    .await;
+    let sets = c.informers.get::<DaemonSet>();
+    let told = || sets.get("n", "web").and_then(|d| d.status.clone()).unwrap_or_default();
+    let all = i32::try_from(NODES).unwrap();
+    c.until("a pod for each node", || async { told().current_number_scheduled == all }).await;
+    let looks = Arc::new(AtomicUsize::new(0));
+    let counted = looks.clone();
+    sets.on_change(move |_| {
+        counted.fetch_add(1, Ordering::Relaxed);
+    });
+    let before = looks.load(Ordering::Relaxed);
+    for pod in c.list::<Pod>().await {
+        let ready = json!({"status": {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}});
+        let ready = Patch::Strategic(ready);
+        c.api::<Pod>().patch_status(pod.metadata.name(), &PatchParams::default(), &ready).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    c.until("all are ready", || async { told().number_ready == all }).await;
+    let looks = looks.load(Ordering::Relaxed) - before;
+    // One in 15 ms, for 50 µs of each node.
+    assert!((2..=NODES / 8).contains(&looks), "{looks}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -2,13 +2,14 @@
 
 mod backoff;
 mod node;
+mod pace;
 mod plan;
 mod revisions;
 
-pub use node::{Fit, fit, target};
-pub use plan::{DaemonPlan, Inputs, new_pod, plan, status};
+pub use node::{Demands, Fit, target};
+pub use plan::{DaemonPlan, Inputs, by_node, fits, new_pod, plan, status};
 
-use crate::claiming::claim_all;
+use crate::claiming::{claim_all, ensure_alive_after_loss};
 use crate::config::Setup;
 use crate::history::History;
 use crate::pod_state;
@@ -27,6 +28,7 @@ use gantry_reconcile::{
 };
 use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, DaemonSetStatus};
 use k8s_openapi::api::core::v1::{Node, Pod};
+use pace::Pace;
 use parking_lot::Mutex;
 use std::sync::Arc;
 use tracing::debug;
@@ -53,6 +55,7 @@ struct DaemonSets {
     history: History,
     expectations: Arc<Expectations>,
     failed: Mutex<FailedPods>,
+    pace: Pace,
     setup: Setup,
     recorder: EventRecorder,
 }
@@ -73,9 +76,9 @@ pub async fn run(setup: Setup) {
         return;
     }
     let (recorder, cancel) = (setup.recorder("daemonset-controller"), setup.cancel.clone());
-    let failed = Mutex::default();
+    let (failed, pace) = (Mutex::default(), Pace::default());
     let controller =
-        Arc::new(DaemonSets { sets, nodes, pods_by_controller, history, expectations, failed, setup, recorder });
+        Arc::new(DaemonSets { sets, nodes, pods_by_controller, history, expectations, failed, pace, setup, recorder });
     runner::run(controller, queue, WORKERS, cancel).await;
 }
 
@@ -86,11 +89,15 @@ fn selector_of(ds: &DaemonSet) -> Result<Selector, String> {
 /// A node concerns those DaemonSets to which it is not what it was.
 fn watch_nodes(nodes: &Informer<Node>, sets: Store<DaemonSet>, queue: Queue) {
     nodes.on_change(move |change| {
+        if change.old().is_some_and(|old| !node::concerns(old, change.object())) {
+            return;
+        }
         for ds in sets.list() {
-            let now = fit(&ds, change.object());
+            let demands = Demands::of(&ds);
+            let now = demands.fit(change.object());
             let concerned = match change {
                 Change::Added(_) | Change::Deleted(_) => now.should_run,
-                Change::Modified { old, .. } => fit(&ds, old) != now,
+                Change::Modified { old, .. } => demands.fit(old) != now,
             };
             if concerned {
                 queue.add(key_of(&*ds));
@@ -138,6 +145,7 @@ impl Controller for DaemonSets {
     async fn reconcile(&self, key: &str) -> Result<Outcome, Error> {
         let Some(ds) = self.sets.store().by_key(key) else {
             self.expectations.forget(key);
+            self.pace.forget(key);
             return Ok(Outcome::done());
         };
         let Ok(selector) = selector_of(&ds) else {
@@ -154,30 +162,42 @@ impl Controller for DaemonSets {
             self.failed.lock().forget(ds.metadata.uid());
             return Ok(Outcome::done());
         }
+        if let Some(rest) = self.pace.left(key) {
+            return Ok(Outcome::after(rest));
+        }
         let satisfied = self.expectations.satisfied(key);
         let pods = self.claim(&ds, &selector).await?;
         let revisions = self.revisions(&ds, &selector, &pods).await?;
         let nodes = self.nodes.list();
+        let (fits, placed) = (fits(&ds, &nodes), by_node(&pods));
         let now = self.setup.config.clock.now();
         let (uid, generation) = (ds.metadata.uid(), observed_generation(&ds));
         let wait = |node: &str| self.failed.lock().left(uid, generation, node, now);
-        let inputs = Inputs { ds: &ds, nodes: &nodes, pods: &pods, hash: revisions.hash(), wait: &wait, now };
-        let (mut done, mut requeue_after) = (Ok(()), None);
+        let inputs = Inputs { ds: &ds, fits: &fits, pods: &placed, hash: revisions.hash(), wait: &wait, now };
+        let (mut want, again) = status(&inputs);
+        let (mut done, mut requeue_after, mut idle) = (Ok(()), None, false);
         if satisfied {
             let plan = plan(&inputs);
             requeue_after = plan.requeue_after;
+            idle = plan.create.is_empty() && plan.delete.is_empty();
+            if !plan.create.is_empty() {
+                let count = |s: &DaemonSetStatus| s.current_number_scheduled + s.number_misscheduled;
+                let fewer = ds.status.as_ref().is_some_and(|told| count(told) > count(&want))
+                    || pods.iter().any(|p| p.metadata.is_deleting());
+                ensure_alive_after_loss(&self.setup.client, &*ds, &self.expectations, fewer).await?;
+            }
             done = self.execute(&ds, key, &plan, revisions.hash()).await;
             if done.is_ok() {
                 done = self.clean_up(&ds, &revisions.old, &pods).await;
             }
-        }
-        let (mut want, again) = status(&inputs);
-        if satisfied {
             want.observed_generation = ds.metadata.generation;
         }
         let told = self.write_status(&ds, want).await;
         done?;
         told?;
+        if idle {
+            self.pace.rest(key, nodes.len());
+        }
         let open = self.expectations.left(key);
         Ok(Outcome { requeue_after: requeue_after.into_iter().chain(again).chain(open).min() })
     }
@@ -260,7 +280,13 @@ impl DaemonSets {
     }
 
     async fn delete(&self, ds: &Arc<DaemonSet>, key: &str, api: &Api<Pod>, pod: &Pod) -> Result<(), Error> {
-        let params = DeleteParams { precondition_uid: pod.metadata.uid.clone(), ..Default::default() };
+        // One that is not ready goes before its turn: not if it is by now.
+        let early = !pod_state::is_ready(pod);
+        let params = DeleteParams {
+            precondition_uid: pod.metadata.uid.clone(),
+            precondition_resource_version: pod.metadata.resource_version.clone().filter(|_| early),
+            ..Default::default()
+        };
         match api.delete(pod.metadata.name(), &params).await {
             Ok(_) => {
                 let message = format!("Deleted pod: {}", pod.metadata.name());
@@ -270,7 +296,8 @@ impl DaemonSets {
             Err(e) => {
                 self.expectations.deletion_observed(key, &key_of(pod));
                 if e.is("NotFound") || e.is("Conflict") {
-                    // Gone already, or replaced by another pod of that name.
+                    // Gone already, replaced by another pod of that name, or not any more as it was: then its change,
+                    // which the cache has not shown, brings the DaemonSet here again.
                     return Ok(());
                 }
                 self.recorder.warning(&**ds, "FailedDelete", &format!("Error deleting: {e}"));

@@ -4,7 +4,7 @@ use gantry_api::core::placement::{self, NODE_NAME_FIELD, tolerates};
 use gantry_api::meta::object::Meta;
 use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1::{
-    Affinity, Node, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, Pod, PodSpec, Toleration,
+    Affinity, Node, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, Pod, PodSpec, Taint, Toleration,
 };
 
 /// What a node is to a DaemonSet.
@@ -28,23 +28,44 @@ const TOLERATED: &[(&str, &str)] = &[
 /// And this one those on the host's network.
 const NETWORK_UNAVAILABLE: (&str, &str) = ("node.kubernetes.io/network-unavailable", "NoSchedule");
 
-/// What the node is to the DaemonSet.
-#[must_use]
-pub fn fit(ds: &DaemonSet, node: &Node) -> Fit {
-    const NO: Fit = Fit { should_run: false, may_stay: false };
-    let mut spec = ds.spec.template.spec.clone().unwrap_or_default();
-    let name = node.metadata.name();
-    let elsewhere = spec.node_name.as_deref().is_some_and(|n| !n.is_empty() && n != name);
-    if elsewhere || !placement::admits(&spec, node.metadata.labels_or_empty(), name) {
-        return NO;
+/// What a DaemonSet's pods ask of nodes: made once, for as many nodes as there are.
+pub struct Demands(PodSpec);
+
+impl Demands {
+    /// Of this DaemonSet.
+    #[must_use]
+    pub fn of(ds: &DaemonSet) -> Self {
+        let mut spec = ds.spec.template.spec.clone().unwrap_or_default();
+        add_tolerations(&mut spec);
+        Self(spec)
     }
-    add_tolerations(&mut spec);
-    let tolerations = spec.tolerations.unwrap_or_default();
-    let taints = node.spec.as_ref().and_then(|s| s.taints.as_deref()).unwrap_or_default();
-    let repels = |effects: &[&str]| {
-        taints.iter().any(|t| effects.contains(&t.effect.as_str()) && !tolerations.iter().any(|o| tolerates(o, t)))
-    };
-    Fit { should_run: !repels(&["NoSchedule", "NoExecute"]), may_stay: !repels(&["NoExecute"]) }
+
+    /// What the node is to the DaemonSet.
+    #[must_use]
+    pub fn fit(&self, node: &Node) -> Fit {
+        const NO: Fit = Fit { should_run: false, may_stay: false };
+        let (spec, name) = (&self.0, node.metadata.name());
+        let elsewhere = spec.node_name.as_deref().is_some_and(|n| !n.is_empty() && n != name);
+        if elsewhere || !placement::admits(spec, node.metadata.labels_or_empty(), name) {
+            return NO;
+        }
+        let tolerations = spec.tolerations.as_deref().unwrap_or_default();
+        let taints = taints(node);
+        let repels = |effects: &[&str]| {
+            taints.iter().any(|t| effects.contains(&t.effect.as_str()) && !tolerations.iter().any(|o| tolerates(o, t)))
+        };
+        Fit { should_run: !repels(&["NoSchedule", "NoExecute"]), may_stay: !repels(&["NoExecute"]) }
+    }
+}
+
+fn taints(node: &Node) -> &[Taint] {
+    node.spec.as_ref().and_then(|s| s.taints.as_deref()).unwrap_or_default()
+}
+
+/// Whether a change of a node can make it something else to a DaemonSet; what its agent tells of it cannot.
+#[must_use]
+pub fn concerns(old: &Node, new: &Node) -> bool {
+    old.metadata.labels != new.metadata.labels || taints(old) != taints(new)
 }
 
 /// Adds the tolerations of all DaemonSet pods.

@@ -1,6 +1,6 @@
 //! The next steps for a DaemonSet, decided from it, its pods and the nodes alone.
 
-use super::node::{Fit, add_tolerations, fit, target, tie};
+use super::node::{Demands, Fit, add_tolerations, target, tie};
 use crate::history::REVISION_HASH;
 use crate::pod_state;
 use gantry_api::apps::daemon_set::TEMPLATE_GENERATION;
@@ -21,10 +21,10 @@ const POD_TEMPLATE_GENERATION: &str = "pod-template-generation";
 pub struct Inputs<'a> {
     /// The DaemonSet.
     pub ds: &'a DaemonSet,
-    /// All nodes.
-    pub nodes: &'a [Arc<Node>],
-    /// Its pods.
-    pub pods: &'a [Arc<Pod>],
+    /// What all nodes are to it.
+    pub fits: &'a BTreeMap<&'a str, Fit>,
+    /// Its pods, by node.
+    pub pods: &'a BTreeMap<&'a str, Vec<Arc<Pod>>>,
     /// Hash of the revision of the present template.
     pub hash: &'a str,
     /// How long the failed pod on a node must still wait to be replaced.
@@ -79,9 +79,17 @@ pub fn new_pod(ds: &DaemonSet, node: &str, hash: &str) -> Pod {
     }
 }
 
+/// What these nodes are to the DaemonSet, by name.
+#[must_use]
+pub fn fits<'n>(ds: &DaemonSet, nodes: &'n [Arc<Node>]) -> BTreeMap<&'n str, Fit> {
+    let demands = Demands::of(ds);
+    nodes.iter().map(|n| (n.metadata.name(), demands.fit(n))).collect()
+}
+
 /// Pods by the node they are for, on each the one to keep first: on the node before merely tied to it, then the oldest.
 /// Pods that have ended and only wait to be removed do not count.
-fn by_node(pods: &[Arc<Pod>]) -> BTreeMap<&str, Vec<Arc<Pod>>> {
+#[must_use]
+pub fn by_node(pods: &[Arc<Pod>]) -> BTreeMap<&str, Vec<Arc<Pod>>> {
     let mut map: BTreeMap<&str, Vec<Arc<Pod>>> = BTreeMap::new();
     for pod in pods {
         let over = pod_state::is_finished(pod) && pod.metadata.deletion_timestamp.is_some();
@@ -89,7 +97,7 @@ fn by_node(pods: &[Arc<Pod>]) -> BTreeMap<&str, Vec<Arc<Pod>>> {
             map.entry(node).or_default().push(pod.clone());
         }
     }
-    for pods in map.values_mut() {
+    for pods in map.values_mut().filter(|p| p.len() > 1) {
         pods.sort_by_cached_key(|p| {
             let created = p.metadata.creation_timestamp.as_ref().map(|t| t.0);
             (pod_state::node_name(p).is_empty(), created, p.metadata.name().to_owned())
@@ -117,16 +125,13 @@ type Pair = (Option<Arc<Pod>>, Option<Arc<Pod>>);
 
 struct Planner<'a> {
     inputs: &'a Inputs<'a>,
-    fits: BTreeMap<&'a str, Fit>,
-    pods: BTreeMap<&'a str, Vec<Arc<Pod>>>,
     plan: DaemonPlan,
 }
 
 /// Decides the next steps: pods where they are missing or not wanted, else the next of a rolling update.
 #[must_use]
 pub fn plan(inputs: &Inputs<'_>) -> DaemonPlan {
-    let fits = inputs.nodes.iter().map(|n| (n.metadata.name(), fit(inputs.ds, n))).collect();
-    let mut planner = Planner { inputs, fits, pods: by_node(inputs.pods), plan: DaemonPlan::default() };
+    let mut planner = Planner { inputs, plan: DaemonPlan::default() };
     planner.manage();
     let strategy = inputs.ds.spec.update_strategy.as_ref().and_then(|s| s.type_.as_deref());
     // One thing at a time: what is created or deleted here must have been seen before an update counts pods.
@@ -146,19 +151,19 @@ impl Planner<'_> {
     }
 
     fn manage(&mut self) {
-        for (node, fit) in self.fits.clone() {
-            let pods = self.pods.get(node).cloned().unwrap_or_default();
+        for (node, fit) in self.inputs.fits {
+            let pods = self.inputs.pods.get(node).map(Vec::as_slice).unwrap_or_default();
             if fit.should_run && pods.is_empty() {
-                self.plan.create.push(node.to_owned());
+                self.plan.create.push((*node).to_owned());
             } else if fit.may_stay {
-                self.tend(node, fit, &pods);
+                self.tend(node, *fit, pods);
             } else {
-                self.plan.delete.extend(pods.into_iter().filter(|p| p.metadata.deletion_timestamp.is_none()));
+                self.plan.delete.extend(pods.iter().filter(|p| p.metadata.deletion_timestamp.is_none()).cloned());
             }
         }
         // Nobody else removes a pod that waits for a node which does not exist.
-        for (node, pods) in &self.pods {
-            if !self.fits.contains_key(node) {
+        for (node, pods) in self.inputs.pods {
+            if !self.inputs.fits.contains_key(node) {
                 let waiting = pods.iter().filter(|p| pod_state::node_name(p).is_empty());
                 self.plan.delete.extend(waiting.filter(|p| p.metadata.deletion_timestamp.is_none()).cloned());
             }
@@ -217,23 +222,21 @@ impl Planner<'_> {
     }
 
     fn roll(&mut self) {
-        let wanted: Vec<&str> = self.fits.iter().filter(|(_, f)| f.should_run).map(|(n, _)| *n).collect();
-        let (surge, unavailable) = limits(self.inputs.ds, wanted.len());
-        let mut nodes = self.pods.clone();
-        for node in &wanted {
-            nodes.entry(node).or_default();
-        }
+        let wanted = || self.inputs.fits.iter().filter(|(_, f)| f.should_run).map(|(n, _)| *n);
+        let desired = wanted().count();
+        let (surge, unavailable) = limits(self.inputs.ds, desired);
         if surge == 0 {
-            self.roll_in_place(&nodes, unavailable);
+            let without = wanted().filter(|n| !self.inputs.pods.contains_key(n)).count();
+            self.roll_in_place(without, unavailable);
         } else {
-            self.roll_with_surge(&nodes, surge, wanted.len());
+            self.roll_with_surge(surge, desired);
         }
     }
 
-    /// Deletes old pods; [`Planner::manage`] creates their successors.
-    fn roll_in_place(&mut self, nodes: &BTreeMap<&str, Vec<Arc<Pod>>>, most: usize) {
-        let (mut unavailable, mut free, mut candidates) = (0, Vec::new(), Vec::new());
-        for pods in nodes.values() {
+    /// Deletes old pods; [`Planner::manage`] creates their successors. `unavailable` nodes have none.
+    fn roll_in_place(&mut self, mut unavailable: usize, most: usize) {
+        let (mut free, mut candidates) = (Vec::new(), Vec::new());
+        for pods in self.inputs.pods.values() {
             match self.pair(pods) {
                 None | Some((None, None) | (Some(_), Some(_))) => unavailable += 1,
                 Some((Some(new), None)) => unavailable += usize::from(!self.is_available(&new)),
@@ -250,10 +253,10 @@ impl Planner<'_> {
     }
 
     /// Creates new pods beside old ones, and deletes those once the new ones are available.
-    fn roll_with_surge(&mut self, nodes: &BTreeMap<&str, Vec<Arc<Pod>>>, most: usize, desired: usize) {
+    fn roll_with_surge(&mut self, most: usize, desired: usize) {
         let (mut surging, mut available) = (0, 0);
         let (mut free, mut candidates, mut not_wanted) = (Vec::new(), Vec::new(), Vec::new());
-        for (node, pods) in nodes {
+        for (node, pods) in self.inputs.pods {
             let Some((new, old)) = self.pair(pods) else {
                 surging += 1;
                 continue;
@@ -261,7 +264,7 @@ impl Planner<'_> {
             if let Some(counted) = old.as_ref().or(new.as_ref()) {
                 available += usize::from(self.is_available(counted));
             }
-            let wanted = self.fits.get(node).is_some_and(|f| f.should_run);
+            let wanted = self.inputs.fits.get(node).is_some_and(|f| f.should_run);
             match (new, old) {
                 (_, None) => {}
                 (None, Some(old)) => match (wanted, self.is_available(&old)) {
@@ -287,13 +290,12 @@ impl Planner<'_> {
 pub fn status(inputs: &Inputs<'_>) -> (DaemonSetStatus, Option<Duration>) {
     let ds = inputs.ds;
     let min_ready = ds.spec.min_ready_seconds.unwrap_or(0);
-    let pods = by_node(inputs.pods);
     let (mut desired, mut scheduled, mut misscheduled) = (0, 0, 0);
     let (mut ready, mut updated, mut available) = (0, 0, 0);
     let mut again: Option<Duration> = None;
-    for node in inputs.nodes {
-        let first = pods.get(node.metadata.name()).and_then(|p| p.first());
-        if !fit(ds, node).should_run {
+    for (node, fit) in inputs.fits {
+        let first = inputs.pods.get(node).and_then(|p| p.first());
+        if !fit.should_run {
             misscheduled += i32::from(first.is_some());
             continue;
         }

@@ -1,6 +1,7 @@
 //! The revisions of a DaemonSet's template: the present one, and the earlier ones.
 
-use super::DaemonSets;
+use super::{DaemonSets, observed_generation};
+use crate::claiming::ensure_alive;
 use crate::history::{self, REVISION_HASH};
 use gantry_api::meta::labels::Selector;
 use gantry_api::meta::object::Meta;
@@ -86,6 +87,10 @@ impl DaemonSets {
 
     async fn snapshot(&self, ds: &DaemonSet, number: i64) -> Result<ControllerRevision, Error> {
         let collisions = ds.status.as_ref().and_then(|s| s.collision_count);
+        if observed_generation(ds) == ds.metadata.generation.unwrap_or(0) {
+            // There was one, which may have gone with its DaemonSet.
+            ensure_alive(&self.setup.client, ds).await?;
+        }
         let new = history::revision_of(ds, &ds.spec.template, number, collisions, REVISION_HASH);
         if let Some(created) = self.history.create(&new).await? {
             return Ok(created);
@@ -108,6 +113,9 @@ impl DaemonSets {
     ) -> Result<(), Error> {
         let limit = usize::try_from(ds.spec.revision_history_limit.unwrap_or(10));
         let too_many = limit.map_or(0, |l| old.len().saturating_sub(l));
+        if too_many == 0 {
+            return Ok(());
+        }
         let live: BTreeSet<_> = pods.iter().filter_map(|p| p.metadata.label(REVISION_HASH)).collect();
         let unused = old.iter().filter(|r| r.metadata.label(REVISION_HASH).is_none_or(|h| !live.contains(h)));
         let gone: Vec<_> = unused.take(too_many).cloned().collect();

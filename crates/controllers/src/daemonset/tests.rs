@@ -52,8 +52,8 @@ impl World {
         let pods: Vec<_> = self.pods.values().cloned().collect();
         ask(&Inputs {
             ds: &self.ds,
-            nodes: &self.nodes,
-            pods: &pods,
+            fits: &fits(&self.ds, &self.nodes),
+            pods: &by_node(&pods),
             hash: &self.hash,
             wait: &|node| (node == "slow").then_some(Duration::from_secs(7)),
             now: at(self.second),
@@ -139,7 +139,7 @@ fn selectors_and_taints_decide_about_nodes() {
         "nodeSelectorTerms": [{"matchExpressions": [{"key": "cores", "operator": "Gt", "values": ["3"]}]}]}}});
     let ds = daemon_set(&json!({"nodeSelector": {"disk": "ssd"}, "affinity": affinity}), &json!({}));
     let good = json!({"disk": "ssd", "cores": "4"});
-    let run = |labels: &Value, taints: Value| fit(&ds, &node("x", labels, &taints));
+    let run = |labels: &Value, taints: Value| Demands::of(&ds).fit(&node("x", labels, &taints));
     let fits = |should_run, may_stay| Fit { should_run, may_stay };
     assert_eq!(run(&good, json!([])), fits(true, true));
     assert_eq!(run(&json!({"disk": "hdd", "cores": "4"}), json!([])), fits(false, false));
@@ -155,7 +155,7 @@ fn selectors_and_taints_decide_about_nodes() {
         );
     }
     let elsewhere = daemon_set(&json!({"nodeName": "y"}), &json!({}));
-    assert_eq!(fit(&elsewhere, &node("x", &json!({}), &json!([]))), fits(false, false));
+    assert_eq!(Demands::of(&elsewhere).fit(&node("x", &json!({}), &json!([]))), fits(false, false));
     let mut spec = ds.spec.template.spec.clone().unwrap();
     add_tolerations(&mut spec);
     add_tolerations(&mut spec);

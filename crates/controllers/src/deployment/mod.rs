@@ -8,7 +8,7 @@ mod scale;
 pub use plan::{Inputs, RolloutPlan, plan};
 pub use revision::{POD_TEMPLATE_HASH, REVISION, template_hash};
 
-use crate::claiming::claim_all;
+use crate::claiming::{claim_all, ensure_alive};
 use crate::config::Setup;
 use crate::pod_state;
 use crate::replicas::is_namespace_terminating;
@@ -245,6 +245,10 @@ impl Deployments {
         api: &Api<ReplicaSet>,
         set: &ReplicaSet,
     ) -> Result<(), Error> {
+        if d.status.as_ref().is_some_and(|s| s.observed_generation.is_some()) {
+            // It may be made in the place of one that goes with its Deployment.
+            ensure_alive(&self.setup.client, &**d).await?;
+        }
         let error = match api.create(&PostParams::default(), set).await {
             Ok(_) => {
                 self.announce(d, plan, set);

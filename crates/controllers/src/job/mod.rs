@@ -16,6 +16,7 @@ pub mod survey;
 pub mod track;
 mod watch;
 
+use crate::claiming::ensure_alive_after_loss;
 use crate::config::Setup;
 use crate::pod_state;
 use crate::rules::{EVENTS, Rule};
@@ -303,9 +304,15 @@ impl Jobs {
                 }
                 Work::Create(indexes) => {
                     m.action = "pods_created";
-                    let (made, result) = self.create(turn.key, &turn.job, turn.spec, s, &indexes).await;
-                    m.counts.0 += i32::try_from(made).unwrap_or(i32::MAX);
-                    m.result = result;
+                    // The finalizer keeps in sight whatever went, until it is counted.
+                    let fewer = s.pods.iter().any(|p| p.metadata.is_deleting());
+                    let alive = ensure_alive_after_loss(&self.setup.client, &turn.job, &self.expectations, fewer);
+                    m.result = alive.await;
+                    if m.result.is_ok() {
+                        let (made, result) = self.create(turn.key, &turn.job, turn.spec, s, &indexes).await;
+                        m.counts.0 += i32::try_from(made).unwrap_or(i32::MAX);
+                        m.result = result;
+                    }
                 }
             }
         }

@@ -127,7 +127,7 @@ impl Watch {
             return;
         };
         let key = key_of(&*job);
-        self.expectations.deletion_observed(&key, &key_of(pod));
+        self.expectations.went(&key, &key_of(pod));
         if last || !tracked {
             self.removals.observed(&key, pod.metadata.uid());
         }

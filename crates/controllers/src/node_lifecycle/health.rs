@@ -14,7 +14,8 @@ pub(super) fn ready(node: &Node) -> Option<&NodeCondition> {
     condition(node, "Ready")
 }
 
-pub(super) fn is_ready(node: &Node) -> bool {
+/// Whether the node says that it is ready.
+pub(crate) fn is_ready(node: &Node) -> bool {
     ready(node).is_some_and(|c| c.status == "True")
 }
 

@@ -7,6 +7,7 @@ mod health;
 mod taints;
 mod zones;
 
+pub(crate) use health::is_ready as node_is_ready;
 pub use health::{MONITORED, silenced};
 pub use taints::{NO_EXECUTE_KEYS, desired_no_execute, desired_no_schedule, with_taints};
 pub use zones::{ZoneState, zone_of, zone_state};

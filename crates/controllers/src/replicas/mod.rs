@@ -7,7 +7,7 @@ pub(crate) mod watch;
 pub use owner::{Failure, ReplicaOwner, ReplicaStatus};
 pub use plan::{Decision, decide, rank, status};
 
-use crate::claiming::ensure_alive;
+use crate::claiming::{ensure_alive, ensure_alive_after_loss};
 use crate::config::Setup;
 use crate::pod_state;
 use crate::rules::{EVENTS, Rule};
@@ -112,10 +112,10 @@ impl<O: ReplicaOwner> Controller for Replicas<O> {
         if satisfied && owner.meta().deletion_timestamp.is_none() {
             let now = self.setup.config.clock.now();
             let decision = decide(&*owner, &active, &self.related(&owner), now, BURST);
-            let has_lost = terminating > 0 || usize::try_from(owner.status().replicas).is_ok_and(|n| n > active.len());
-            if decision.create > 0 && has_lost {
-                // Pods that go may go because their owner does, of which the cache need not know yet.
-                ensure_alive(&self.setup.client, &*owner).await?;
+            if decision.create > 0 {
+                let told = usize::try_from(owner.status().replicas).unwrap_or(0);
+                let fewer = terminating > 0 || told > active.len();
+                ensure_alive_after_loss(&self.setup.client, &*owner, &self.expectations, fewer).await?;
             }
             result = self.act(&owner, key, &decision).await;
             if let Err(e) = &result {
@@ -271,7 +271,13 @@ impl<O: ReplicaOwner> Replicas<O> {
     }
 
     async fn delete(&self, owner: &Arc<O>, key: &str, api: &Api<Pod>, pod: &Pod) -> Result<(), Error> {
-        let params = DeleteParams { precondition_uid: pod.metadata.uid.clone(), ..Default::default() };
+        // Where some stay, one is chosen because it is not ready: not if it is by now.
+        let chosen = owner.replicas() > 0 && !pod_state::is_ready(pod);
+        let params = DeleteParams {
+            precondition_uid: pod.metadata.uid.clone(),
+            precondition_resource_version: pod.metadata.resource_version.clone().filter(|_| chosen),
+            ..Default::default()
+        };
         match api.delete(pod.metadata.name(), &params).await {
             Ok(_) => {
                 let message = format!("Deleted pod: {}", pod.metadata.name());
@@ -281,7 +287,8 @@ impl<O: ReplicaOwner> Replicas<O> {
             Err(e) => {
                 self.expectations.deletion_observed(key, &key_of(pod));
                 if e.is("NotFound") || e.is("Conflict") {
-                    // Gone already, or replaced by another pod of that name.
+                    // Gone already, replaced by another pod of that name, or not any more as it was: then its change,
+                    // which the cache has not shown, brings the owner here again.
                     return Ok(());
                 }
                 self.recorder.warning(&**owner, "FailedDelete", &format!("Error deleting: {e}"));

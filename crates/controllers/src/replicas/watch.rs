@@ -95,7 +95,7 @@ impl<O: Kind> PodWatch<O> {
     fn going(&self, pod: &Pod) {
         if let Some(owner) = self.owner_of(pod) {
             let key = key_of(&*owner);
-            self.expectations.deletion_observed(&key, &key_of(pod));
+            self.expectations.went(&key, &key_of(pod));
             self.queue.add(key);
         }
     }

@@ -49,7 +49,7 @@ impl StatefulSets {
                 let results = futures::future::join_all(batch.iter().map(|s| self.take(set, key, s))).await;
                 if let Some(error) = results.into_iter().find_map(Result::err) {
                     // What was not done will not be seen.
-                    self.expectations.forget(key);
+                    self.expectations.give_up(key);
                     return Err(error);
                 }
                 left = rest;

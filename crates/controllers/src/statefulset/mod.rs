@@ -8,7 +8,7 @@ mod plan;
 pub use identity::{POD_INDEX, POD_NAME, parent_and_ordinal};
 pub use plan::{Inputs, Revision, SetPlan, Step, plan};
 
-use crate::claiming::claim_all;
+use crate::claiming::{claim_all, ensure_alive, ensure_alive_after_loss};
 use crate::config::Setup;
 use crate::history::{self, DATA_HASH, History};
 use crate::pod_state;
@@ -126,6 +126,11 @@ impl Controller for StatefulSets {
             collisions,
             now: self.setup.config.clock.now(),
         });
+        if plan.steps.iter().any(|s| matches!(s, Step::Create(_))) {
+            let told = set.status.as_ref().and_then(|s| usize::try_from(s.replicas).ok()).unwrap_or(0);
+            let fewer = told > pods.len() || pods.iter().any(|p| p.metadata.is_deleting());
+            ensure_alive_after_loss(&self.setup.client, &*set, &self.expectations, fewer).await?;
+        }
         let done = self.execute(&set, key, &plan.steps).await;
         // The status tells how far it came, and a refused step must not hide that.
         let told = self.write_status(&set, plan.status).await;
@@ -168,6 +173,11 @@ impl StatefulSets {
             let mut last = (**same).clone();
             last.revision = Some(number);
             return self.history.update(&last).await.map(Arc::new);
+        }
+        let seen = set.status.as_ref().and_then(|s| s.observed_generation);
+        if seen.is_some() && seen == set.metadata.generation {
+            // There was one, which may have gone with its set.
+            ensure_alive(&self.setup.client, set).await?;
         }
         loop {
             let new = history::revision_of(set, &set.spec.template, number, Some(*collisions), DATA_HASH);

@@ -34,8 +34,8 @@ use tokio_util::sync::CancellationToken;
 struct InProcess {
     server: Arc<Server>,
     user: UserInfo,
-    /// Watches of whole objects whose path holds the first deliver nothing while the second is true.
-    stalled: Option<(&'static str, watch::Receiver<bool>)>,
+    /// Watches of whole objects whose path ends with this deliver nothing.
+    stalled: Option<watch::Receiver<Option<&'static str>>>,
 }
 
 #[async_trait]
@@ -43,16 +43,18 @@ impl Transport for InProcess {
     async fn send(&self, request: Request<Bytes>) -> Result<Response<Body>, TransportError> {
         let is_partial = request.headers().get("accept").is_some_and(|a| a.to_str().unwrap().contains("PartialObject"));
         let is_watch = !is_partial && request.uri().query().is_some_and(|q| q.contains("watch=true"));
-        let stalled = self.stalled.clone().filter(|(part, _)| is_watch && request.uri().path().contains(part));
+        let stalled = self.stalled.clone().filter(|_| is_watch);
+        let path = request.uri().path().to_owned();
         let response = self.server.call(request, self.user.clone()).await;
         let error = |message| TransportError { context: "in-process request".into(), message };
         Ok(response.map(|body| {
             let body = body.map_err(move |e| error(e.to_string()));
-            let Some((_, stalled)) = stalled else { return body.boxed() };
+            let Some(stalled) = stalled else { return body.boxed() };
             let frames = BodyStream::new(body).then(move |frame| {
-                let mut stalled = stalled.clone();
+                let (mut stalled, path) = (stalled.clone(), path.clone());
                 async move {
-                    stalled.wait_for(|stalled| !stalled).await.map_err(|e| error(e.to_string()))?;
+                    let flows = |stalled: &Option<&str>| !stalled.is_some_and(|end| path.ends_with(end));
+                    stalled.wait_for(flows).await.map_err(|e| error(e.to_string()))?;
                     frame
                 }
             });
@@ -72,8 +74,8 @@ pub struct Cluster {
     pub admin: Client,
     /// Shared caches.
     pub informers: Informers,
-    /// Whether the shared cache of ReplicaSets stands still.
-    pub stall_replica_sets: watch::Sender<bool>,
+    /// The shared cache of the resource whose path ends with this stands still.
+    pub stall: watch::Sender<Option<&'static str>>,
 }
 
 fn server_config() -> ServerConfig {
@@ -141,11 +143,11 @@ impl Cluster {
         let clock = Clock::starting_at(Timestamp::from_second(1_800_000_000).unwrap());
         let entropy = Entropy::seeded(11);
         let server = Server::new(server_config(), Arc::new(MemoryStore::new()), clock, entropy.clone()).await.unwrap();
-        let (stall_replica_sets, stalled) = watch::channel(false);
+        let (stall, stalled) = watch::channel(None);
         let manager = InProcess {
             server: server.clone(),
             user: UserInfo::new("system:kube-controller-manager", &[]),
-            stalled: Some(("/replicasets", stalled)),
+            stalled: Some(stalled),
         };
         let manager = Client::new(Arc::new(manager), "kube-controller-manager");
         let informers = Informers::new(manager);
@@ -162,7 +164,7 @@ impl Cluster {
         let running = informers.clone();
         tokio::spawn(async move { gantry_controllers::run(&running, config, CancellationToken::new()).await });
         let admin = client(&server, "admin", &["system:masters"], "test");
-        Self { admin, informers, stall_replica_sets }
+        Self { admin, informers, stall }
     }
 
     /// All objects of a kind in namespace `n`.

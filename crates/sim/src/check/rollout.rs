@@ -5,10 +5,9 @@
 //! for a while, as upstream; then only what holds regardless is looked at.
 
 use super::object::{controlled, controller, is_active, is_going, is_true, number, scaled, serves, text, uid, within};
-use super::rule::{BEHIND, Moment, Recent, Rule};
+use super::rule::{Moment, Recent, Rule};
 use serde_json::Value;
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 /// What a history has gone through, which decides how much must hold.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -50,8 +49,6 @@ pub struct Rollouts {
     least: BTreeMap<String, Recent>,
     /// Replicas of a ReplicaSet or ReplicationController, by UID.
     wanted: BTreeMap<String, Recent>,
-    /// Since when pods serve, by UID.
-    serving: BTreeMap<String, Duration>,
 }
 
 /// The most replicas a Deployment may have, and the least that must be available.
@@ -99,10 +96,6 @@ impl Rollouts {
         if is_disrupted(pod) || m.after.is_some_and(is_disrupted) {
             return;
         }
-        // Who does not see yet that a pod serves takes it for one that does not, as upstream.
-        if self.weather.stale && self.serving.get(uid(pod)).is_some_and(|since| m.at < *since + BEHIND) {
-            return;
-        }
         let Some(set) = staying(m, REPLICA_SETS, controller(pod)) else { return };
         let Some(deployment) = staying(m, DEPLOYMENTS, controller(set)) else { return };
         let Some(least) = self.least.get_mut(uid(deployment)) else { return };
@@ -123,12 +116,6 @@ fn is_disrupted(pod: &Value) -> bool {
 
 impl Rule for Rollouts {
     fn see(&mut self, m: &Moment<'_>, wrong: &mut Vec<String>) {
-        if let (PODS, Some(pod)) = (m.resource, m.after)
-            && serves(pod)
-            && !m.before.is_some_and(serves)
-        {
-            self.serving.insert(uid(pod).to_owned(), m.at);
-        }
         match (m.resource, m.before, m.after) {
             (DEPLOYMENTS, _, Some(d)) => {
                 let (most, least) = bounds(d);
