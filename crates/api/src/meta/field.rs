@@ -6,6 +6,8 @@ use std::fmt;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Path(String);
 
+const DIGITS: &str = "0123456789";
+
 impl Path {
     /// A path of one field.
     #[must_use]
@@ -15,17 +17,21 @@ impl Path {
     /// `self.name`.
     #[must_use]
     pub fn child(&self, name: &str) -> Self {
-        if self.0.is_empty() { Self(name.to_owned()) } else { Self(format!("{}.{name}", self.0)) }
+        if self.0.is_empty() { Self(name.to_owned()) } else { Self([&self.0, ".", name].concat()) }
     }
     /// `self[index]`.
     #[must_use]
     pub fn index(&self, index: usize) -> Self {
-        Self(format!("{}[{index}]", self.0))
+        // Without the machinery of `format!`: validation makes dozens of paths, nearly always for nothing.
+        match index {
+            0..10 => self.key(&DIGITS[index..=index]),
+            _ => self.key(&index.to_string()),
+        }
     }
     /// `self[key]`.
     #[must_use]
     pub fn key(&self, key: &str) -> Self {
-        Self(format!("{}[{key}]", self.0))
+        Self([&self.0, "[", key, "]"].concat())
     }
     /// The path as text.
     #[must_use]

@@ -47,7 +47,14 @@ fn times(pod: &Pod) -> impl Iterator<Item = &Time> {
 pub struct Fresh {
     /// The object without managed fields, which watchers in this process have no use for.
     object: Arc<dyn Object>,
-    managed: Option<Arc<[ManagedFieldsEntry]>>,
+    /// For the next writer; there is seldom more than one of the same version.
+    managed: Arc<Mutex<Managed>>,
+}
+
+#[derive(Debug)]
+enum Managed {
+    There(Option<Vec<ManagedFieldsEntry>>),
+    Taken,
 }
 
 /// The object as it is read when it has been stored. None where it may be read differently, and for kinds of which there
@@ -64,7 +71,8 @@ pub fn as_read(object: &mut dyn Object) -> Option<Fresh> {
     pod.metadata.managed_fields = managed;
     // As decoding does, for what admission has filled in.
     copy.spec.as_mut().map_or(Ok(()), canonicalize_pod_spec).ok()?;
-    Some(Fresh { object: Arc::new(copy), managed: pod.metadata.managed_fields.as_deref().map(Arc::from) })
+    let managed = Managed::There(pod.metadata.managed_fields.clone());
+    Some(Fresh { object: Arc::new(copy), managed: Arc::new(Mutex::new(managed)) })
 }
 
 impl Fresh {
@@ -79,11 +87,14 @@ impl Fresh {
         self.object.clone()
     }
 
-    /// All of the object.
-    fn whole(&self) -> Box<dyn Object> {
+    /// All of the object, for the first who asks: copying managed fields takes as long as copying a pod.
+    fn whole(&self) -> Option<Box<dyn Object>> {
+        let Managed::There(managed) = std::mem::replace(&mut *self.managed.lock(), Managed::Taken) else {
+            return None;
+        };
         let mut object = self.object.boxed_clone();
-        object.meta_mut().managed_fields = self.managed.as_deref().map(<[_]>::to_vec);
-        object
+        object.meta_mut().managed_fields = managed;
+        Some(object)
     }
 }
 
@@ -155,7 +166,8 @@ impl WatchCache {
         self.receivers.load(Ordering::Relaxed) > 0
     }
 
-    /// The object at a path as it was written with a version, where that was one of the last writes.
+    /// The object at a path as it was written with a version, where that was one of the last writes and nobody has been
+    /// given it yet.
     #[must_use]
     pub fn fresh(&self, path: &str, version: u64) -> Option<Box<dyn Object>> {
         if !self.is_received() {
@@ -166,7 +178,7 @@ impl WatchCache {
         let mut of_version = state.ring.range(first..).take_while(|event| event.revision() == version);
         let fresh = of_version.find(|event| event.entry.path() == path)?.fresh();
         drop(state);
-        Some(fresh?.whole())
+        fresh?.whole()
     }
 }
 
@@ -209,7 +221,11 @@ mod tests {
         let fresh = as_read(&mut pod);
         assert_eq!(pod, before);
         assert!(fresh.iter().all(|fresh| fresh.slim().meta().managed_fields.is_none()));
-        let given = fresh.map(|fresh| downcast::<Pod>(fresh.whole().as_ref()).unwrap().clone());
+        let given = fresh.map(|fresh| {
+            let given = downcast::<Pod>(fresh.whole().unwrap().as_ref()).unwrap().clone();
+            assert!(fresh.whole().is_none(), "given once");
+            given
+        });
         (given, Pod::from_json(&Kind::to_json(&pod)).unwrap())
     }
 

@@ -16,6 +16,9 @@ use tokio::sync::{mpsc, oneshot};
 /// Transactions committed with one fsync at most; bounds the latency of the first.
 const GROUP_MAX: usize = 512;
 
+/// Where as many transactions came together, more are on their way.
+const CROWD: usize = 4;
+
 /// The log may grow to this many times its usual size while the tree lags behind; then writes wait for it.
 const LAG_MAX: u64 = 16;
 
@@ -66,7 +69,12 @@ impl Writer {
                     Err(_) => break,
                 }
             }
+            let crowd = jobs.len() >= CROWD;
             self.commit(&mut jobs);
+            if crowd {
+                // Where the processors are busy with those who will write next, all of them are worth waiting for.
+                std::thread::yield_now();
+            }
         }
     }
 

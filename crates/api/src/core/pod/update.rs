@@ -25,10 +25,11 @@ fn metadata_path() -> Path {
 /// Field errors of a pod's annotations and spec, on create and on every update.
 pub(super) fn validate_metadata_and_spec(pod: &Pod) -> ErrorList {
     let mut errors = ErrorList::default();
-    let spec = pod.spec.clone().unwrap_or_default();
+    let nothing = PodSpec::default();
+    let spec = pod.spec.as_ref().unwrap_or(&nothing);
     let path = spec_path();
-    validate_pod_annotations(&pod.metadata, &spec, &metadata_path().child("annotations"), &mut errors);
-    errors.extend(validate_pod_spec(&spec, Some(&pod.metadata), &path, Options { is_pod: true }));
+    validate_pod_annotations(&pod.metadata, spec, &metadata_path().child("annotations"), &mut errors);
+    errors.extend(validate_pod_spec(spec, Some(&pod.metadata), &path, Options { is_pod: true }));
     if text(&spec.service_account_name).is_empty() {
         for (i, v) in spec.volumes.iter().flatten().enumerate() {
             let sources = v.projected.iter().flat_map(|p| p.sources.iter().flatten()).enumerate();

@@ -9,6 +9,7 @@ use k8s_openapi::api::core::v1::{
     WeightedPodAffinityTerm,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 const NULL_SELECTOR: &str = "a null labelSelector results in matching no pod";
@@ -79,7 +80,8 @@ fn warnings(spec: &PodSpec, meta: &ObjectMeta, path: &Path, template: bool) -> V
         out.push(seccomp_message(&annotations.key(SECCOMP_POD)));
     }
     let pod_apparmor = context.is_some_and(|c| c.app_armor_profile.is_some());
-    for (c, path) in containers(spec, &spec_path) {
+    let containers = containers(spec, &spec_path);
+    for (c, path) in &containers {
         let own = c.security_context.as_ref();
         let key = format!("{SECCOMP_CONTAINER}{}", c.name);
         if own.is_none_or(|c| c.seccomp_profile.is_none()) && meta.annotation(&key).is_some() {
@@ -97,11 +99,11 @@ fn warnings(spec: &PodSpec, meta: &ObjectMeta, path: &Path, template: bool) -> V
             warn_fractions(r.limits.as_ref(), &path.child("resources").child("limits"), out);
             warn_fractions(r.requests.as_ref(), &path.child("resources").child("requests"), out);
         }
-        warn_env(&c, &path, out);
+        warn_env(c, path, out);
     }
     let mut ports = BTreeMap::new();
-    for (c, path) in containers(spec, &spec_path) {
-        warn_ports(&c, &path, &mut ports, out);
+    for (c, path) in &containers {
+        warn_ports(c, path, &mut ports, out);
     }
     if spec.termination_grace_period_seconds.is_some_and(|s| s < 0) {
         let path = spec_path.child("terminationGracePeriodSeconds");
@@ -116,12 +118,14 @@ fn seccomp_message(path: &Path) -> String {
 }
 
 /// All containers with their paths; ephemeral ones as containers.
-fn containers(spec: &PodSpec, path: &Path) -> Vec<(Container, Path)> {
+fn containers<'s>(spec: &'s PodSpec, path: &Path) -> Vec<(Cow<'s, Container>, Path)> {
     let of = |field: &'static str, i: usize| path.child(field).index(i);
-    let init = spec.init_containers.iter().flatten().enumerate().map(|(i, c)| (c.clone(), of("initContainers", i)));
-    let own = spec.containers.iter().enumerate().map(|(i, c)| (c.clone(), of("containers", i)));
+    let init =
+        spec.init_containers.iter().flatten().enumerate().map(|(i, c)| (Cow::Borrowed(c), of("initContainers", i)));
+    let own = spec.containers.iter().enumerate().map(|(i, c)| (Cow::Borrowed(c), of("containers", i)));
     let ephemeral = spec.ephemeral_containers.iter().flatten().enumerate();
-    let ephemeral = ephemeral.map(|(i, c)| (super::validate::container::as_container(c), of("ephemeralContainers", i)));
+    let ephemeral =
+        ephemeral.map(|(i, c)| (Cow::Owned(super::validate::container::as_container(c)), of("ephemeralContainers", i)));
     init.chain(own).chain(ephemeral).collect()
 }
 
@@ -260,9 +264,9 @@ fn warn_env(c: &Container, path: &Path, out: &mut Vec<String>) {
     }
 }
 
-type PortsSeen = BTreeMap<(i32, String), Vec<(Path, ContainerPort)>>;
+type PortsSeen<'c> = BTreeMap<(i32, &'c str), Vec<(Path, &'c ContainerPort)>>;
 
-fn warn_ports(c: &Container, path: &Path, seen: &mut PortsSeen, out: &mut Vec<String>) {
+fn warn_ports<'c>(c: &'c Container, path: &Path, seen: &mut PortsSeen<'c>, out: &mut Vec<String>) {
     for (i, port) in c.ports.iter().flatten().enumerate() {
         let path = path.child("ports").index(i);
         let (ip, host_port) = (text(&port.host_ip), port.host_port.unwrap_or(0));
@@ -274,7 +278,7 @@ fn warn_ports(c: &Container, path: &Path, seen: &mut PortsSeen, out: &mut Vec<St
                 text(&port.protocol)
             ));
         }
-        let others = seen.entry((port.container_port, text(&port.protocol).to_owned())).or_default();
+        let others = seen.entry((port.container_port, text(&port.protocol))).or_default();
         for (other_path, other) in others.iter() {
             let (other_ip, other_host_port) = (text(&other.host_ip), other.host_port.unwrap_or(0));
             let what = if ip == other_ip && host_port == other_host_port {
@@ -288,7 +292,7 @@ fn warn_ports(c: &Container, path: &Path, seen: &mut PortsSeen, out: &mut Vec<St
             };
             out.push(format!("{path}: {what} port definition with {other_path}"));
         }
-        others.push((path, port.clone()));
+        others.push((path, port));
     }
 }
 
