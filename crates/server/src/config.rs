@@ -6,8 +6,8 @@ use crate::audit::Audit;
 use crate::encryption::Encryption;
 use gantry_api::k8s_openapi::api::rbac::v1::PolicyRule;
 use gantry_api::versions::Versions;
-use ipnet::IpNet;
-use std::net::{IpAddr, SocketAddr};
+use ipnet::{IpNet, Ipv4Net};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 /// Everything the server needs to know; built by the binary's bootstrap.
@@ -63,6 +63,38 @@ pub struct ServerConfig {
 }
 
 impl ServerConfig {
+    /// A server that is asked within its process: it listens nowhere, and has one certificate for all who want to see one. All
+    /// else is as in a cluster of which nothing was said. Keys and certificates are PEM.
+    #[must_use]
+    pub fn in_process(ca: &str, certificate: &str, key: &str, signing_key: &str) -> Self {
+        let issuer = "https://kubernetes.default.svc.cluster.local";
+        Self {
+            listen: Vec::new(),
+            serving_cert_pem: certificate.to_owned(),
+            serving_key_pem: key.to_owned(),
+            client_ca_pem: ca.to_owned(),
+            cluster_ca_pem: ca.to_owned(),
+            kubelet_client_cert_pem: certificate.to_owned(),
+            kubelet_client_key_pem: key.to_owned(),
+            service_account_key_pem: signing_key.to_owned(),
+            service_account_issuer: issuer.to_owned(),
+            api_audiences: vec![issuer.to_owned()],
+            static_tokens: Vec::new(),
+            service_cidr: IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(10, 96, 0, 0), 16)),
+            secondary_service_cidr: None,
+            node_port_range: (30000, 32767),
+            advertise: None,
+            request_body_bytes_max: 3 << 20,
+            requests_at_once: 600,
+            audit: None,
+            encryption: None,
+            versions: Versions::default(),
+            admission: AdmissionConfig::default(),
+            component_roles: Vec::new(),
+            access: AccessConfig::default(),
+        }
+    }
+
     /// The ranges for ClusterIPs, the default family's first.
     pub fn service_cidrs(&self) -> impl Iterator<Item = &IpNet> {
         std::iter::once(&self.service_cidr).chain(&self.secondary_service_cidr)

@@ -29,7 +29,6 @@ use tokio_util::sync::CancellationToken;
 
 /// The instant at which simulations begin that do not say when: 2027-01-15T08:00:00Z.
 pub const BEGIN: Timestamp = Timestamp::constant(1_800_000_000, 0);
-const ISSUER: &str = "https://kubernetes.default.svc.cluster.local";
 
 /// Why a control plane could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -328,29 +327,10 @@ impl ControlPlane {
 }
 
 fn server_config(keys: &Keys) -> ServerConfig {
+    let (ca, serving) = (&keys.ca.certificate_pem, &keys.serving);
     ServerConfig {
-        listen: Vec::new(),
-        serving_cert_pem: keys.serving.certificate_pem.clone(),
-        serving_key_pem: keys.serving.key_pem.clone(),
-        client_ca_pem: keys.ca.certificate_pem.clone(),
-        cluster_ca_pem: keys.ca.certificate_pem.clone(),
-        kubelet_client_cert_pem: keys.serving.certificate_pem.clone(),
-        kubelet_client_key_pem: keys.serving.key_pem.clone(),
-        service_account_key_pem: keys.service_account_key_pem.clone(),
-        service_account_issuer: ISSUER.into(),
-        api_audiences: vec![ISSUER.into()],
-        static_tokens: Vec::new(),
-        service_cidr: ipnet::IpNet::V4(ipnet::Ipv4Net::new_assert(Ipv4Addr::new(10, 96, 0, 0), 16)),
-        secondary_service_cidr: None,
-        node_port_range: (30000, 32767),
         advertise: Some((IpAddr::V4(Ipv4Addr::new(192, 168, 0, 1)), 6443)),
-        request_body_bytes_max: 3 << 20,
-        requests_at_once: 600,
-        audit: None,
-        encryption: None,
-        versions: gantry_api::versions::Versions::default(),
-        admission: gantry_server::admission::AdmissionConfig::default(),
-        access: gantry_server::access::AccessConfig::default(),
         component_roles: wire::component_roles(),
+        ..ServerConfig::in_process(ca, &serving.certificate_pem, &serving.key_pem, &keys.service_account_key_pem)
     }
 }
