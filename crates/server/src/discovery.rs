@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use std::cmp::Reverse;
 use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 /// A discovery document.
@@ -151,6 +152,18 @@ impl Discovery {
             out.aggregated.insert(path, (json.into(), etag));
         }
         out
+    }
+
+    /// The same, saying by which address clients reach this server, where it knows one.
+    #[must_use]
+    pub fn reached_at(mut self, address: Option<(IpAddr, u16)>) -> Self {
+        if let Some((ip, port)) = address {
+            let anybody = json!({ "clientCIDR": "0.0.0.0/0", "serverAddress": SocketAddr::new(ip, port).to_string() });
+            let versions =
+                json!({ "kind": "APIVersions", "versions": ["v1"], "serverAddressByClientCIDRs": [anybody] });
+            self.plain.insert("/api".into(), versions.to_string().into());
+        }
+        self
     }
 
     fn add_plain(&mut self, versions: &[GroupVersion]) {
@@ -328,6 +341,11 @@ mod tests {
         let discovery = Discovery::new(gantry_api::kinds::ALL, Vec::new());
         let Some(Answer::Plain(json)) = discovery.answer("/api/v1", false) else { panic!("no core document") };
         let document: Value = serde_json::from_slice(&json).unwrap();
+        let reached = Discovery::new(&[], Vec::new()).reached_at(Some(([192, 0, 2, 1].into(), 6443)));
+        let Some(Answer::Plain(json)) = reached.answer("/api", false) else { panic!("no versions") };
+        let versions: Value = serde_json::from_slice(&json).unwrap();
+        let anybody = json!([{"clientCIDR": "0.0.0.0/0", "serverAddress": "192.0.2.1:6443"}]);
+        assert_eq!(versions["serverAddressByClientCIDRs"], anybody);
         let names: Vec<_> =
             document["resources"].as_array().unwrap().iter().map(|r| r["name"].as_str().unwrap()).collect();
         assert!(names.contains(&"configmaps") && names.contains(&"namespaces/status"), "{names:?}");

@@ -167,7 +167,7 @@ impl Server {
             started: clock.now(),
             components: Components::default(),
             flow: Flow::new(config.requests_at_once, clock),
-            discovery: ArcSwap::from_pointee(Discovery::new(&served, Vec::new())),
+            discovery: ArcSwap::from_pointee(Discovery::new(&served, Vec::new()).reached_at(config.advertise)),
             openapi: crate::openapi::Documents::new(&served),
             issuer,
             kubelet: Arc::new(kubelet),
@@ -220,7 +220,8 @@ impl Server {
     /// Makes the documents that say what is served anew.
     pub(crate) fn republish(&self) {
         let served = served(&self.registry);
-        self.discovery.store(Arc::new(Discovery::new(&served, self.aggregator.discovered())));
+        let discovery = Discovery::new(&served, self.aggregator.discovered()).reached_at(self.config.advertise);
+        self.discovery.store(Arc::new(discovery));
         self.openapi.replace(&served, self.aggregator.documented());
         self.aggregator.versions_changed();
     }
