@@ -111,9 +111,11 @@ pub fn handle(server: &Arc<Server>, parts: Parts, body: Incoming, caller: Caller
 async fn answer(server: &Arc<Server>, mut parts: Parts, body: Incoming, caller: Caller) -> Response {
     let started = tokio::time::Instant::now();
     let audit_id = parts.headers.get(&AUDIT_ID).filter(|id| !id.is_empty()).cloned();
-    let audit_id = audit_id.unwrap_or_else(|| {
+    let mut audit_id = audit_id.unwrap_or_else(|| {
         HeaderValue::from_str(&server.registry.entropy.uuid()).unwrap_or(HeaderValue::from_static("unknown"))
     });
+    // Never the same twice: HTTP/2 is not to keep the last fifty in its table and to compare each new one with all of them.
+    audit_id.set_sensitive(true);
     let query = route::parse_query(parts.uri.query());
     let info = match route::request_info(&parts.method, parts.uri.path(), &query) {
         Ok(info) => info,
