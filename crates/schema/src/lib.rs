@@ -51,7 +51,7 @@
 //!     conflict.to_string(),
 //!     "Apply failed with 1 conflict: conflict with \"kubectl-create\" using apps/v1: .spec.replicas"
 //! );
-//! let live = owners.apply(Some(live.clone()), &config, "kubectl", true, "2026-01-02T03:04:07Z").unwrap();
+//! let live = owners.apply(Some(live.clone()), &config, "kubectl", true, "2026-01-02T03:04:07Z").unwrap().unwrap();
 //! assert_eq!(live["spec"], json!({"replicas": 5, "paused": true}));
 //! ```
 

@@ -217,31 +217,14 @@ impl<'a> FieldManager<'a> {
         new
     }
 
-    /// Merges an applied configuration into the live object; the result has its `metadata.managedFields` set. `live` is
-    /// absent when there is no object of the name yet. `now` is RFC 3339 in whole seconds.
+    /// Merges an applied configuration into the live object; the result has its `metadata.managedFields` set. None where it is
+    /// the live object as it is. `live` is absent when there is no object of the name yet. `now` is RFC 3339 in whole seconds.
     ///
     /// Defaults are not set here, and the result may differ from the live object in nothing but its ownership.
     ///
     /// # Errors
     /// See [`ApplyError`].
     pub fn apply(
-        &self,
-        live: Option<Value>,
-        config: &Value,
-        manager: &str,
-        force: bool,
-        now: &str,
-    ) -> Result<Value, ApplyError> {
-        let (mut merged, owners, _) = self.applied(live, config, manager, force, now)?;
-        managed::encode(&mut merged, owners);
-        Ok(merged)
-    }
-
-    /// As [`FieldManager::apply`]; nothing where the result is the live object as it is.
-    ///
-    /// # Errors
-    /// See [`ApplyError`].
-    pub fn apply_unless_same(
         &self,
         live: Option<Value>,
         config: &Value,
@@ -258,7 +241,7 @@ impl<'a> FieldManager<'a> {
     }
 
     /// The object an apply leads to, without its entries, and those; and whether both are known to be the live ones.
-    fn applied(
+    pub(super) fn applied(
         &self,
         live: Option<Value>,
         config: &Value,

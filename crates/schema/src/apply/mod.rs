@@ -20,14 +20,16 @@
 //! };
 //! let config = |data| json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "c"}, "data": data});
 //! let now = "2026-01-02T03:04:05Z";
-//! let live = manager.apply(None, &config(json!({"a": "1", "b": "2"})), "one", false, now).unwrap();
+//! let live = manager.apply(None, &config(json!({"a": "1", "b": "2"})), "one", false, now).unwrap().unwrap();
 //! // Another manager may add, but not change.
-//! let live = manager.apply(Some(live.clone()), &config(json!({"c": "3"})), "two", false, now).unwrap();
+//! let live = manager.apply(Some(live.clone()), &config(json!({"c": "3"})), "two", false, now).unwrap().unwrap();
 //! let conflict = manager.apply(Some(live.clone()), &config(json!({"a": "9"})), "two", false, now).unwrap_err();
 //! assert_eq!(conflict.to_string(), r#"Apply failed with 1 conflict: conflict with "one": .data.a"#);
 //! // What the first no longer applies goes.
-//! let live = manager.apply(Some(live.clone()), &config(json!({"a": "1"})), "one", false, now).unwrap();
+//! let live = manager.apply(Some(live.clone()), &config(json!({"a": "1"})), "one", false, now).unwrap().unwrap();
 //! assert_eq!(live["data"], json!({"a": "1", "c": "3"}));
+//! // Nothing comes of what is there already.
+//! assert!(manager.apply(Some(live), &config(json!({"a": "1"})), "one", false, now).unwrap().is_none());
 //! ```
 
 mod covers;

@@ -184,7 +184,7 @@ impl Registry {
         let live = old.map(Object::to_value);
         let options = target.options;
         let applied = with_manager(target, schema, custom, |manager| {
-            manager.map(|m| m.apply_unless_same(live, &config, &options.field_manager, options.force, now))
+            manager.map(|m| m.apply(live, &config, &options.field_manager, options.force, now))
         });
         let merged = applied
             .ok_or_else(|| {

@@ -238,7 +238,7 @@ fn wanted_scale(
                 .map_err(|e| ApiError::bad_request(format!("error decoding YAML: {e}")))?;
             let merged =
                 owners.apply(Some(present.clone()), &config.value, manager, force, now).map_err(apply_error)?;
-            return Ok((merged, config.strict_errors));
+            return Ok((merged.unwrap_or_else(|| present.clone()), config.strict_errors));
         }
         ScaleChange::Patch(_, body) => patched(patch::merge_patch(present, body), schema)?,
     };

@@ -295,7 +295,7 @@ proptest! {
                 }
                 let accepted = model.step(step, &sent);
                 let outcome = if step.apply {
-                    manager.apply(live.clone(), &sent, &step.manager, step.force, NOW)
+                    manager.apply_anew(live.clone(), &sent, &step.manager, step.force, NOW)
                 } else {
                     Ok(manager.update(live.as_ref(), sent, &step.manager, NOW))
                 };
@@ -320,9 +320,9 @@ proptest! {
     #[test]
     fn apply_is_idempotent(first in step(), second in step()) {
         with_manager(|manager| -> Result<(), TestCaseError> {
-            let live = manager.apply(None, &object(&first.spec), "one", true, NOW).unwrap();
-            let live = manager.apply(Some(live.clone()), &object(&second.spec), "two", true, NOW).unwrap();
-            let again = manager.apply(Some(live.clone()), &object(&second.spec), "two", false, "2027-01-01T00:00:00Z").unwrap();
+            let live = manager.apply_anew(None, &object(&first.spec), "one", true, NOW).unwrap();
+            let live = manager.apply_anew(Some(live.clone()), &object(&second.spec), "two", true, NOW).unwrap();
+            let again = manager.apply_anew(Some(live.clone()), &object(&second.spec), "two", false, "2027-01-01T00:00:00Z").unwrap();
             prop_assert_eq!(again, live);
             Ok(())
         })?;
@@ -335,12 +335,12 @@ proptest! {
         with_manager(|manager| -> Result<(), TestCaseError> {
             let mut live = None;
             for step in &steps {
-                live = Some(manager.apply(live, &object(&step.spec), &step.manager, true, NOW).unwrap());
+                live = Some(manager.apply_anew(live, &object(&step.spec), &step.manager, true, NOW).unwrap());
             }
             for step in steps.last().into_iter().chain([&last]) {
                 let (config, name) = (object(&step.spec), &step.manager);
-                let wanted = manager.apply(live.clone(), &config, name, true, LATER).unwrap();
-                let found = manager.apply_unless_same(live.clone(), &config, name, true, LATER).unwrap();
+                let wanted = manager.apply_anew(live.clone(), &config, name, true, LATER).unwrap();
+                let found = manager.apply(live.clone(), &config, name, true, LATER).unwrap();
                 prop_assert_eq!(found.or_else(|| live.clone()), Some(wanted));
             }
             Ok(())
@@ -352,13 +352,13 @@ proptest! {
     fn short_ways_lead_where_long_ones_do(first in spec(), second in spec(), unowned in spec(), other in spec()) {
         with_manager(|manager| -> Result<(), TestCaseError> {
             let first = object(&first);
-            let live = manager.apply(None, &first, "one", true, NOW).unwrap();
-            let mut live = manager.apply(Some(live), &object(&other), "two", true, NOW).unwrap();
+            let live = manager.apply_anew(None, &first, "one", true, NOW).unwrap();
+            let mut live = manager.apply_anew(Some(live), &object(&other), "two", true, NOW).unwrap();
             fill(&mut live["spec"], &unowned);
             for config in [first, object(&second)] {
                 for name in ["one", "two", "three"] {
-                    let applied = manager.apply(Some(live.clone()), &config, name, true, NOW).unwrap();
-                    manager.apply(Some(applied), &config, name, true, NOW).unwrap();
+                    let applied = manager.apply_anew(Some(live.clone()), &config, name, true, NOW).unwrap();
+                    manager.apply_anew(Some(applied), &config, name, true, NOW).unwrap();
                 }
             }
             Ok(())
@@ -378,8 +378,8 @@ proptest! {
             let mut live: Option<Value> = None;
             for (one, two) in &specs {
                 let (one, two) = (part(one, true), part(two, false));
-                let object = manager.apply(live.clone(), &one, "one", false, NOW).unwrap();
-                let object = manager.apply(Some(object.clone()), &two, "two", false, NOW).unwrap();
+                let object = manager.apply_anew(live.clone(), &one, "one", false, NOW).unwrap();
+                let object = manager.apply_anew(Some(object.clone()), &two, "two", false, NOW).unwrap();
                 let mut expected = leaves(&one);
                 expected.extend(leaves(&two));
                 prop_assert_eq!(leaves(&object), expected);
@@ -414,9 +414,9 @@ proptest! {
     #[test]
     fn applied_items_keep_their_order(live in spec(), config in spec()) {
         with_manager(|manager| -> Result<(), TestCaseError> {
-            let live = manager.apply(None, &object(&live), "one", true, NOW).unwrap();
+            let live = manager.apply_anew(None, &object(&live), "one", true, NOW).unwrap();
             let config = object(&config);
-            let merged = manager.apply(Some(live.clone()), &config, "two", true, NOW).unwrap();
+            let merged = manager.apply_anew(Some(live.clone()), &config, "two", true, NOW).unwrap();
             let names = |object: &Value| -> Vec<(Value, Value)> {
                 let items = object["spec"]["list"].as_array().cloned().unwrap_or_default();
                 items.iter().map(|item| (item["name"].clone(), item.get("proto").cloned().unwrap_or(json!("TCP")))).collect()

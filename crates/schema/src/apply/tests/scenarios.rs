@@ -71,7 +71,8 @@ fn create_and_update_are_tracked() {
     assert_eq!(entries(&reset), []);
     let again = manager.update(Some(&reset), with_uid(deployment(json!({"replicas": 7}))), "other", T2);
     assert_eq!(entries(&again), []);
-    let applied = manager.apply(Some(again.clone()), &deployment(json!({"paused": true})), "one", false, T2).unwrap();
+    let applied =
+        manager.apply_anew(Some(again.clone()), &deployment(json!({"paused": true})), "one", false, T2).unwrap();
     let names: Vec<String> = entries(&applied).into_iter().map(|entry| entry.0).collect();
     assert_eq!(names, ["one", "before-first-apply"]);
 }
@@ -80,8 +81,8 @@ fn create_and_update_are_tracked() {
 fn what_changes_nothing_is_told() {
     let manager = deployments();
     let config = deployment(json!({"replicas": 1}));
-    let again = |live: &Value| manager.apply_unless_same(Some(live.clone()), &config, "one", false, T2).unwrap();
-    let live = with_uid(manager.apply(None, &config, "one", false, T0).unwrap());
+    let again = |live: &Value| manager.apply(Some(live.clone()), &config, "one", false, T2).unwrap();
+    let live = with_uid(manager.apply_anew(None, &config, "one", false, T0).unwrap());
     assert_eq!(again(&live), None);
     let mut paused = live.clone();
     paused["spec"]["paused"] = json!(true);
@@ -96,11 +97,11 @@ fn what_changes_nothing_is_told() {
     entries.insert(1, entries[0].clone());
     assert_eq!(again(&doubled), Some(live.clone()));
     // Client-side apply looks for its annotation, always.
-    let kubectl = with_uid(manager.apply(None, &config, "kubectl", false, T0).unwrap());
-    let same = manager.apply_unless_same(Some(kubectl.clone()), &config, "kubectl", false, T2).unwrap();
+    let kubectl = with_uid(manager.apply_anew(None, &config, "kubectl", false, T0).unwrap());
+    let same = manager.apply(Some(kubectl.clone()), &config, "kubectl", false, T2).unwrap();
     assert_eq!(same, Some(kubectl));
     let two = deployment(json!({"replicas": 2}));
-    assert!(manager.apply_unless_same(Some(live), &two, "one", false, T2).unwrap().is_some());
+    assert!(manager.apply(Some(live), &two, "one", false, T2).unwrap().is_some());
 }
 
 #[test]
@@ -109,7 +110,8 @@ fn conflicts_name_their_field() {
     let containers = |image: &str| json!({"containers": [{"name": "nginx", "image": image}]});
     let spec = |replicas: i32, image: &str| json!({"replicas": replicas, "template": {"spec": containers(image)}});
     let live = with_uid(manager.update(None, deployment(spec(1, "a")), "kubectl-client-side-apply", T0));
-    let error = manager.apply(Some(live.clone()), &deployment(json!({"replicas": 2})), "me", false, T1).unwrap_err();
+    let error =
+        manager.apply_anew(Some(live.clone()), &deployment(json!({"replicas": 2})), "me", false, T1).unwrap_err();
     assert_eq!(
         error.to_string(),
         "Apply failed with 1 conflict: conflict with \"kubectl-client-side-apply\" using apps/v1: .spec.replicas"
@@ -117,13 +119,13 @@ fn conflicts_name_their_field() {
     let ApplyError::Conflict(conflicts) = error else { panic!() };
     assert_eq!(conflicts[0].message(), "conflict with \"kubectl-client-side-apply\" using apps/v1");
     assert_eq!(conflicts[0].field, ".spec.replicas");
-    let error = manager.apply(Some(live.clone()), &deployment(spec(2, "b")), "me", false, T1).unwrap_err();
+    let error = manager.apply_anew(Some(live.clone()), &deployment(spec(2, "b")), "me", false, T1).unwrap_err();
     assert_eq!(
         error.to_string(),
         "Apply failed with 2 conflicts: conflicts with \"kubectl-client-side-apply\" using apps/v1:\n\
          - .spec.replicas\n- .spec.template.spec.containers[name=\"nginx\"].image"
     );
-    let forced = manager.apply(Some(live.clone()), &deployment(spec(2, "b")), "me", true, T1).unwrap();
+    let forced = manager.apply_anew(Some(live.clone()), &deployment(spec(2, "b")), "me", true, T1).unwrap();
     assert_eq!(forced["spec"], spec(2, "b"));
     // The other keeps what did not change, and what is there in every container.
     let left = json!({"f:spec": {"f:template": {"f:spec": {"f:containers": {
@@ -131,7 +133,7 @@ fn conflicts_name_their_field() {
     assert_eq!(entries(&forced)[1], ("kubectl-client-side-apply".into(), "Update".into(), T0.into(), left));
     let scale = FieldManager { subresource: "scale", ..manager };
     let scaled = scale.update(Some(&forced), with_uid(deployment(spec(5, "b"))), "autoscaler", T2);
-    let error = manager.apply(Some(scaled.clone()), &deployment(spec(2, "b")), "me", false, T2).unwrap_err();
+    let error = manager.apply_anew(Some(scaled.clone()), &deployment(spec(2, "b")), "me", false, T2).unwrap_err();
     assert_eq!(
         error.to_string(),
         "Apply failed with 1 conflict: conflict with \"autoscaler\" with subresource \"scale\" using apps/v1: .spec.replicas"
@@ -144,7 +146,7 @@ fn what_is_no_longer_applied_goes() {
     let pod = |containers: Value| json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": {"containers": containers}});
     let ports = json!([{"containerPort": 80}, {"containerPort": 80, "protocol": "UDP"}]);
     let first = pod(json!([{"name": "a", "ports": ports}, {"name": "b", "env": [{"name": "x", "value": "1"}]}]));
-    let live = manager.apply(None, &first, "one", false, T0).unwrap();
+    let live = manager.apply_anew(None, &first, "one", false, T0).unwrap();
     let owned = &entries(&live)[0].3["f:spec"]["f:containers"]["k:{\"name\":\"a\"}"]["f:ports"];
     assert_eq!(
         *owned,
@@ -158,16 +160,16 @@ fn what_is_no_longer_applied_goes() {
     defaulted["spec"]["containers"][0]["ports"][0]["protocol"] = json!("TCP");
     defaulted["spec"]["containers"][1]["terminationMessagePath"] = json!("/dev/log");
     let smaller = pod(json!([{"name": "a", "ports": [{"containerPort": 80, "protocol": "UDP"}]}]));
-    let live = manager.apply(Some(defaulted.clone()), &smaller, "one", false, T1).unwrap();
+    let live = manager.apply_anew(Some(defaulted.clone()), &smaller, "one", false, T1).unwrap();
     assert_eq!(live["spec"], smaller["spec"]);
     // Another owner keeps the item.
     let live =
-        manager.apply(Some(with_uid(live)), &pod(json!([{"name": "a", "tty": true}])), "two", false, T1).unwrap();
-    let live = manager.apply(Some(live.clone()), &pod(json!([{"name": "z"}])), "one", false, T2).unwrap();
+        manager.apply_anew(Some(with_uid(live)), &pod(json!([{"name": "a", "tty": true}])), "two", false, T1).unwrap();
+    let live = manager.apply_anew(Some(live.clone()), &pod(json!([{"name": "z"}])), "one", false, T2).unwrap();
     assert_eq!(live["spec"]["containers"], json!([{"name": "a", "tty": true}, {"name": "z"}]));
     // Nothing applied any more: the entry goes with its fields.
     let nothing = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}});
-    let live = manager.apply(Some(live.clone()), &nothing, "one", false, T2).unwrap();
+    let live = manager.apply_anew(Some(live.clone()), &nothing, "one", false, T2).unwrap();
     assert_eq!(live["spec"]["containers"], json!([{"name": "a", "tty": true}]));
     assert_eq!(entries(&live).len(), 1);
 }
@@ -176,20 +178,21 @@ fn what_is_no_longer_applied_goes() {
 fn shared_values_need_no_force_and_time_stays() {
     let manager = deployments();
     let config = deployment(json!({"replicas": 1, "selector": {"matchLabels": {"a": "b"}}}));
-    let live = with_uid(manager.apply(None, &config, "one", false, T0).unwrap());
-    assert_eq!(manager.apply(Some(live.clone()), &config, "one", false, T1).unwrap(), live);
-    let shared = manager.apply(Some(live.clone()), &deployment(json!({"replicas": 1})), "two", false, T1).unwrap();
+    let live = with_uid(manager.apply_anew(None, &config, "one", false, T0).unwrap());
+    assert_eq!(manager.apply_anew(Some(live.clone()), &config, "one", false, T1).unwrap(), live);
+    let shared = manager.apply_anew(Some(live.clone()), &deployment(json!({"replicas": 1})), "two", false, T1).unwrap();
     assert_eq!(entries(&shared).len(), 2);
     // The selector is atomic: it is owned and replaced whole.
     assert_eq!(entries(&live)[0].3["f:spec"], json!({"f:replicas": {}, "f:selector": {}}));
-    let alone = manager.apply(Some(shared.clone()), &deployment(json!({"paused": true})), "one", false, T2).unwrap();
+    let alone =
+        manager.apply_anew(Some(shared.clone()), &deployment(json!({"paused": true})), "one", false, T2).unwrap();
     assert_eq!(alone["spec"], json!({"paused": true, "replicas": 1}));
 }
 
 #[test]
 fn wrong_requests() {
     let manager = deployments();
-    let text = |config: &Value| manager.apply(None, config, "one", false, T0).unwrap_err();
+    let text = |config: &Value| manager.apply_anew(None, config, "one", false, T0).unwrap_err();
     let mut other = deployment(json!({}));
     other["apiVersion"] = json!("v1");
     assert_eq!(text(&other), ApplyError::BadRequest("invalid object type: /v1, Kind=Deployment".into()));
@@ -223,7 +226,7 @@ fn wrong_requests() {
         ),
     ] {
         damaged["metadata"]["managedFields"] = json!([entry]);
-        let error = manager.apply(Some(damaged.clone()), &deployment(json!({})), "one", false, T0).unwrap_err();
+        let error = manager.apply_anew(Some(damaged.clone()), &deployment(json!({})), "one", false, T0).unwrap_err();
         assert_eq!(error.to_string(), format!("failed to decode managed fields: {expected}"));
     }
 }
@@ -234,7 +237,7 @@ fn status_is_not_owned_through_the_main_resource() {
     let manager = FieldManager { reset_fields: Some(&reset), ..deployments() };
     let mut config = deployment(json!({"replicas": 1}));
     config["status"] = json!({"replicas": 5});
-    let live = manager.apply(None, &config, "one", false, T0).unwrap();
+    let live = manager.apply_anew(None, &config, "one", false, T0).unwrap();
     assert_eq!(entries(&live)[0].3, json!({"f:spec": {"f:replicas": {}}}));
     let updated = manager.update(None, config, "two", T0);
     assert_eq!(entries(&updated)[0].3, json!({"f:spec": {"f:replicas": {}}}));
@@ -248,15 +251,15 @@ fn from_client_side_to_server_side_apply() {
     created["metadata"]["annotations"] = json!({LAST_APPLIED_ANNOTATION: format!("{last}\n")});
     let live = with_uid(manager.update(None, created, "kubectl-client-side-apply", T0));
     let config = deployment(json!({"replicas": 3, "paused": true}));
-    assert!(matches!(manager.apply(Some(live.clone()), &config, "me", false, T1), Err(ApplyError::Conflict(_))));
-    let applied = manager.apply(Some(live.clone()), &config, "kubectl", false, T1).unwrap();
+    assert!(matches!(manager.apply_anew(Some(live.clone()), &config, "me", false, T1), Err(ApplyError::Conflict(_))));
+    let applied = manager.apply_anew(Some(live.clone()), &config, "kubectl", false, T1).unwrap();
     assert_eq!(applied["spec"]["replicas"], 3);
     assert_eq!(applied["metadata"]["annotations"][LAST_APPLIED_ANNOTATION], json!(format!("{config}\n")));
     // What others changed since is a conflict still.
     let scaled = manager.update(Some(&live), with_uid(deployment(json!({"replicas": 9, "paused": true}))), "hpa", T1);
     let mut scaled = scaled;
     scaled["metadata"]["annotations"] = live["metadata"]["annotations"].clone();
-    let error = manager.apply(Some(scaled.clone()), &config, "kubectl", false, T1).unwrap_err();
+    let error = manager.apply_anew(Some(scaled.clone()), &config, "kubectl", false, T1).unwrap_err();
     assert_eq!(error.to_string(), "Apply failed with 1 conflict: conflict with \"hpa\" using apps/v1: .spec.replicas");
 }
 
@@ -332,10 +335,10 @@ fn owners_of_another_version() {
         {"manager": "b", "operation": "Update", "apiVersion": "g/v0", "fieldsType": "FieldsV1", "fieldsV1": {"f:spec": {"f:n": {}}}},
     ]);
     let config = |spec: Value| json!({"apiVersion": "g/v1", "kind": "K", "spec": spec});
-    let error = first.apply(Some(live.clone()), &config(json!({"count": 2})), "c", false, T0).unwrap_err();
+    let error = first.apply_anew(Some(live.clone()), &config(json!({"count": 2})), "c", false, T0).unwrap_err();
     assert_eq!(error.to_string(), "Apply failed with 1 conflict: conflict with \"a\": .spec.size");
     // The same manager in the older version: what it had as `size` goes, and the version not served is forgotten.
-    let moved = first.apply(Some(live.clone()), &config(json!({"other": "x"})), "a", false, T1).unwrap();
+    let moved = first.apply_anew(Some(live.clone()), &config(json!({"other": "x"})), "a", false, T1).unwrap();
     assert_eq!(moved["spec"], json!({"other": "x"}));
     assert_eq!(entries(&moved).len(), 1);
     assert_eq!(moved["metadata"]["managedFields"][0]["apiVersion"], "g/v1");

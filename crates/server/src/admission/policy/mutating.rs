@@ -163,7 +163,7 @@ fn apply(object: &Value, value: &CelValue) -> Result<Value, Failure> {
     let mut live = object.clone();
     let managed = live["metadata"].as_object_mut().and_then(|m| m.remove("managedFields"));
     let merged = manager.apply(Some(live), &config, MANAGER, true, "1970-01-01T00:00:00Z");
-    let mut merged = merged.map_err(|e| failed("failed to merge patch", &e))?;
+    let Some(mut merged) = merged.map_err(|e| failed("failed to merge patch", &e))? else { return Ok(object.clone()) };
     if let Some(meta) = merged["metadata"].as_object_mut() {
         meta.remove("managedFields");
         meta.extend(managed.map(|m| ("managedFields".to_owned(), m)));
