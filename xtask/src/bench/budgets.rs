@@ -91,11 +91,11 @@ pub const BUDGETS: &[Budget] = &[
     more("cell_bound", "the same: pods bound, durable, end to end", 10_000.0, "/s", NOT_MEASURED),
     less("cell_memory", "memory with 50,000 nodes and 500,000 pods", 8_000.0, "MB", NOT_MEASURED),
     less("snapshot_memory", "the scheduler's part of that", 4_000.0, "MB", NOT_MEASURED),
-    more("bound_constrained_1000", "bound, spread, affinity, taints, 1,000 nodes", 10_000.0, "/s", NOT_MEASURED),
-    more("bound_anti_affine_1000", "bound, anti-affinity, 1,000 nodes", 10_000.0, "/s", NOT_MEASURED),
+    more("bound_constrained_1000", "bound, spread, affinity, taints, 1,000 nodes", 5_000.0, "/s", NOT_MEASURED),
+    more("bound_anti_affine_1000", "bound, anti-affinity, 1,000 nodes", 2_000.0, "/s", NOT_MEASURED),
     more("bound_preempting_1000", "bound after preempting, 1,000 nodes", 1_000.0, "/s", NOT_MEASURED),
-    more("bound_constrained_5000", "bound, spread, affinity, taints, 5,000 nodes", 10_000.0, "/s", NOT_MEASURED),
-    more("bound_anti_affine_5000", "bound, anti-affinity, 5,000 nodes", 10_000.0, "/s", NOT_MEASURED),
+    more("bound_constrained_5000", "bound, spread, affinity, taints, 5,000 nodes", 5_000.0, "/s", NOT_MEASURED),
+    more("bound_anti_affine_5000", "bound, anti-affinity, 5,000 nodes", 2_000.0, "/s", NOT_MEASURED),
     more("bound_preempting_5000", "bound after preempting, 5,000 nodes", 1_000.0, "/s", NOT_MEASURED),
 ];
 
