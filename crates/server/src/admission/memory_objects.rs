@@ -22,31 +22,10 @@ pub fn config() -> &'static ServerConfig {
             .expect("a name")
             .self_signed(&key)
             .expect("a certificate");
-        ServerConfig {
-            versions: gantry_api::versions::Versions::default(),
-            listen: Vec::new(),
-            serving_cert_pem: cert.pem(),
-            serving_key_pem: key.serialize_pem(),
-            client_ca_pem: cert.pem(),
-            cluster_ca_pem: cert.pem(),
-            kubelet_client_cert_pem: cert.pem(),
-            kubelet_client_key_pem: key.serialize_pem(),
-            service_account_key_pem: pair().serialize_pem(),
-            service_account_issuer: "https://kubernetes.default.svc".into(),
-            api_audiences: vec!["https://kubernetes.default.svc".into()],
-            static_tokens: vec![("secret".into(), "admin".into(), "1".into(), vec!["system:masters".into()])],
-            service_cidr: "10.96.0.0/16".parse().expect("a range"),
-            secondary_service_cidr: None,
-            node_port_range: (30000, 32767),
-            advertise: None,
-            request_body_bytes_max: 3 << 20,
-            requests_at_once: 600,
-            audit: None,
-            encryption: None,
-            admission: crate::admission::AdmissionConfig::default(),
-            access: crate::access::AccessConfig::default(),
-            component_roles: Vec::new(),
-        }
+        let admin = ("secret".into(), "admin".into(), "1".into(), vec!["system:masters".into()]);
+        let (cert, signing_key) = (cert.pem(), pair().serialize_pem());
+        let config = ServerConfig::in_process(&cert, &cert, &key.serialize_pem(), &signing_key);
+        ServerConfig { static_tokens: vec![admin], ..config }
     })
 }
 

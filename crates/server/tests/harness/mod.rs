@@ -46,33 +46,14 @@ fn certificates() -> (String, String, String, String) {
 /// The configuration of a test server, and its CA's key.
 pub fn config() -> (ServerConfig, String) {
     let (ca, ca_key, certificate, key) = certificates();
+    let signing_key = KeyPair::generate().unwrap().serialize_pem();
     let config = ServerConfig {
-        versions: gantry_api::versions::Versions::default(),
-        listen: vec![],
-        serving_cert_pem: certificate.clone(),
-        serving_key_pem: key.clone(),
-        client_ca_pem: ca.clone(),
-        cluster_ca_pem: ca,
-        kubelet_client_cert_pem: certificate,
-        kubelet_client_key_pem: key,
-        service_account_key_pem: KeyPair::generate().unwrap().serialize_pem(),
-        service_account_issuer: "https://kubernetes.default.svc.cluster.local".into(),
-        api_audiences: vec!["https://kubernetes.default.svc.cluster.local".into()],
         static_tokens: vec![
             (ADMIN_TOKEN.into(), "admin".into(), "1".into(), vec!["system:masters".into()]),
             ("nobody-token".into(), "nobody".into(), "2".into(), vec![]),
         ],
-        service_cidr: "10.96.0.0/16".parse().unwrap(),
-        secondary_service_cidr: None,
-        node_port_range: (30000, 32767),
         advertise: Some((Ipv4Addr::new(192, 0, 2, 1).into(), 6443)),
-        request_body_bytes_max: 3 << 20,
-        requests_at_once: 600,
-        audit: None,
-        encryption: None,
-        admission: gantry_server::admission::AdmissionConfig::default(),
-        access: gantry_server::access::AccessConfig::default(),
-        component_roles: vec![],
+        ..ServerConfig::in_process(&ca, &certificate, &key, &signing_key)
     };
     (config, ca_key)
 }

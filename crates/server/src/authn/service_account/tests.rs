@@ -13,6 +13,10 @@ fn named(name: &str, uid: &str) -> NamedObject {
     NamedObject { name: name.into(), uid: uid.into() }
 }
 
+fn audiences() -> [&'static str; 1] {
+    [&config().api_audiences[0]]
+}
+
 fn claims(cluster: &Cluster, bound: Bound, audiences: &[&str], seconds: i64, extend: bool) -> Claims {
     let audiences = audiences.iter().map(|a| (*a).to_owned()).collect();
     let issuer = &config().service_account_issuer;
@@ -40,7 +44,7 @@ async fn a_bound_token_tells_who_and_where() {
     objects
         .put::<Pod>(json!({"metadata": {"name": "p", "namespace": "a", "uid": "pod-uid"}, "spec": {"containers": []}}));
     let bound = Bound { pod: Some(named("p", "pod-uid")), node: Some(named("n", "node-uid")), secret: None };
-    let token = keys.sign(&claims(&cluster, bound, &["https://kubernetes.default.svc"], 3600, false)).unwrap();
+    let token = keys.sign(&claims(&cluster, bound, &audiences(), 3600, false)).unwrap();
     let user = ask(&a, &token, &[]).await.unwrap().unwrap();
     assert_eq!((user.username.as_str(), user.uid.as_str()), ("system:serviceaccount:a:app", "sa-uid"));
     assert_eq!(user.groups, ["system:serviceaccounts", "system:serviceaccounts:a", "system:authenticated"]);
@@ -54,7 +58,7 @@ async fn a_bound_token_tells_who_and_where() {
 #[tokio::test]
 async fn what_is_not_ours_is_refused() {
     let (cluster, objects, keys, a) = setup();
-    let fine = keys.sign(&claims(&cluster, Bound::default(), &["https://kubernetes.default.svc"], 600, false)).unwrap();
+    let fine = keys.sign(&claims(&cluster, Bound::default(), &audiences(), 600, false)).unwrap();
     assert!(ask(&a, &fine, &[]).await.unwrap().is_some());
     let other_audience = keys.sign(&claims(&cluster, Bound::default(), &["vault"], 600, false)).unwrap();
     assert!(ask(&a, &other_audience, &[]).await.unwrap_err().contains("audiences"));
@@ -64,10 +68,10 @@ async fn what_is_not_ours_is_refused() {
     tampered[at] = if tampered[at] == b'A' { b'B' } else { b'A' };
     assert!(ask(&a, &String::from_utf8(tampered).unwrap(), &[]).await.is_err());
     assert_eq!(ask(&a, "opaque", &[]).await, Ok(None), "another sort of token");
-    let mut foreign = claims(&cluster, Bound::default(), &["https://kubernetes.default.svc"], 600, false);
+    let mut foreign = claims(&cluster, Bound::default(), &audiences(), 600, false);
     foreign.iss = "https://elsewhere".into();
     assert_eq!(ask(&a, &keys.sign(&foreign).unwrap(), &[]).await, Ok(None));
-    let mut renamed = claims(&cluster, Bound::default(), &["https://kubernetes.default.svc"], 600, false);
+    let mut renamed = claims(&cluster, Bound::default(), &audiences(), 600, false);
     renamed.sub = "system:serviceaccount:a:admin".into();
     assert!(ask(&a, &keys.sign(&renamed).unwrap(), &[]).await.is_err());
     objects.put::<ServiceAccount>(json!({"metadata": {"name": "app", "namespace": "a", "uid": "new"}}));
@@ -77,7 +81,7 @@ async fn what_is_not_ours_is_refused() {
 #[tokio::test]
 async fn tokens_end() {
     let (mut cluster, _objects, keys, _) = setup();
-    let audience = ["https://kubernetes.default.svc"];
+    let audience = audiences();
     let short = keys.sign(&claims(&cluster, Bound::default(), &audience, 600, false)).unwrap();
     let extended = claims(&cluster, Bound::default(), &audience, WARN_AFTER_SECONDS, true);
     assert_eq!(extended.exp - extended.iat, EXTENDED_SECONDS);
