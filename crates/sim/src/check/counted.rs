@@ -158,8 +158,9 @@ impl CountedOnce {
             if end.verdict == Verdict::Open {
                 end.well |= well;
             }
-            // How it ends once it is counted is no more of the Job's concern.
-            if !tracked && m.before.is_some_and(is_tracked) {
+            // How it ends once it is counted is no more of the Job's concern; nor is that of one that a cache shows running
+            // when a success policy is met, which is deleted and let go at once.
+            if m.before.is_some_and(is_tracked) && (!tracked || m.after.is_none() && met()) {
                 let seen = job.is_none_or(|job| is_counted(job, pod) || is_over(job) || is_going(job));
                 let unseen = !seen && self.weather.stale && m.at.saturating_sub(end.at) < BEHIND;
                 end.verdict = if unseen { Verdict::Optional } else { Verdict::Decided };

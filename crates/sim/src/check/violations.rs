@@ -26,6 +26,12 @@ impl Story {
         self
     }
 
+    fn gone(mut self, seconds: u64, resource: &str, name: &str) -> Self {
+        self = self.put(seconds, resource, name, json!({}));
+        self.0.last_mut().unwrap().value = None;
+        self
+    }
+
     fn breaks(&self, rule: &mut dyn Rule) -> String {
         walk(&self.0, &mut [rule]).join("\n")
     }
@@ -228,6 +234,17 @@ fn jobs_that_do_not_know_how_their_pods_end() {
     assert!(strict.contains("counted 0 as succeeded, and 1 to 1"), "{strict}");
     assert!(over(let_go(4)).breaks(&mut stale()).contains("was neither counted nor deleted"));
     assert!(over(deleted(let_go(80))).breaks(&mut stale()).contains("counted 0 as succeeded"), "no cache is so old");
+    // The same of one that is deleted because a success policy is met.
+    let met = |at: u64| {
+        let mut met = job(0, json!({}), false);
+        met["status"]["conditions"] = json!([{"type": "SuccessCriteriaMet", "status": "True"}]);
+        let ended = runs().put(3, "core/pods", "p", pod("Succeeded", tracked()));
+        let ended = ended.put(at, "core/pods", "p", going(pod("Succeeded", tracked())));
+        over(ended.put(at, "batch/jobs", "j", met).gone(at, "core/pods", "p"))
+    };
+    assert_eq!(met(4).breaks(&mut stale()), "");
+    assert!(met(4).breaks(&mut CountedOnce::new(Weather::default())).contains("counted 0 as succeeded"));
+    assert!(met(80).breaks(&mut stale()).contains("counted 0 as succeeded"), "no cache is so old");
 }
 
 #[test]

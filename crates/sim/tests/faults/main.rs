@@ -143,9 +143,10 @@ async fn world(plan: Plan, kindness: Kindness, tenants: &[Tenant], played: &Atom
     if let Some((_, first)) = drivers.first() {
         first.at_large().create::<StorageClass>(class).await;
     }
-    let rough = kindness.weather().rough;
+    let weather = kindness.weather();
+    let rough = weather.rough;
     let unrest = async { if rough { unrest(cluster.clone(), nodes, Entropy::seeded(seed ^ 7)).await } else { nodes } };
-    let all = futures::future::join_all(drivers.iter().map(|(tenant, driver)| driver.play(*tenant, rough)));
+    let all = futures::future::join_all(drivers.iter().map(|(tenant, driver)| driver.play(*tenant, weather)));
     let (ended, nodes) = futures::future::join(all, unrest).await;
     let mut wrong: Vec<String> = ended.into_iter().filter_map(|e| e.err().map(|e| e.to_string())).collect();
     if wrong.is_empty() {
@@ -161,7 +162,6 @@ async fn world(plan: Plan, kindness: Kindness, tenants: &[Tenant], played: &Atom
     if let Ok(path) = std::env::var("GANTRY_SIM_LOG") {
         std::fs::write(format!("{path}.{seed}"), cluster.log.text()).map_err(|e| e.to_string())?;
     }
-    let weather = kindness.weather();
     let rules: &mut [&mut dyn Rule] = &mut [
         &mut Rollouts::new(weather),
         &mut Ordered::new(weather),
@@ -294,7 +294,7 @@ fn one_seed_gives_one_history_whatever_goes_wrong() {
             let played = tenants.iter().enumerate().map(|(n, tenant)| {
                 let (namespace, chance) = (format!("t{n}"), Entropy::seeded(n as u64));
                 let driver = Driver { cluster: cluster.clone(), namespace, chance };
-                async move { driver.play(*tenant, true).await.expect("it comes about") }
+                async move { driver.play(*tenant, Kindness::Wild.weather()).await.expect("it comes about") }
             });
             futures::future::join_all(played).await;
             // Whatever ends with the control plane ends in the same order, too.

@@ -2,7 +2,7 @@
 
 use crate::driver::{Driver, LIMIT};
 use gantry_client::Patch;
-use gantry_sim::check::unsettled;
+use gantry_sim::check::{Weather, unsettled};
 use gantry_sim::{Stuck, hollow};
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet};
 use k8s_openapi::api::batch::v1::{CronJob, Job};
@@ -111,15 +111,16 @@ impl Driver {
         }
     }
 
-    /// Plays the tenant to its end; everything is then as declared. `rough` allows pods to be taken away.
-    pub async fn play(&self, tenant: Tenant, rough: bool) -> Result<(), Stuck> {
+    /// Plays the tenant to its end; everything is then as declared. In rough weather pods may be taken away.
+    pub async fn play(&self, tenant: Tenant, weather: Weather) -> Result<(), Stuck> {
+        let rough = weather.rough;
         self.at_large().create::<Namespace>(json!({"metadata": {"name": self.namespace}})).await;
         let account = format!("{}/default", self.namespace);
         self.until("there is a service account", |w| w.get("core/serviceaccounts", &account).is_some()).await?;
         match tenant {
             Tenant::Rolling => self.rolling(rough).await?,
             Tenant::Recreating => self.recreating(rough).await?,
-            Tenant::Replicas => self.replicas(rough).await?,
+            Tenant::Replicas => self.replicas(weather).await?,
             Tenant::Ordered => self.stateful("OrderedReady", rough).await?,
             Tenant::Parallel => self.stateful("Parallel", rough).await?,
             Tenant::Daemon => self.daemon().await?,
@@ -204,7 +205,8 @@ impl Driver {
         Ok(())
     }
 
-    async fn replicas(&self, rough: bool) -> Result<(), Stuck> {
+    async fn replicas(&self, weather: Weather) -> Result<(), Stuck> {
+        let rough = weather.rough;
         let template = pod("w", 1, "Always", "10m");
         let controller = self.chance(40);
         if controller {
@@ -238,7 +240,8 @@ impl Driver {
                 json!({"replicas": before.len(), "selector": selector(), "template": pod("w", 1, "Always", "10m")});
             self.create::<ReplicaSet>(json!({"metadata": {"name": "s"}, "spec": spec})).await;
             self.settled().await?;
-            if !rough {
+            // Who does not see yet that they are orphans makes others first, as upstream, and then has too many.
+            if !rough && !weather.stale {
                 self.is_so("orphaned pods are taken over", self.names("core/pods") == before).await?;
             }
         }
