@@ -87,33 +87,13 @@ fn server_config() -> ServerConfig {
     let key = KeyPair::generate().unwrap();
     let serving = CertificateParams::new(vec!["localhost".into()]).unwrap();
     let certificate = serving.signed_by(&key, &issuer).unwrap().pem();
+    let signing_key = KeyPair::generate().unwrap().serialize_pem();
     ServerConfig {
-        versions: gantry_api::versions::Versions::default(),
-        listen: vec![],
-        serving_cert_pem: certificate.clone(),
-        serving_key_pem: key.serialize_pem(),
-        client_ca_pem: ca_pem.clone(),
-        cluster_ca_pem: ca_pem,
-        kubelet_client_cert_pem: certificate,
-        kubelet_client_key_pem: key.serialize_pem(),
-        service_account_key_pem: KeyPair::generate().unwrap().serialize_pem(),
-        service_account_issuer: "https://kubernetes.default.svc.cluster.local".into(),
-        api_audiences: vec!["https://kubernetes.default.svc.cluster.local".into()],
-        static_tokens: vec![],
-        service_cidr: "10.96.0.0/16".parse().unwrap(),
-        secondary_service_cidr: None,
-        node_port_range: (30000, 32767),
-        advertise: None,
-        request_body_bytes_max: 3 << 20,
-        requests_at_once: 600,
-        audit: None,
-        encryption: None,
-        admission: gantry_server::admission::AdmissionConfig::default(),
-        access: gantry_server::access::AccessConfig::default(),
         component_roles: ALL
             .iter()
             .map(|e| ComponentRole { name: e.name.to_owned(), rules: e.rules.iter().map(PolicyRule::from).collect() })
             .collect(),
+        ..ServerConfig::in_process(&ca_pem, &certificate, &key.serialize_pem(), &signing_key)
     }
 }
 
