@@ -5,8 +5,6 @@ use bytes::Bytes;
 use gantry_api::clock::Clock;
 use gantry_api::entropy::Entropy;
 use gantry_api::kind::ResourceInfo;
-use gantry_server::access::AccessConfig;
-use gantry_server::admission::AdmissionConfig;
 use gantry_server::authn::UserInfo;
 use gantry_server::{Server, ServerConfig};
 use gantry_store::MemoryStore;
@@ -56,32 +54,9 @@ fn config() -> ServerConfig {
     let key = KeyPair::generate().expect("a key");
     let parameters = CertificateParams::new(vec!["localhost".into()]).expect("a name");
     let certificate = parameters.self_signed(&key).expect("a certificate").pem();
-    let issuer = "https://kubernetes.default.svc.cluster.local";
     ServerConfig {
-        listen: Vec::new(),
-        serving_cert_pem: certificate.clone(),
-        serving_key_pem: key.serialize_pem(),
-        client_ca_pem: certificate.clone(),
-        cluster_ca_pem: certificate.clone(),
-        kubelet_client_cert_pem: certificate,
-        kubelet_client_key_pem: key.serialize_pem(),
-        service_account_key_pem: key.serialize_pem(),
-        service_account_issuer: issuer.into(),
-        api_audiences: vec![issuer.into()],
-        static_tokens: Vec::new(),
-        service_cidr: "10.96.0.0/16".parse().expect("a range"),
         secondary_service_cidr: Some("fd00:96::/112".parse().expect("a range")),
-        node_port_range: (30000, 32767),
-        // Nowhere, so that nothing is connected to.
-        advertise: None,
-        request_body_bytes_max: 3 << 20,
-        requests_at_once: 600,
-        audit: None,
-        encryption: None,
-        versions: gantry_api::versions::Versions::default(),
-        admission: AdmissionConfig::default(),
-        access: AccessConfig::default(),
-        component_roles: Vec::new(),
+        ..ServerConfig::in_process(&certificate, &certificate, &key.serialize_pem(), &key.serialize_pem())
     }
 }
 
