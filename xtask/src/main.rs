@@ -4,6 +4,7 @@
 mod bench;
 #[cfg(test)]
 mod conformance;
+mod placing;
 mod replay;
 mod repository;
 #[cfg(test)]

@@ -1,15 +1,12 @@
 //! What the scheduler's decision alone costs: no API, no store, no queue; a snapshot and pods.
 
 use super::{Bench, Measurement, process};
+use crate::placing::{Found, Placing};
 use anyhow::{Context, Result};
-use gantry_api::entropy::Entropy;
 use gantry_api::k8s_openapi::api::core::v1::{Node, Pod};
-use gantry_scheduler::decide::{Decider, Request};
 use gantry_scheduler::pod::PodInfo;
 use gantry_scheduler::profile::Profile;
-use gantry_scheduler::promises::Promises;
 use gantry_scheduler::snapshot::Snapshot;
-use gantry_scheduler::spread::DefaultConstraints;
 use serde_json::{Map, Value, json};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -192,12 +189,11 @@ fn cost(nodes: u64, shape: Shape, decisions: usize) -> Result<Cost> {
     }
     let pods: Vec<Arc<PodInfo>> =
         (0..decisions).map(|n| pod("new", n, "100m", &shape.spec(&format!("app-{}", n % CONTROLLERS)))).collect();
-    let entropy = Entropy::seeded(7);
-    let mut decider = Decider::new(Profile::new("default-scheduler"));
+    let mut placing = Placing::new(snapshot, Profile::new("default-scheduler"), 7);
     let (mut first, mut made) = (Duration::ZERO, 0);
     let (began, before) = (Instant::now(), process::own_thread()?);
     for pod in &pods {
-        decide(&mut snapshot, &mut decider, pod, &entropy);
+        decide(&mut placing, pod);
         made += 1;
         if made == CONTROLLERS {
             first = process::own_thread()? - before;
@@ -211,36 +207,14 @@ fn cost(nodes: u64, shape: Shape, decisions: usize) -> Result<Cost> {
     Ok(Cost { mean, first: per(first, CONTROLLERS), decisions: made })
 }
 
-fn decide(snapshot: &mut Snapshot, decider: &mut Decider, pod: &Arc<PodInfo>, entropy: &Entropy) {
-    let (defaults, promises) = (DefaultConstraints::default(), Promises::new());
-    let request = Request {
-        pod,
-        defaults: &defaults,
-        volumes: None,
-        devices: None,
-        promises: &promises,
-        fellows: &[],
-        domain: None,
-        asked: None,
+fn decide(placing: &mut Placing, pod: &Arc<PodInfo>) {
+    let (pod, node) = match placing.find(pod, true) {
+        Found::Free(node) => (pod.clone(), node),
+        // What the next pods take is room that the next victims must make.
+        Found::Instead(node, victims) => (pod_of_rest(pod, victims.len()), node),
+        Found::Nothing => return,
     };
-    match decider.decide(snapshot, &request, &mut |n| entropy.below(n)) {
-        Ok(row) => {
-            let name = snapshot.names[row].clone();
-            snapshot.place(pod.occupant.clone(), &name);
-        }
-        Err(mut rejected) => {
-            let found = decider.evictions(snapshot, &mut rejected, &[], &promises, false);
-            if let Some(found) = found.into_iter().next() {
-                let name = snapshot.names[found.row].clone();
-                for victim in &found.victims {
-                    snapshot.displace(&victim.uid);
-                }
-                // What the next pods take is room that the next victims must make.
-                let rest = pod_of_rest(pod, found.victims.len());
-                snapshot.place(rest.occupant.clone(), &name);
-            }
-        }
-    }
+    placing.snapshot.place(pod.occupant.clone(), &node);
 }
 
 /// The preempting pod, grown to all that its victims left, so that the next one has to preempt as well.

@@ -2,14 +2,11 @@
 //! give way, and places that again. Nothing but the scheduler is real, and nothing waits: a day takes seconds.
 
 use super::workload::{Machine, Task, Tier, float};
-use gantry_api::entropy::Entropy;
+use crate::placing::{Found, Placing};
 use gantry_api::k8s_openapi::api::core::v1::{Node, Pod};
-use gantry_scheduler::decide::{Decider, Request};
 use gantry_scheduler::pod::{Occupant, PodInfo};
 use gantry_scheduler::profile::{Profile, Strategy};
-use gantry_scheduler::promises::Promises;
 use gantry_scheduler::snapshot::Snapshot;
-use gantry_scheduler::spread::DefaultConstraints;
 use serde_json::json;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap};
@@ -40,20 +37,9 @@ pub struct Replayed {
 
 /// A cell with what runs in it.
 pub struct Cell {
-    snapshot: Snapshot,
-    decider: Decider,
-    entropy: Entropy,
-    defaults: DefaultConstraints,
+    placing: Placing,
     decisions: u64,
     took: Duration,
-}
-
-/// Where a task went.
-enum Outcome {
-    Placed,
-    /// And these had to go.
-    Instead(Vec<Arc<Occupant>>),
-    Nowhere,
 }
 
 fn pod(number: usize, task: &Task) -> Arc<PodInfo> {
@@ -90,54 +76,23 @@ impl Cell {
         }
         let mut profile = Profile::new("default-scheduler");
         profile.strategy = strategy;
-        Self {
-            snapshot,
-            decider: Decider::new(profile),
-            entropy: Entropy::seeded(seed),
-            defaults: DefaultConstraints::default(),
-            decisions: 0,
-            took: Duration::ZERO,
-        }
+        Self { placing: Placing::new(snapshot, profile, seed), decisions: 0, took: Duration::ZERO }
     }
 
-    fn place(&mut self, pod: &Arc<PodInfo>, preempts: bool) -> Outcome {
+    /// Finds a task its place, and says who had to go for it; None where there is none.
+    fn place(&mut self, pod: &Arc<PodInfo>, preempts: bool) -> Option<Vec<Arc<Occupant>>> {
         let begin = Instant::now();
-        let promises = Promises::new();
-        let request = Request {
-            pod,
-            defaults: &self.defaults,
-            volumes: None,
-            devices: None,
-            promises: &promises,
-            fellows: &[],
-            domain: None,
-            asked: None,
+        let (node, victims) = match self.placing.find(pod, preempts) {
+            Found::Free(node) => (Some(node), Vec::new()),
+            Found::Instead(node, victims) => (Some(node), victims),
+            Found::Nothing => (None, Vec::new()),
         };
-        let (decider, snapshot, entropy) = (&mut self.decider, &mut self.snapshot, &self.entropy);
-        let outcome = match decider.decide(snapshot, &request, &mut |n| entropy.below(n)) {
-            Ok(row) => {
-                let name = snapshot.names[row].clone();
-                snapshot.place(pod.occupant.clone(), &name);
-                Outcome::Placed
-            }
-            Err(mut rejected) if preempts => {
-                match decider.evictions(snapshot, &mut rejected, &[], &promises, false).into_iter().next() {
-                    Some(found) => {
-                        let name = snapshot.names[found.row].clone();
-                        for victim in &found.victims {
-                            snapshot.displace(&victim.uid);
-                        }
-                        snapshot.place(pod.occupant.clone(), &name);
-                        Outcome::Instead(found.victims)
-                    }
-                    None => Outcome::Nowhere,
-                }
-            }
-            Err(_) => Outcome::Nowhere,
-        };
+        if let Some(node) = &node {
+            self.placing.snapshot.place(pod.occupant.clone(), node);
+        }
         self.decisions += 1;
         self.took += begin.elapsed();
-        outcome
+        node.map(|_| victims)
     }
 
     /// How many of the tasks find no place when all are packed from scratch, the most important first.
@@ -149,7 +104,7 @@ impl Cell {
         for (n, task) in order {
             if hopeless.is(task) {
                 left += 1;
-            } else if matches!(self.place(&pod(n, task), false), Outcome::Nowhere) {
+            } else if self.place(&pod(n, task), false).is_none() {
                 hopeless.note(task);
                 left += 1;
             }
@@ -159,9 +114,9 @@ impl Cell {
 
     /// Plays the tasks for so many milliseconds.
     pub fn replay(&mut self, tasks: &[Task], horizon: u64) -> Replayed {
-        let has = |of: fn(&Cell, usize) -> i64| self.snapshot.node_rows().map(|row| of(self, row)).sum::<i64>();
-        let cpu = has(|c, row| c.snapshot.allocatable[row].cpu_milli);
-        let memory = has(|c, row| c.snapshot.allocatable[row].memory);
+        let has = |of: fn(&Cell, usize) -> i64| self.placing.snapshot.node_rows().map(|row| of(self, row)).sum::<i64>();
+        let cpu = has(|c, row| c.placing.snapshot.allocatable[row].cpu_milli);
+        let memory = has(|c, row| c.placing.snapshot.allocatable[row].memory);
         let mut out = Replayed::default();
         let mut ends: BinaryHeap<Reverse<(u64, usize, u32)>> = BinaryHeap::new();
         // By importance, then by the time since which they wait.
@@ -192,7 +147,9 @@ impl Cell {
             {
                 ends.pop();
                 // Who was evicted meanwhile did not end.
-                if starts[n] == start && pods.remove(&n).is_some_and(|p| self.snapshot.displace(&p.uid).is_some()) {
+                if starts[n] == start
+                    && pods.remove(&n).is_some_and(|p| self.placing.snapshot.displace(&p.uid).is_some())
+                {
                     step(-1, &tasks[n], &mut used);
                 }
             }
@@ -204,13 +161,9 @@ impl Cell {
                     continue;
                 }
                 let pod = pods.entry(n).or_insert_with(|| pod(n, task)).clone();
-                let victims = match self.place(&pod, task.tier == Tier::Production) {
-                    Outcome::Nowhere => {
-                        hopeless.note(task);
-                        continue;
-                    }
-                    Outcome::Placed => Vec::new(),
-                    Outcome::Instead(victims) => victims,
+                let Some(victims) = self.place(&pod, task.tier == Tier::Production) else {
+                    hopeless.note(task);
+                    continue;
                 };
                 for victim in victims {
                     let v = number(&victim);
@@ -235,7 +188,7 @@ impl Cell {
         };
         (out.cpu, out.memory) = (share(cpu_time, cpu), share(memory_time, memory));
         (out.decisions, out.took) = (self.decisions, self.took);
-        assert!(self.snapshot.overcommitted().is_none(), "a machine holds more than it has");
+        assert!(self.placing.snapshot.overcommitted().is_none(), "a machine holds more than it has");
         out
     }
 }
