@@ -282,8 +282,11 @@ impl ImageService for FakeImages {
     }
 }
 
+/// The addresses of attached pods, and what happens while orphans are looked for.
 #[derive(Default)]
-pub(crate) struct FakeNetwork(pub Mutex<HashMap<String, Vec<IpAddr>>>);
+pub(crate) struct FakeNetwork(pub Mutex<HashMap<String, Vec<IpAddr>>>, pub Mutex<Option<Meanwhile>>);
+
+pub(crate) type Meanwhile = Box<dyn FnOnce() + Send>;
 
 #[async_trait]
 impl PodNetwork for FakeNetwork {
@@ -307,6 +310,9 @@ impl PodNetwork for FakeNetwork {
     }
     async fn reconcile(&self, live: &HashSet<String>) -> std::result::Result<(), crate::pod_network::Error> {
         self.0.lock().retain(|k, _| live.contains(k));
+        if let Some(happen) = self.1.lock().take() {
+            happen();
+        }
         Ok(())
     }
     async fn set_node_routes(

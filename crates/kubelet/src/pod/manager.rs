@@ -9,6 +9,7 @@ use gantry_reconcile::Change;
 use k8s_openapi::api::core::v1::Pod;
 use parking_lot::Mutex;
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Notify, broadcast, watch};
@@ -212,6 +213,12 @@ impl Manager {
                 tracing::warn!(sandbox = sandbox.id, %error, "cannot remove an orphaned sandbox");
             }
         }
+        // Looked at before it is asked which pods there are: what a pod that comes meanwhile makes is not among them.
+        let directory = self.agent.cfg.pods_directory();
+        let found = on_disk(move || -> Vec<PathBuf> {
+            std::fs::read_dir(&directory).into_iter().flatten().flatten().map(|entry| entry.path()).collect()
+        });
+        let found = found.await.unwrap_or_default();
         let (keys, uids): (HashSet<String>, HashSet<String>) = {
             let pods = self.pods.lock();
             let live = pods.workers.values().map(|h| h.desired.borrow().pod.clone());
@@ -220,20 +227,26 @@ impl Manager {
         if let Err(error) = self.agent.network.reconcile(&keys).await {
             tracing::warn!(%error, "cannot remove orphaned network attachments");
         }
-        let directory = self.agent.cfg.pods_directory();
-        let removed = tokio::task::spawn_blocking(move || {
-            let Ok(entries) = std::fs::read_dir(&directory) else { return };
-            for entry in entries.flatten() {
-                let uid = entry.file_name().to_string_lossy().into_owned();
-                if !uids.contains(&uid)
-                    && let Err(error) = crate::volumes::remove_pod_directory(&entry.path())
-                {
-                    tracing::warn!(uid, error, "cannot remove the directory of a pod that no longer exists");
+        let is_live = move |path: &Path| path.file_name().is_some_and(|uid| uids.contains(&*uid.to_string_lossy()));
+        let removed = on_disk(move || {
+            for path in found.iter().filter(|path| !is_live(path)) {
+                if let Err(error) = crate::volumes::remove_pod_directory(path) {
+                    let path = path.display();
+                    tracing::warn!(%path, error, "cannot remove the directory of a pod that no longer exists");
                 }
             }
         });
-        if let Err(error) = removed.await {
+        removed.await;
+    }
+}
+
+/// Works with files off the runtime's threads; None where that ended abnormally.
+async fn on_disk<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => Some(done),
+        Err(error) => {
             tracing::error!(%error, "removing orphaned directories ended abnormally");
+            None
         }
     }
 }

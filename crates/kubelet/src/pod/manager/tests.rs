@@ -255,6 +255,19 @@ async fn a_restarted_agent_takes_over_what_runs() {
 }
 
 #[tokio::test]
+async fn a_pod_that_comes_while_orphans_are_removed_keeps_its_directory() {
+    let node = Node::new(world()).await;
+    let orphan = node.world.agent.pod_directory("uid-gone");
+    std::fs::create_dir_all(&orphan).unwrap();
+    let directory = node.world.agent.pod_directory("uid-new");
+    let (world, made) = (node.world.clone(), directory.clone());
+    *world.network.1.lock() = Some(Box::new(move || std::fs::create_dir_all(made).unwrap()));
+    node.manager.remove_orphans().await;
+    assert!(world.network.1.lock().is_none(), "it came meanwhile");
+    assert_eq!((orphan.exists(), directory.exists()), (false, true));
+}
+
+#[tokio::test]
 async fn a_lost_sandbox_is_replaced() {
     let node = Node::new(world()).await;
     node.add(pod("p", simple("Always")));
