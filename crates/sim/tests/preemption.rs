@@ -1,5 +1,5 @@
-//! Pods that need the room of others, from several seeds: as many are evicted as are in the way, also where caches are behind,
-//! and whoever evicted them gets the room.
+//! Pods that need the room of others, from several seeds: as many are evicted as are in the way, also where caches are
+//! behind, and whoever evicted them gets the room.
 
 use gantry_sim::{ControlPlane, Faults, HollowNode, HollowSpec, Pace, Plan, Stuck, World, check};
 use k8s_openapi::api::core::v1::Pod;
