@@ -5,6 +5,7 @@ mod cluster;
 
 use cluster::Cluster;
 use cluster::api::{Answer, Api, MERGE, name, names};
+use cluster::measured::value;
 use cluster::webhook::Webhook;
 use serde_json::{Value, json};
 use std::sync::{Arc, Condvar, Mutex};
@@ -38,6 +39,7 @@ fn flow_control() {
             a_level_that_rejects,
             a_flood_does_not_stop_others,
             watches_take_no_seats,
+            levels_share_the_processors,
         ],
     );
 }
@@ -347,4 +349,18 @@ fn watches_take_no_seats(api: &Api<'_>) {
     }
     until_requests(api, "watchers", 0, 0);
     assert_eq!(watcher.try_get(path).code, 200);
+}
+
+fn levels_share_the_processors(api: &Api<'_>) {
+    place(api, "turns", &["turner"], 7, &json!({"type": "Reject"}));
+    let told =
+        |what: &str| value(&api.try_get("/metrics").text, &format!("gantry_turns_{what}{{priority_level=\"turns\"}}"));
+    assert_eq!((told("shares"), told("total")), (Some(7.0), Some(0.0)));
+    assert_eq!(user(api, "turner").try_get("/version").code, 200);
+    assert_eq!(told("total"), Some(0.0), "only what asks for resources is of a level");
+    assert_eq!(user(api, "turner").try_get("/api/v1/nodes").code, 200);
+    let counted = || told("total").filter(|turns| *turns > 0.0 && told("duration_seconds_total") > Some(0.0));
+    api.cluster.wait_for("the turns of a request to be counted", counted);
+    api.patch(&format!("{LEVELS}/turns"), MERGE, &json!({"spec": {"limited": {"nominalConcurrencyShares": 9}}}));
+    api.cluster.wait_for("the level's new shares", || (told("shares") == Some(9.0)).then_some(()));
 }
