@@ -251,6 +251,8 @@ fn character(chars: &[char], start: usize, out: &mut String) -> Result<usize, St
             out.push_str(&format!("\\x{{{code:x}}}"));
             return Ok(start + 1 + digits.len());
         }
+        // With a backslash these are boundaries of words to the crate.
+        '<' | '>' => out.push(letter),
         c if c.is_ascii_punctuation() => out.extend(['\\', c]),
         _ => return invalid(start + 2),
     }
@@ -341,6 +343,7 @@ mod tests {
         assert!(matches("^a{,2}$", "a{,2}"));
         assert!(matches("^{x}$", "{x}"));
         assert!(matches(r"^\Qa.b\E+$", "a.bb"));
+        assert!(matches(r"^\<[\<\>]\>$", "<>>"));
     }
 
     #[test]
